@@ -1,0 +1,170 @@
+# Source: a byte range of one open file, counted. Python, engine and pump each hold a count of the file;
+# the last one closes it, so a recycled descriptor can never send another file.
+
+cdef struct file_t:
+    int64_t count          # atomic; whoever takes it to 0 frees
+    int fd
+    uint8_t *map           # the whole file, from its first TFTP use; written once, under the GIL
+    int64_t size           # at open; the map's length
+    stat_t opened
+
+cdef file_t *file_new(int fd) noexcept nogil:
+    # Takes over the descriptor. NULL with errno set, descriptor untouched, where it is no regular file.
+    cdef file_t *f = <file_t *>calloc(1, sizeof(file_t))
+    if f == NULL:
+        return NULL
+    if fstat(fd, &f.opened) < 0:
+        free(f)
+        return NULL
+    f.count = 1
+    f.fd = fd
+    f.size = f.opened.st_size
+    return f
+
+cdef void file_hold(file_t *f) noexcept nogil:
+    atomic_add(&f.count, 1, RELAXED)
+
+cdef void file_drop(file_t *f) noexcept nogil:
+    if atomic_add(&f.count, -1, SEQ) == 0:
+        if f.map != NULL:
+            munmap(f.map, f.size)
+        c_close(f.fd)
+        free(f)
+
+cdef bint file_unchanged(file_t *f) noexcept nogil:
+    # A file written in place must not be sent as a mix: its change time tells (it can not be set back).
+    cdef stat_t s
+    return (fstat(f.fd, &s) == 0 and s.st_size == f.opened.st_size
+            and nanoseconds(s.st_ctim) == nanoseconds(f.opened.st_ctim)
+            and nanoseconds(s.st_mtim) == nanoseconds(f.opened.st_mtim))
+
+
+cdef class Source:
+    cdef file_t *file
+    cdef readonly int64_t offset
+    cdef readonly int64_t size
+    cdef readonly str name
+    cdef object __weakref__
+
+    def __init__(self):
+        raise TypeError("a Source is made by Source.open, Source.of_bytes or Source.slice")
+
+    def __dealloc__(self):
+        if self.file != NULL:
+            file_drop(self.file)
+
+    def __repr__(self):
+        return f"<Source {self.name!r} {self.offset}+{self.size}>"
+
+    @staticmethod
+    def open(int dirfd, str path not None):
+        cdef open_how how
+        cdef bytes name = os.fsencode(path)
+        cdef const char *c_name = name
+        cdef int fd, tries = 0
+        if b"\0" in name:
+            raise ValueError("a path can not hold a NUL")
+        # O_NONBLOCK: a FIFO in the tree must not stop the server. EAGAIN: a rename raced the walk.
+        how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY
+        how.mode = 0
+        how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+        with nogil:
+            fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
+            while fd < 0 and errno == EAGAIN and tries < 64:
+                tries += 1
+                fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
+        if fd < 0:
+            raise OSError(errno, os.strerror(errno), path)
+        return source_of(fd, path)
+
+    @staticmethod
+    def of_bytes(str name not None, bytes data not None):
+        cdef int fd = memfd_create("fastboot", MFD_CLOEXEC)
+        if fd < 0:
+            raise OSError(errno, os.strerror(errno), name)
+        cdef const char *p = data
+        cdef ssize_t left = len(data), n
+        while left > 0:
+            n = c_write(fd, p, left)
+            if n < 0:
+                error = errno
+                c_close(fd)
+                raise OSError(error, os.strerror(error), name)
+            p += n
+            left -= n
+        return source_of(fd, name)
+
+    def slice(self, int64_t offset, int64_t size, str name=None):
+        if offset < 0 or size < 0 or offset > self.size or size > self.size - offset:
+            raise ValueError(f"{offset}+{size} is not within {self!r}")
+        cdef Source part = Source.__new__(Source)
+        file_hold(self.file)
+        part.file = self.file
+        part.offset = self.offset + offset
+        part.size = size
+        part.name = name or self.name
+        return part
+
+    @property
+    def identity(self):
+        cdef stat_t *s = &self.file.opened
+        return s.st_dev, s.st_ino, s.st_size, nanoseconds(s.st_mtim), nanoseconds(s.st_ctim)
+
+    @property
+    def mtime(self):
+        return nanoseconds(self.file.opened.st_mtim) / 1e9
+
+    def fileno(self):
+        return self.file.fd
+
+    def unchanged(self):
+        return file_unchanged(self.file)
+
+    def warm(self):
+        cdef void *map
+        cdef file_t *f = self.file
+        cdef int64_t start = self.offset & ~<int64_t>4095
+        cdef int64_t length = self.offset + self.size - start
+        if f.size == 0 or self.size == 0:
+            return
+        if f.map == NULL:
+            map = mmap(NULL, f.size, PROT_READ, MAP_SHARED, f.fd, 0)
+            if map == MAP_FAILED:
+                raise OSError(errno, os.strerror(errno), self.name)
+            f.map = <uint8_t *>map
+        with nogil:
+            # MADV_POPULATE_READ came with Linux 5.14; before it the read-ahead is only begun here.
+            if madvise(f.map + start, length, MADV_POPULATE_READ) < 0:
+                posix_fadvise(f.fd, start, length, POSIX_FADV_WILLNEED)
+
+    def read(self):
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, self.size)
+        cdef char *p = data
+        cdef int64_t done = 0
+        cdef ssize_t n
+        with nogil:
+            while done < self.size:
+                n = pread(self.file.fd, p + done, self.size - done, self.offset + done)
+                if n <= 0:
+                    break
+                done += n
+        if done < self.size:
+            raise OSError(EIO, "file became shorter", self.name)
+        return data
+
+
+cdef Source source_of(int fd, str name):
+    cdef file_t *f = file_new(fd)
+    if f == NULL:
+        error = errno
+        c_close(fd)
+        raise OSError(error, os.strerror(error), name)
+    cdef Source source = Source.__new__(Source)
+    source.file = f
+    source.size = f.size
+    source.name = name
+    if not S_ISREG(f.opened.st_mode):
+        if S_ISDIR(f.opened.st_mode):
+            raise IsADirectoryError(name)
+        raise SpecialFileError(name)
+    return source

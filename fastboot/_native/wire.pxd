@@ -1,0 +1,67 @@
+# A cursor over received octets and a pen over octets to send. Every read and write is checked here,
+# so no other file compares pointers with ends.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+cdef struct cursor_t:
+    const uint8_t *at
+    const uint8_t *end
+
+cdef struct pen_t:
+    uint8_t *at
+    uint8_t *end
+    bint full              # something did not fit; `at` stands where it would have begun
+
+cdef inline cursor_t wire_cursor(const uint8_t *data, size_t n) noexcept nogil:
+    cdef cursor_t c
+    c.at = data
+    c.end = data + n
+    return c
+
+cdef inline size_t wire_left(cursor_t *c) noexcept nogil:
+    return c.end - c.at
+
+cdef inline const uint8_t *wire_take(cursor_t *c, size_t n) noexcept nogil:
+    # The next n octets, or NULL and the cursor unmoved.
+    cdef const uint8_t *p = c.at
+    if wire_left(c) < n:
+        return NULL
+    c.at += n
+    return p
+
+cdef inline uint16_t wire_u16(const uint8_t *p) noexcept nogil:
+    return (<uint16_t>p[0] << 8) | p[1]
+
+cdef inline uint32_t wire_u32(const uint8_t *p) noexcept nogil:
+    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
+
+cdef inline pen_t wire_pen(uint8_t *data, size_t n) noexcept nogil:
+    cdef pen_t p
+    p.at = data
+    p.end = data + n
+    p.full = False
+    return p
+
+cdef inline void wire_put(pen_t *p, const void *data, size_t n) noexcept nogil:
+    if p.full or <size_t>(p.end - p.at) < n:
+        p.full = True
+        return
+    memcpy(p.at, data, n)
+    p.at += n
+
+cdef inline void wire_put_u8(pen_t *p, uint8_t v) noexcept nogil:
+    wire_put(p, &v, 1)
+
+cdef inline void wire_put_u16(pen_t *p, uint16_t v) noexcept nogil:
+    cdef uint8_t b[2]
+    b[0] = v >> 8
+    b[1] = v & 0xff
+    wire_put(p, b, 2)
+
+cdef inline void wire_put_u32(pen_t *p, uint32_t v) noexcept nogil:
+    cdef uint8_t b[4]
+    b[0] = v >> 24
+    b[1] = (v >> 16) & 0xff
+    b[2] = (v >> 8) & 0xff
+    b[3] = v & 0xff
+    wire_put(p, b, 4)

@@ -1,0 +1,1 @@
+"""The rehearsal lab: private networks, virtual machines and simulated clients."""

@@ -1,0 +1,180 @@
+"""The vocabulary. Frozen values without behaviour; this module imports nothing of ours.
+
+Addresses are `ipaddress.IPv4Address`. A MAC is a string of six lower-case octets joined by colons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final, Literal
+
+
+class FastbootError(Exception):
+    """Any failure that fastboot names; its text is meant for the person who runs it."""
+
+
+class ConfigError(FastbootError):
+    """A configuration that can not be served; names the key path and says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A machine that the configuration names, known by its MAC addresses."""
+
+    name: str
+    macs: tuple[str, ...]
+    address: IPv4Address | None = None
+    group: str | None = None
+    profile: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What to run on a machine.
+
+    `kernel` and `initrd` are paths in the one namespace, or relative to the profile's media.
+    `installs` is False for live, diskless and rescue systems: these boot at every power-on; a profile
+    that installs boots only on a machine that was armed.
+    """
+
+    name: str
+    kernel: str
+    initrd: tuple[str, ...] = ()
+    arguments: str = ""
+    media: str | None = None
+    transport: Literal["ftp", "http"] = "ftp"
+    installs: bool = True
+
+
+class Stage(StrEnum):
+    """Which program of a boot chain is asking."""
+
+    ROM = "rom"
+    IPXE = "ipxe"
+    INSTALLER = "installer"
+    OS = "os"
+
+
+class Scope(Enum):
+    """For whom a Plan holds, hence when `decide` is asked again."""
+
+    CLASS = "class"
+    """Every machine of the same subnet that sends the same classes and has no settings of its own."""
+    MACHINE = "machine"
+    """This machine, while it sends the same classes."""
+    ONCE = "once"
+    """This request only: ask again for the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootRequest:
+    """What a firmware, loader or installer asks by DHCP.
+
+    `architecture` is the first code of option 93 (RFC 4578 section 2.1), or the one named in the text of
+    option 60 where 93 is missing or malformed; None where neither tells. `vendor_class` and `user_class` are
+    options 60 and 77 as sent. `ipxe_features` are the sub-options of option 175 that iPXE lists.
+    """
+
+    mac: str
+    interface: str
+    network: IPv4Network
+    server: IPv4Address
+    stage: Stage
+    architecture: int | None = None
+    vendor_class: bytes = b""
+    user_class: bytes = b""
+    ipxe_features: frozenset[int] = frozenset()
+    node: Node | None = None
+
+
+class Ignore(Enum):
+    """The type of `IGNORE`."""
+
+    IGNORE = "ignore"
+
+
+IGNORE: Final = Ignore.IGNORE
+"""The verdict that leaves a request without any answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer to a BootRequest.
+
+    `address` None means one from the subnet's pools. `loader` is the boot file: a path in the one namespace
+    (at most 127 octets, RFC 2131 section 2) or a URL; None gives an address only. `next_server` None means the
+    address of the receiving interface. `options` are sent as given, in this order, beside those that the subnet
+    and the protocol require; an option given here replaces one of the same code. Lease seconds: 60 to 0xFFFFFFFF
+    (infinite); None means the subnet's.
+    """
+
+    loader: str | None = None
+    address: IPv4Address | None = None
+    next_server: IPv4Address | None = None
+    lease: int | None = None
+    options: tuple[tuple[int, bytes], ...] = ()
+    scope: Scope = Scope.CLASS
+
+
+Verdict = Plan | Ignore | None
+"""What a rule returns: a plan, IGNORE, or None for "ask the next rule"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks for a file: its address, the address of ours that it asked, and by which protocol.
+
+    `mac` is known where the DHCP service of this process gave the address.
+    """
+
+    address: IPv4Address
+    server: IPv4Address
+    protocol: Literal["tftp", "ftp", "http"]
+    mac: str | None = None
+
+
+class Reason(StrEnum):
+    """Why a path was refused."""
+
+    MISSING = "missing"
+    DIRECTORY = "directory"
+    OUTSIDE = "outside"
+    FORBIDDEN = "forbidden"
+    SPECIAL = "special"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The answer to a path that gives no bytes. `text` is sent to the client: never a path of ours."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An address bound to a client. Times are seconds since the epoch; an infinite lease ends at `inf`."""
+
+    address: IPv4Address
+    mac: str
+    state: Literal["bound", "released", "declined"]
+    starts: float
+    expires: float
+    hostname: str = ""
+    client_id: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A fact that happened. `time` is seconds since the epoch; `kind` is a dotted name such as `dhcp.ack`."""
+
+    time: float
+    kind: str
+    mac: str | None = None
+    node: str | None = None
+    details: Mapping[str, object] = field(default_factory=dict)

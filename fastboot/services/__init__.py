@@ -1,0 +1,1 @@
+"""One protocol per module: bytes in, decision asked, bytes out."""
