@@ -2,6 +2,10 @@
 
 class SpecialFileError(OSError): ...
 
+def open_directory(dirfd: int, path: str) -> int:
+    """Open a directory beneath a directory descriptor, confined like Source.open; the caller closes it.
+    Raises OSError, ValueError (NUL in the path)."""
+
 class Source:
     """A byte range of one open file. The descriptor and the map are shared by all slices and all threads that
     hold it, and are closed with the last of them. Immutable; safe to use from any thread."""

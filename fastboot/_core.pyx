@@ -7,11 +7,11 @@ classes that own descriptors, memory and threads, one per .pxi. Python sees only
 import os
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from fastboot._native.sys cimport (
-    EAGAIN, EIO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, O_CLOEXEC, O_NOCTTY, O_NONBLOCK,
+    EAGAIN, EIO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK,
     O_RDONLY, POSIX_FADV_WILLNEED, PROT_READ, RELAXED, S_ISDIR, S_ISREG, SEQ, SYS_openat2, atomic_add, c_close,
     c_write, errno, fstat, madvise, memfd_create, mmap, munmap, nanoseconds, open_how, posix_fadvise, pread,
     stat_t, syscall,

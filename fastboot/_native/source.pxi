@@ -39,6 +39,32 @@ cdef bint file_unchanged(file_t *f) noexcept nogil:
             and nanoseconds(s.st_mtim) == nanoseconds(f.opened.st_mtim))
 
 
+cdef int open_beneath(int dirfd, str path, uint64_t flags) except -1:
+    cdef open_how how
+    cdef bytes name = os.fsencode(path)
+    cdef const char *c_name = name
+    cdef int fd, error, tries = 0
+    if b"\0" in name:
+        raise ValueError("a path can not hold a NUL")
+    how.flags = flags
+    how.mode = 0
+    how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+    with nogil:
+        fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
+        # EAGAIN: a rename raced the walk.
+        while fd < 0 and errno == EAGAIN and tries < 64:
+            tries += 1
+            fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
+        error = errno
+    if fd < 0:
+        raise OSError(error, os.strerror(error), path)
+    return fd
+
+
+def open_directory(int dirfd, str path not None):
+    return open_beneath(dirfd, path, O_RDONLY | O_CLOEXEC | O_DIRECTORY)
+
+
 cdef class Source:
     cdef file_t *file
     cdef readonly int64_t offset
@@ -58,24 +84,8 @@ cdef class Source:
 
     @staticmethod
     def open(int dirfd, str path not None):
-        cdef open_how how
-        cdef bytes name = os.fsencode(path)
-        cdef const char *c_name = name
-        cdef int fd, tries = 0
-        if b"\0" in name:
-            raise ValueError("a path can not hold a NUL")
-        # O_NONBLOCK: a FIFO in the tree must not stop the server. EAGAIN: a rename raced the walk.
-        how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY
-        how.mode = 0
-        how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
-        with nogil:
-            fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
-            while fd < 0 and errno == EAGAIN and tries < 64:
-                tries += 1
-                fd = syscall(SYS_openat2, dirfd, c_name, &how, sizeof(how))
-        if fd < 0:
-            raise OSError(errno, os.strerror(errno), path)
-        return source_of(fd, path)
+        # O_NONBLOCK: a FIFO in the tree must not stop the server.
+        return source_of(open_beneath(dirfd, path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), path)
 
     @staticmethod
     def of_bytes(str name not None, bytes data not None):

@@ -79,7 +79,7 @@ cdef extern from *:
     bint S_ISREG(uint32_t mode) nogil
     bint S_ISDIR(uint32_t mode) nogil
     enum:
-        O_RDONLY, O_CLOEXEC, O_NONBLOCK, O_NOCTTY, F_DUPFD_CLOEXEC, MFD_CLOEXEC, POSIX_FADV_WILLNEED
+        O_RDONLY, O_CLOEXEC, O_DIRECTORY, O_NONBLOCK, O_NOCTTY, F_DUPFD_CLOEXEC, MFD_CLOEXEC, POSIX_FADV_WILLNEED
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, int64_t offset) nogil
     int munmap(void *addr, size_t length) nogil
     int madvise(void *addr, size_t length, int advice) nogil
