@@ -1,0 +1,46 @@
+# Every target sets up what it needs by itself: Debian packages, .venv, the native core (tools/bootstrap.py).
+PYTHON ?= python3
+BIN := .venv/bin
+FIRMWARE ?= bios
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build debug test lint type demo bench clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install everything that the other targets need
+	@$(PYTHON) tools/bootstrap.py build demo test bench
+
+build: ## Make .venv and build the native core
+	@$(PYTHON) tools/bootstrap.py build
+
+debug: ## Build the native core for the debugger (then: make test FASTBOOT_DEBUG=1)
+	@FASTBOOT_DEBUG=1 $(PYTHON) tools/bootstrap.py build
+
+test: ## Run every test, machines booting in QEMU included (one of them: make test ARGS="-k name")
+	@$(PYTHON) tools/bootstrap.py build demo test
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: build ## Check style: ruff, cython-lint
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/cython-lint fastboot
+
+type: build ## Check types: mypy, and the native core against its stub
+	@$(BIN)/mypy
+	@$(BIN)/python -m mypy.stubtest fastboot._core
+
+demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
+	@$(PYTHON) tools/bootstrap.py build demo
+	@$(BIN)/fastboot demo --firmware $(FIRMWARE) $(ARGS)
+
+bench: ## Compare TFTP with dnsmasq on this machine
+	@$(PYTHON) tools/bootstrap.py build bench
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## Remove what was built or downloaded
+	rm -rf .venv .cache build dist *.egg-info fastboot/_core.c fastboot/_core.html fastboot/_core.*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
