@@ -1,0 +1,153 @@
+"""Events as log lines: one line per event, for a person at a terminal or as JSON.
+
+What machines send us ends up in these lines, so every octet outside printable ASCII is escaped: no name of a
+file or host can start a new line, recolour a terminal or pass for another field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+import structlog
+
+from fastboot.model import Event
+from fastboot.watch.events import Subscription
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+ALARMS = {
+    "error": 40,
+    "failed": 40,
+    "aborted": 30,
+    "conflict": 30,
+    "decline": 30,
+    "dropped": 30,
+    "exhausted": 30,
+    "refused": 30,
+    "stalled": 30,
+    "timeout": 30,
+    "warning": 30,
+}
+"""Levels by the last word of an event's kind; every other kind is "info"."""
+COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
+
+
+class EventLog:
+    """Writes events to a stream, in a thread: a terminal that was stopped never stops the server."""
+
+    def __init__(self, stream: TextIO, *, format: Literal["console", "json"], level: str = "info") -> None:
+        self._limit = LEVELS[level]
+        render: Any = structlog.processors.JSONRenderer(default=str) if format == "json" else Console(stream)
+        self._log = structlog.wrap_logger(
+            structlog.PrintLogger(stream),
+            processors=[_stamp, _escape, render],
+            wrapper_class=structlog.make_filtering_bound_logger(self._limit),
+            cache_logger_on_first_use=True,
+        )
+        self._components: dict[str, Any] = {}
+
+    def write(self, events: Iterable[Event]) -> None:
+        """Write one line for each event whose level is high enough."""
+        for event in events:
+            component, _, rest = event.kind.partition(".")
+            log = self._components.get(component)
+            if log is None:
+                log = self._components[component] = self._log.bind(component=component)
+            about = {"node": event.node, "mac": event.mac}
+            details = {key: value for key, value in {**about, **event.details}.items() if value is not None}
+            log.log(level_of(event), rest or component, _time=event.time, **_renamed(details))
+
+    async def follow(self, events: Subscription) -> None:
+        """Write events until the subscription ends; tell when some were lost because the stream was slow."""
+        dropped = 0
+        async for event in events:
+            batch = [event, *events.take()]
+            if lost := events.dropped - dropped:
+                dropped = events.dropped
+                batch.insert(0, Event(event.time, "log.dropped", details={"events": lost}))
+            await asyncio.to_thread(self.write, batch)
+
+
+class LoggingHandler(logging.Handler):
+    """Turns what libraries log (asyncio, aiohttp, pyftpdlib) into lines of the same log."""
+
+    def __init__(self, log: EventLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "error" if record.levelno >= logging.ERROR else "warning"
+        details: dict[str, object] = {"message": record.getMessage()}
+        if record.exc_info and record.exc_info[1] is not None:
+            details["exception"] = "".join(logging.Formatter().formatException(record.exc_info))
+        self._log.write([Event(record.created, f"{record.name.partition('.')[0]}.{kind}", details=details)])
+
+
+def level_of(event: Event) -> int:
+    """Return the log level of an event, as a number of the standard library's `logging`."""
+    return ALARMS.get(event.kind.rpartition(".")[2], logging.INFO)
+
+
+def printable(value: str | bytes) -> str:
+    """Return the text with every octet outside printable ASCII, and the backslash, written as an escape."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    return "".join(char if " " <= char <= "~" and char != "\\" else _code(ord(char)) for char in text)
+
+
+def plain(value: object) -> object:
+    """Return a value as JSON knows it, its texts printable."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {printable(str(key)): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return printable(value if isinstance(value, bytes) else str(value))
+
+
+class Console:
+    """Renders a line for a person, coloured where the stream is a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._colours = stream.isatty()
+
+    def __call__(self, logger: object, method: str, entry: MutableMapping[str, Any]) -> str:
+        time, level = entry.pop("time"), entry.pop("level")
+        head = f"{time.partition('T')[2][:12]} {self._paint(f'{level:7}', COLOURS[level])}"
+        name = self._paint(f"{entry.pop('component')}.{entry.pop('event')}", "1")
+        fields = (f"{self._paint(key, '2')}={_quoted(value)}" for key, value in entry.items())
+        return " ".join((head, name, *fields))
+
+    def _paint(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+
+def _stamp(logger: object, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    time = datetime.fromtimestamp(entry.pop("_time"), UTC).astimezone()
+    return {"time": time.isoformat(timespec="milliseconds"), "level": method, **entry}
+
+
+def _escape(logger: object, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {key: plain(value) for key, value in entry.items()}
+
+
+def _renamed(details: Mapping[str, object]) -> dict[str, object]:
+    """A detail must not replace a field of the line itself."""
+    taken = ("time", "level", "component", "event")
+    return {f"{key}_" if key in taken else key: value for key, value in details.items()}
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    if text and not any(char in ' ="' for char in text):
+        return text
+    return '"{}"'.format(text.replace('"', r"\x22"))
+
+
+def _code(number: int) -> str:
+    if 0xDC80 <= number <= 0xDCFF:  # what surrogateescape made of an octet that was no UTF-8
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
