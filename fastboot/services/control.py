@@ -1,0 +1,199 @@
+"""The control socket: HTTP on STATE/control.sock, for whoever may open that file (mode 0600).
+
+GET  /status                   what runs, counters, transfers on their way
+GET  /leases                   /nodes likewise
+GET  /events[?replay=1]        newline-delimited JSON, one event a line, as they happen
+POST /reload                   read the configuration again
+POST /leases/ADDRESS/release   give an address back to its pool
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from fastboot.model import Event, FastbootError
+from fastboot.watch.events import Subscription
+from fastboot.watch.log import plain
+
+SOCKET = "control.sock"
+MAX_PATH = 107
+"""Octets of a Unix socket's path (unix(7): sun_path holds 108 with its end)."""
+
+Facts = Mapping[str, object]
+
+
+class Controlled(Protocol):
+    """What the control socket shows and steers; `fastboot.Server` is one."""
+
+    def status(self) -> Facts: ...
+    def leases(self) -> Sequence[Facts]: ...
+    def nodes(self) -> Sequence[Facts]: ...
+    def events(self, *, replay: bool = False) -> Subscription: ...
+    def release(self, address: IPv4Address) -> bool: ...
+    async def reload(self) -> Sequence[str]: ...
+
+
+class ControlError(FastbootError):
+    """The server answered a command with a refusal."""
+
+
+class NotRunning(FastbootError):
+    """No server answers on the control socket."""
+
+
+class ControlService:
+    """Answers on the control socket of one state directory, whose lock the caller holds."""
+
+    def __init__(self, state: Path, server: Controlled) -> None:
+        self._path = socket_path(state)
+        self._server = server
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Raises FastbootError where the socket can not be made."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/status", self._get(self._server.status)),
+                web.get("/leases", self._get(self._server.leases)),
+                web.get("/nodes", self._get(self._server.nodes)),
+                web.get("/events", self._events),
+                web.post("/reload", self._reload),
+                web.post("/leases/{address}/release", self._release),
+            ]
+        )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._path.unlink(missing_ok=True)  # left by a process that was killed: we hold the lock
+            listener.bind(str(self._path))
+            self._path.chmod(0o600)  # nobody connects before listen
+        except OSError as error:
+            listener.close()
+            raise FastbootError(f"state: can not make {self._path}: {error.strerror}") from error
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        await self._runner.setup()
+        await web.SockSite(self._runner, listener).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+            self._path.unlink(missing_ok=True)
+
+    def _get(self, facts: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(request: web.Request) -> web.Response:
+            return web.json_response(plain(facts()))
+
+        return answer
+
+    async def _reload(self, request: web.Request) -> web.Response:
+        try:
+            changed = await self._server.reload()
+        except FastbootError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({"changed": list(changed)})
+
+    async def _release(self, request: web.Request) -> web.Response:
+        text = request.match_info["address"]
+        try:
+            address = IPv4Address(text)
+        except AddressValueError:
+            return web.json_response({"error": f"{plain(text)} is no IPv4 address"}, status=400)
+        if not self._server.release(address):
+            return web.json_response({"error": f"{address} is not leased to anyone"}, status=404)
+        return web.json_response({"released": str(address)})
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        events = self._server.events(replay=request.query.get("replay") == "1")
+        try:
+            await response.prepare(request)
+            async for event in events:
+                lines = [json.dumps(event_facts(each)) for each in (event, *events.take())]
+                await response.write("".join(f"{line}\n" for line in lines).encode())
+        except ConnectionResetError:
+            pass  # the watcher left
+        finally:
+            events.close()
+        return response
+
+
+def event_facts(event: Event) -> dict[str, object]:
+    """Return an event as JSON knows it: time, kind, node, mac, details."""
+    facts: dict[str, object] = {"time": event.time, "kind": event.kind}
+    if event.node is not None:
+        facts["node"] = plain(event.node)
+    if event.mac is not None:
+        facts["mac"] = plain(event.mac)
+    facts["details"] = plain(event.details)
+    return facts
+
+
+def socket_path(state: Path) -> Path:
+    """Return where the control socket is. Raises FastbootError where that is too long for one."""
+    path = state.absolute() / SOCKET
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise FastbootError(f"state: {state} is too long: {SOCKET} in it may have at most {MAX_PATH} octets")
+    return path
+
+
+class ControlClient:
+    """Asks a running server. Every method raises NotRunning where none answers, ControlError for a refusal."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = socket_path(state)
+
+    def get(self, path: str) -> Any:
+        """Return the JSON that a GET of `path` answers."""
+        return json.loads(self._ask("GET", path).read())
+
+    def post(self, path: str) -> Any:
+        """Return the JSON that a POST to `path` answers."""
+        return json.loads(self._ask("POST", path).read())
+
+    def events(self, *, replay: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield events as they happen, until the server ends."""
+        with self._ask("GET", f"/events?replay={int(replay)}") as response:
+            for line in response:
+                yield json.loads(line)
+
+    def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
+        connection = _UnixConnection(self._path)
+        try:
+            connection.request(method, path, headers={"Connection": "close"})
+            response = connection.getresponse()
+        except (FileNotFoundError, ConnectionError) as error:
+            raise NotRunning(f"no fastboot server runs on {self._path.parent}") from error
+        except OSError as error:
+            raise FastbootError(f"{self._path}: {error.strerror}") from error
+        if response.status >= 400:
+            body = response.read()
+            try:
+                text = str(json.loads(body)["error"])
+            except (ValueError, KeyError, TypeError):
+                text = f"the server answered {response.status}"
+            raise ControlError(text)
+        return response
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()
+            raise

@@ -1,0 +1,45 @@
+"""One process at a time owns a state directory."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from fastboot.model import FastbootError
+
+
+class StateInUse(FastbootError):
+    """Another process holds the state directory."""
+
+
+class StateLock:
+    """`flock` on DIRECTORY/lock: the kernel lets it go with the process that held it, however that ends."""
+
+    def __init__(self, directory: Path) -> None:
+        """Take the lock. Raises StateInUse naming the holder, FastbootError for a bad directory."""
+        self._path = directory / "lock"
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+        except OSError as error:
+            raise FastbootError(f"state: can not open {self._path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise StateInUse(f"state: {directory} is in use by process {holder or '?'}") from error
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> StateLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
