@@ -1,0 +1,110 @@
+"""A virtual machine in QEMU with an empty disk and nothing but its firmware.
+
+Software emulation only: it is enough, and a /dev/kvm that opens is not always one that works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from fastboot.lab.namespace import LabError, spawn, stop
+
+Firmware = Literal["bios", "uefi"]
+
+_DISK = 1 << 30
+_OVMF: Final = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),  # Debian 12 and later
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),  # Fedora
+    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),  # SUSE
+)
+_CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-~])|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the machine is made of. `memory` is in MiB; `nic` one of `initrd.NICS`."""
+
+    firmware: Firmware = "bios"
+    mac: str = "52:54:00:77:00:01"
+    nic: str = "e1000"
+    memory: int = 1024
+
+
+class Machine:
+    """A machine whose files (disk, firmware variables, serial log) live in `directory`."""
+
+    def __init__(self, hardware: Hardware, directory: Path) -> None:
+        self.hardware, self.directory = hardware, directory
+        self.console = directory / "console.log"
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def power_on(self, network: int) -> None:
+        """Start the machine; `network` is the descriptor of a Unix datagram socket, one frame each.
+
+        Raises LabError where QEMU or the firmware is missing.
+        """
+        with (self.directory / "disk.img").open("wb") as disk:
+            disk.truncate(_DISK)
+        self._process = await spawn(self._command(network), stdout=asyncio.subprocess.PIPE, fds=[network])
+
+    async def lines(self) -> AsyncIterator[str]:
+        """Yield what the machine writes to its serial console, line by line, until it is off.
+
+        Everything goes to `console` as well, as it comes. Control sequences are left out of the lines.
+        """
+        assert self._process and self._process.stdout
+        rest = ""
+        with self.console.open("wb") as log:
+            while piece := await self._process.stdout.read(65536):
+                log.write(piece)
+                log.flush()
+                *whole, rest = re.split(r"[\r\n]+", rest + piece.decode("utf-8", "replace"))
+                for line in whole:
+                    yield _CONTROL.sub("", line)
+        if rest:
+            yield _CONTROL.sub("", rest)
+
+    async def wait(self) -> int:
+        """Wait until the machine is off; returns QEMU's exit code."""
+        assert self._process
+        return await self._process.wait()
+
+    async def power_off(self) -> None:
+        """Cut the power; harmless on a machine that is off."""
+        if self._process:
+            await stop(self._process, grace=2)
+
+    def _command(self, network: int) -> list[str]:
+        disk, rom = self.directory / "disk.img", ""
+        machine = ["-machine", "pc,graphics=off"]
+        if self.hardware.firmware == "uefi":
+            # An empty romfile leaves the NIC to the firmware's own PXE instead of iPXE's EFI ROM.
+            machine, rom = self._uefi(), ",romfile="
+        return [
+            *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *("-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1", "-m", str(self.hardware.memory)),
+            *machine,
+            *("-serial", "stdio", "-monitor", "none"),
+            *("-netdev", f"dgram,id=n0,local.type=fd,local.str={network}"),
+            *("-device", f"{self.hardware.nic},netdev=n0,mac={self.hardware.mac},bootindex=1{rom}"),
+            *("-drive", f"file={disk},format=raw,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0,bootindex=2"),
+            *("-device", "virtio-rng-pci"),
+        ]
+
+    def _uefi(self) -> list[str]:
+        for code, variables in _OVMF:
+            if Path(code).exists() and Path(variables).exists():
+                own = self.directory / "uefi-variables.fd"
+                shutil.copyfile(variables, own)
+                return [
+                    *("-machine", "pc"),
+                    *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"),
+                    *("-drive", f"if=pflash,format=raw,unit=1,file={own}"),
+                ]
+        raise LabError("no UEFI firmware for virtual machines here; install the package ovmf")
