@@ -1,0 +1,306 @@
+"""The FTP media server: read-only, anonymous, over the one namespace (RFC 959, 2428, 3659).
+
+pyftpdlib speaks the protocol, driven by the running asyncio loop through its own epoll (`hosted`). What it leaves
+open is closed in `ftp_session` (commands), `ftp_data` (data connections) and here (who may have a session).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Protocol
+
+import structlog
+from pyftpdlib.servers import FTPServer
+
+from fastboot import config
+from fastboot._core import Source
+from fastboot.model import Client, ConfigError, Event, Refusal
+from fastboot.services.ftp_data import PassivePorts, Transfer
+from fastboot.services.ftp_session import Session, printable
+from fastboot.services.hosted import HostedLoop
+from fastboot.services.links import Link
+
+BACKLOG = 4096
+"""Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
+ACCEPTS = 32
+PER_SESSION = 3
+"""Descriptors of a session: control, data, file."""
+SPARE = 128
+
+
+class Entry(Protocol):
+    """What the catalog tells of a path."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_dir(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime(self) -> float: ...
+
+
+class Catalog(Protocol):
+    """The one namespace as FTP sees it: only what is answered without waiting is served."""
+
+    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
+    def stat(self, path: str, client: Client) -> Entry | Refusal: ...
+    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in seconds, and counts, that a client must keep."""
+
+    login: float = 30
+    """From the connection to the login, whatever is sent in between."""
+    idle: float = 300
+    stall: float = 300
+    """A transfer of which the client takes nothing for so long is ended."""
+    connect: float = 30
+    """For a data connection to be made."""
+    commands_before_login: int = 16
+    """lftp sends at most six (FEAT, AUTH, OPTS, CLNT, USER, PASS)."""
+    listing: int = 65_536
+    """Entries of a directory that is listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A transfer on its way. `sent` and `size` count from the start of the file, so a resumed one is ahead."""
+
+    peer: IPv4Address
+    mac: str | None
+    path: str
+    sent: int
+    size: int
+    seconds: float
+
+
+def open_sockets(settings: config.Ftp, links: Sequence[Link]) -> list[socket.socket]:
+    """Bind one TCP socket to each address of the links. Raises ConfigError."""
+    sockets: list[socket.socket] = []
+    for address in dict.fromkeys(own.ip for link in links for own in link.addresses):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sockets.append(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((str(address), settings.port))
+        except OSError as error:
+            for opened in sockets:
+                opened.close()
+            advice = {
+                errno.EADDRINUSE: "another FTP server runs there; stop it or choose another port",
+                errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+            }.get(error.errno or 0, "choose another port or interface")
+            raise ConfigError(f"ftp.port: {address}:{settings.port}: {error.strerror}; {advice}") from error
+    return sockets
+
+
+class FtpService:
+    """Serves a catalog by FTP. For the thread of one asyncio loop.
+
+    Events: `ftp.session` (a login); `ftp.sent` and `ftp.failed` (a RETR ended; path, bytes, seconds, reason);
+    `ftp.refused` (a limit or a guard held; reason, and how often since the last one: at most one a second each).
+    """
+
+    def __init__(
+        self,
+        settings: config.Ftp,
+        links: Sequence[Link],
+        catalog: Catalog,
+        emit: Callable[[Event], None],
+        sockets: Sequence[socket.socket] | None = None,
+        mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
+        limits: Limits = Limits(),
+    ) -> None:
+        self.catalog = catalog
+        self.mac_of = mac_of
+        self.limits = limits
+        self.log = structlog.get_logger(component="ftp")
+        self.passive_ports = PassivePorts(settings.passive_ports)
+        self.ending: str | None = None
+        self._settings, self._links, self._emit = settings, links, emit
+        self._sockets = list(sockets or ())
+        self._counters: Counter[str] = Counter()
+        self._refusals: dict[str, tuple[float, int]] = {}
+        self._sessions: set[Session] = set()
+        self._empty = asyncio.Event()
+        self._listeners: list[Listener] = []
+        self._ioloop: HostedLoop | None = None
+        self._bridge = Bridge(self.log)
+
+    async def start(self) -> None:
+        """Serve from now on. Raises ConfigError where a port is taken."""
+        sockets = self._sockets or open_sockets(self._settings, self._links)
+        wanted = PER_SESSION * self._settings.max_sessions + SPARE
+        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+            self.log.warning("too few descriptors for ftp.max_sessions", wanted=wanted)
+        logging.getLogger("pyftpdlib").addHandler(self._bridge)
+        self._ioloop = HostedLoop(asyncio.get_running_loop())
+        self._listeners = [Listener(sock, self, self._ioloop) for sock in sockets]
+
+    async def stop(self, drain: float = 0) -> None:
+        """Refuse new clients, let transfers on their way finish for `drain` seconds, then end all."""
+        if self._ioloop is None:
+            return
+        for listener in self._listeners:
+            listener.close()
+        for session in list(self._sessions):
+            session.finish()
+        try:
+            if self._sessions and drain > 0:
+                async with asyncio.timeout(drain):
+                    await self._empty.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.ending = "the server stopped"
+            self._ioloop.close()
+            self._ioloop = None
+            logging.getLogger("pyftpdlib").removeHandler(self._bridge)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the service listens."""
+        return [listener.address for listener in self._listeners]
+
+    def counters(self) -> dict[str, int]:
+        """Return counts since the start; `sessions_open` and `transfers_open` are of now."""
+        counts = dict(self._counters)
+        counts["sessions_open"] = len(self._sessions)
+        counts["transfers_open"] = len(self.transfers())
+        return counts
+
+    def transfers(self) -> list[Progress]:
+        """Return the transfers that are on their way."""
+        return [
+            Progress(
+                session.client.address,
+                session.client.mac,
+                transfer.file_obj.name,
+                transfer.file_obj.position,
+                transfer.file_obj.size,
+                transfer.get_elapsed_time(),
+            )
+            for session in self._sessions
+            if (transfer := session.data_channel) is not None and transfer.file_obj is not None
+        ]
+
+    # --- what sessions report
+
+    def full(self) -> bool:
+        return len(self._sessions) >= self._settings.max_sessions
+
+    def session_opened(self, session: Session) -> None:
+        self._sessions.add(session)
+        self._empty.clear()
+        self._counters["sessions"] += 1
+
+    def session_closed(self, session: Session) -> None:
+        self._sessions.discard(session)
+        if not self._sessions:
+            self._empty.set()
+
+    def logged_in(self, session: Session) -> None:
+        self._counters["logins"] += 1
+        self._tell("ftp.session", session.client.mac, peer=str(session.client.address))
+
+    def refused(self, reason: str, peer: str) -> None:
+        """Count a guard that held, and tell it at most once a second."""
+        self._counters[f"refused {reason}"] += 1
+        now = time.monotonic()
+        last, untold = self._refusals.get(reason, (float("-inf"), 0))
+        if now - last < 1:
+            self._refusals[reason] = last, untold + 1
+            return
+        self._refusals[reason] = now, 0
+        self._tell("ftp.refused", None, peer=peer, reason=reason, times=untold + 1)
+
+    def failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
+        self._counters["failed"] += 1
+        self._tell(
+            "ftp.failed", client.mac, peer=str(client.address), path=printable(path), reason=reason, **facts
+        )
+
+    def transfer_ended(self, session: Session, transfer: Transfer) -> None:
+        client, path = session.client, transfer.file_obj.name
+        count, seconds = transfer.tot_bytes_sent, round(transfer.get_elapsed_time(), 3)
+        self._counters["bytes"] += count
+        if transfer.transfer_finished:
+            self._counters["sent"] += 1
+            facts = {"peer": str(client.address), "path": printable(path), "bytes": count, "seconds": seconds}
+            self._tell("ftp.sent", client.mac, **facts)
+        else:
+            reason = transfer.reason or "the client closed the data connection"
+            self.failed(client, path, reason, bytes=count, seconds=seconds)
+
+    def _tell(self, kind: str, mac: str | None, **details: object) -> None:
+        self._emit(Event(time.time(), kind, mac=mac, details=details))
+
+
+class Listener(FTPServer):  # type: ignore[misc]
+    """A listening socket of one address."""
+
+    def __init__(self, sock: socket.socket, service: FtpService, ioloop: HostedLoop) -> None:
+        self.service = service
+        super().__init__(sock, Session, ioloop=ioloop, backlog=BACKLOG)
+
+    def _accept_new_cons(self) -> bool:
+        return True  # pyftpdlib counts every socket of the loop, listeners and data connections too
+
+    def handle_accept(self) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                sock, addr = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._rest()
+                    return
+                continue  # accept(2): a connection that failed before it was accepted
+            self.handle_accepted(sock, addr)
+
+    def handle_accepted(self, sock: socket.socket, addr: tuple[str, int]) -> None:
+        if self.service.full():
+            self.service.refused("too many sessions", addr[0])
+            sock.setblocking(False)
+            with contextlib.suppress(OSError):
+                sock.send(b"421 Too many sessions: try again later.\r\n")
+            sock.close()
+            return
+        super().handle_accepted(sock, addr)
+
+    def _rest(self) -> None:
+        """Leave connections in the kernel's queue for a moment: descriptors may be free then."""
+        self.service.refused("no descriptor is free", "")
+        self.del_channel()
+        self.call_later(0.2, self.add_channel)
+
+    def handle_error(self) -> None:
+        # pyftpdlib closes the listener here, for ever.
+        self.service.log.exception("fault in accepting a client")
+
+
+class Bridge(logging.Handler):
+    """Takes what pyftpdlib still logs itself (its own faults) to the service's log, not to stderr."""
+
+    def __init__(self, log: Any) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell = self._log.warning if record.levelno >= logging.WARNING else self._log.debug
+        tell(printable(record.getMessage()), logger=record.name)

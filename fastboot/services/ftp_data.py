@@ -1,0 +1,285 @@
+"""FTP data connections: how they come about (Passive, Active) and what is sent on them (Transfer)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pyftpdlib.handlers import DTPHandler
+from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
+from pyftpdlib.ioloop import Acceptor
+
+from fastboot._core import Source
+
+if TYPE_CHECKING:
+    from fastboot.services.ftp_session import Session
+
+SLICE = 256 * 1024
+"""Octets per sendfile: nobody holds the loop longer than for these, and the kernel holds no more unsent."""
+AHEAD = 4 * 1024 * 1024
+"""Octets that the kernel is asked to read before they are sent, so that sendfile seldom waits for a disk."""
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+TCP_NOTSENT_LOWAT = 25
+
+
+class SourceFile:
+    """A Source as the file object that pyftpdlib wants, with a position of its own: sources share descriptors."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.source = source
+        self.name = name
+        self.size = source.size
+        self.position = 0
+        self.closed = False
+        self._ahead = 0
+
+    def fileno(self) -> int:
+        return self.source.fileno()
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, position: int) -> int:
+        self.position = self._ahead = position
+        return position
+
+    def read(self, count: int) -> bytes:
+        """Return up to `count` octets. Raises OSError (EIO) where the file became shorter."""
+        count = min(count, self.size - self.position)
+        data = os.pread(self.fileno(), count, self.source.offset + self.position)
+        if len(data) < count:
+            raise OSError(errno.EIO, "file became shorter")
+        self.position += count
+        return data
+
+    def send(self, peer: int, most: int) -> int:
+        """Send up to `most` octets to a socket, return how many. Raises OSError."""
+        sent = os.sendfile(peer, self.fileno(), self.source.offset + self.position, most)
+        self.position += sent
+        return sent
+
+    def read_ahead(self) -> None:
+        if self._ahead < self.size and self.position + AHEAD // 2 >= self._ahead:
+            length = min(AHEAD, self.size - self._ahead)
+            os.posix_fadvise(self.fileno(), self.source.offset + self._ahead, length, os.POSIX_FADV_WILLNEED)
+            self._ahead += length
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Lines:
+    """A producer of many short lines in chunks worth a packet."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = iter(lines)
+
+    def more(self) -> bytes:
+        chunk = bytearray()
+        for line in self._lines:
+            chunk += line
+            if len(chunk) >= 16 * 1024:
+                break
+        return bytes(chunk)
+
+
+class Transfer(DTPHandler):  # type: ignore[misc]
+    """An open data connection: one Source, or one listing, on its way to a client."""
+
+    def __init__(self, sock: socket.socket, session: Session) -> None:
+        self.timeout = session.service.limits.stall
+        self.reason: str | None = None
+        self._by_sendfile = False
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, SLICE)
+        super().__init__(sock, session)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._initialized)
+
+    def push_with_producer(self, producer: Any) -> None:
+        self._by_sendfile = self.use_sendfile()
+        if not self._by_sendfile:
+            super().push_with_producer(producer)
+            return
+        self._initialized = True
+        self.modify_ioloop_events(self.ioloop.WRITE)
+        self._wanted_io_events = self.ioloop.WRITE
+        self._send_slice()
+
+    def initiate_send(self) -> None:
+        if self._by_sendfile:
+            self._send_slice()
+        else:
+            super().initiate_send()
+
+    def _send_slice(self) -> None:
+        if self._closed:
+            return
+        file: SourceFile = self.file_obj
+        left = file.size - file.position
+        if left <= SLICE and not file.source.unchanged():
+            self.fail("the file changed while it was sent")
+            return
+        try:
+            file.read_ahead()
+            sent = file.send(self._fileno, min(left, SLICE)) if left else 0
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno == errno.EIO:
+                self.fail("the file can not be read")
+            else:
+                self.handle_close()
+            return
+        self.tot_bytes_sent += sent
+        if left and not sent:
+            self.fail("the file became shorter while it was sent")
+        elif sent == left:
+            self.discard_buffers()
+            self.handle_close()
+
+    def fail(self, reason: str) -> None:
+        """End a transfer that must not look complete: clients that ignore replies see a reset."""
+        self.reason = reason
+        self._resp = (f"451 {reason[0].upper()}{reason[1:]}.", None)
+        self.abort()
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self.close()
+
+    def handle_close(self) -> None:
+        if self._closed:
+            return
+        if not self.busy:  # gone before any command used it: there is nothing to reply to
+            self.close()
+            return
+        file: SourceFile | None = self.file_obj
+        if file is not None and not self.producer_fifo and not file.source.unchanged():
+            self.fail("the file changed while it was sent")
+            return
+        if self.producer_fifo:
+            self.reason = "the client closed the data connection"
+        super().handle_close()
+
+    def handle_error(self) -> None:
+        self.reason = self.reason or "the file can not be read"
+        super().handle_error()
+
+    def handle_timeout(self) -> None:
+        if self.get_transmitted_bytes() <= self._lastdata:
+            self.reason = f"the client took nothing for {self.timeout:g} s"
+        super().handle_timeout()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        super().close()
+        if self.file_obj is not None:
+            self.cmd_channel.transfer_ended(self)
+
+
+class PassivePorts:
+    """The ports that passive data connections may use, each by one listener at a time; None means any."""
+
+    def __init__(self, ports: Iterable[int] | None) -> None:
+        self._any = ports is None
+        free = list(ports or ())
+        # The order is unpredictable, so that a port can not be guessed and taken before its client connects.
+        random.SystemRandom().shuffle(free)
+        self._free = deque(free)
+
+    def bind(self, sock: socket.socket, address: str) -> int | None:
+        """Bind to a free port; return it if it must be given back. Raises OSError (EADDRINUSE)."""
+        if self._any:
+            sock.bind((address, 0))
+            return None
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for _ in range(len(self._free)):
+            port = self._free.popleft()
+            try:
+                sock.bind((address, port))
+            except OSError as error:
+                self._free.append(port)
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+            else:
+                return port
+        raise OSError(errno.EADDRINUSE, "no passive port is free")
+
+    def give_back(self, port: int) -> None:
+        self._free.append(port)
+
+
+class Passive(PassiveDTP):  # type: ignore[misc]
+    """A listener for one data connection from the client's own address."""
+
+    def __init__(self, session: Session, extmode: bool = False) -> None:
+        """Raises OSError where no port or no descriptor is free."""
+        self.cmd_channel = session
+        self.log = session.log
+        self.log_exception = session.log_exception
+        self._ports, self._port = session.service.passive_ports, None
+        Acceptor.__init__(self, ioloop=session.ioloop)
+        address = session.socket.getsockname()[0]
+        try:
+            self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._port = self._ports.bind(self.socket, address)
+            self.listen(8)
+        except OSError:
+            self.close()
+            raise
+        port = self.socket.getsockname()[1]
+        if extmode:
+            session.respond(f"229 Entering extended passive mode (|||{port}|).")
+        else:
+            host = address.replace(".", ",")
+            session.respond(f"227 Entering passive mode ({host},{port // 256},{port % 256}).")
+        self.call_later(session.service.limits.connect, self.handle_timeout)
+
+    def handle_accepted(self, sock: socket.socket, addr: tuple[str, int]) -> None:
+        if addr[0] != self.cmd_channel.remote_ip:
+            # No reply: the client would take it for the answer to its next command.
+            sock.close()
+            self.cmd_channel.service.refused("data connection of a stranger", addr[0])
+            return
+        super().handle_accepted(sock, addr)
+
+    def handle_timeout(self) -> None:
+        self.close()
+        self.cmd_channel.no_data_connection("nobody connected to the passive port")
+
+    def handle_error(self) -> None:
+        self.close()
+        self.cmd_channel.no_data_connection("no data connection could be made")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        super().close()
+        if self._port is not None:
+            self._ports.give_back(self._port)
+
+
+class Active(ActiveDTP):  # type: ignore[misc]
+    """A connection on its way to the address and port that a client named."""
+
+    def __init__(self, ip: str, port: int, session: Session) -> None:
+        self.timeout = session.service.limits.connect
+        super().__init__(ip, port, session)
+
+    def handle_connect(self) -> None:
+        super().handle_connect()
+        # The socket is the Transfer's from here on. Without this, the end of the session unregisters a descriptor
+        # number that is another client's by then (pyftpdlib PR 657: concurrent active transfers hang).
+        self._closed, self._fileno = True, None

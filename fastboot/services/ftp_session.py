@@ -1,0 +1,431 @@
+"""One FTP client: its control connection, and the read-only commands over the one namespace."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import re
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pyftpdlib.filesystems import AbstractedFS
+from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.handlers.ftp.control import proto_cmds
+from pyftpdlib.handlers.ftp.producers import FileProducer
+
+from fastboot._core import Source
+from fastboot.model import Client, Reason, Refusal
+from fastboot.services.ftp_data import Active, Lines, Passive, SourceFile, Transfer
+
+if TYPE_CHECKING:
+    from fastboot.services.ftp import Entry, FtpService, Listener
+
+COMMANDS = (
+    "ABOR", "CDUP", "CWD", "EPRT", "EPSV", "FEAT", "HELP", "LIST", "MDTM", "MLSD", "MLST", "MODE", "NLST", "NOOP",
+    "OPTS", "PASS", "PASV", "PORT", "PWD", "QUIT", "REST", "RETR", "SIZE", "STAT", "STRU", "SYST", "TYPE", "USER",
+    "XCUP", "XCWD", "XPWD",
+)  # fmt: skip
+MAX_LINE = 4200
+"""Octets of a control line: a path of PATH_MAX (4096) and its command."""
+MAX_UNREAD = 256
+"""Replies that wait for a client that sends commands and does not read."""
+TELNET = re.compile(rb"\xff(?:[\xfb-\xfe].?|[\xf0-\xfa])?", re.DOTALL)
+"""Telnet commands (RFC 854), which clients send before ABOR (RFC 959 section 4.1.3)."""
+CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+UNLISTABLE = re.compile(r"[\x00-\x1f\x7f/]")
+LIST_OPTIONS = re.compile(r"(?:-[A-Za-z1]+(?: +|$))+")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+HALF_A_YEAR = 180 * 24 * 3600
+LAST_SECOND = 253402300799
+"""The end of the year 9999, the last that MDTM can write (RFC 3659 section 2.3)."""
+FACTS = ("type", "size", "modify", "perm")
+GONE = {
+    errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE, errno.EBADF,
+    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
+}  # fmt: skip
+
+
+def printable(text: str) -> str:
+    """Return text that any terminal or log can take: undecodable octets and control characters escaped."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+class Anonymous:
+    """The authorizer that pyftpdlib asks: everyone may read."""
+
+    def has_perm(self, username: str, perm: str, path: str | None = None) -> bool:
+        return perm in "elr"
+
+    def get_msg_quit(self, username: str) -> str:
+        return "Goodbye."
+
+
+class Names(AbstractedFS):  # type: ignore[misc]
+    """Paths of the one namespace: normalised as text here, confined where the catalog opens them."""
+
+    def ftp2fs(self, ftppath: str) -> str:
+        return str(self.ftpnorm(ftppath))
+
+    def fs2ftp(self, fspath: str) -> str:
+        return fspath
+
+    def validpath(self, path: str) -> bool:
+        return True
+
+
+class Session(FTPHandler):  # type: ignore[misc]
+    """A control connection. What pyftpdlib keeps on the class is set on the instance: services do not share it."""
+
+    abstracted_fs = Names
+    active_dtp = Active
+    authorizer: ClassVar[Anonymous] = Anonymous()
+    banner = "fastboot media server, read-only."
+    dtp_handler = Transfer
+    passive_dtp = Passive
+    proto_cmds: ClassVar[dict[str, Any]] = {name: proto_cmds[name] for name in COMMANDS}
+    unicode_errors = "surrogateescape"
+    ac_in_buffer_size = 4096
+    _in_buffer: list[bytes]
+    _in_buffer_len: int
+    _out_dtp_queue: Any
+    _restart_position: int
+
+    def __init__(self, conn: socket.socket, server: Listener, ioloop: Any = None) -> None:
+        self.service: FtpService = server.service
+        self.timeout = self.service.limits.idle
+        self._before_login = 0
+        self._too_long = False
+        super().__init__(conn, server, ioloop=ioloop)
+        self._available_facts = list(FACTS)
+        self._current_facts = list(FACTS)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.remote_ip}:{self.remote_port}>"
+
+    # --- the life of a session
+
+    def on_connect(self) -> None:
+        self.service.session_opened(self)
+        self._deadline = self.call_later(self.service.limits.login, self._login_expired)
+
+    def _login_expired(self) -> None:
+        self.service.refused("no login in time", self.remote_ip)
+        self.respond("421 Log in sooner.")
+        self.close_when_done()
+
+    def on_login(self, username: str) -> None:
+        self._deadline.cancel()
+        self._tasks.remove(self._deadline)
+        address = IPv4Address(self.remote_ip)
+        server = IPv4Address(self.socket.getsockname()[0])
+        self.client = Client(address, server, "ftp", self.service.mac_of(address))
+        self.service.logged_in(self)
+
+    def finish(self) -> None:
+        """End the session: at once, or with the transfer that is on its way."""
+        self._quit_pending = True
+        if self._out_dtp_queue is None and (self.data_channel is None or not self.data_channel.busy):
+            self.respond("421 The server is stopping.")
+            self.close_when_done()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        transfer: Transfer | None = self.data_channel
+        if transfer is not None:
+            transfer.reason = transfer.reason or self.service.ending or "the client closed its session"
+        super().close()
+        self.service.session_closed(self)
+
+    def transfer_ended(self, transfer: Transfer) -> None:
+        self.service.transfer_ended(self, transfer)
+
+    def no_data_connection(self, why: str) -> None:
+        """Answer the command that waits for a data connection, if one does, that there will be none."""
+        if self._closed or self._out_dtp_queue is None:
+            return
+        file = self._out_dtp_queue[2]
+        self._out_dtp_queue = None
+        self.respond(f"425 Can't open data connection: {why}.")
+        if file is not None:
+            self.service.failed(self.client, file.name, why)
+        if self._quit_pending:
+            self.close_when_done()
+
+    # --- the control connection
+
+    def collect_incoming_data(self, data: bytes) -> None:
+        self._in_buffer_len += len(data)
+        if self._in_buffer_len <= MAX_LINE:
+            self._in_buffer.append(data)
+        elif not self._too_long:
+            # The rest of the line is no command: only the end of the line ends it.
+            self._too_long = True
+            self._in_buffer = []
+
+    def found_terminator(self) -> None:
+        line = TELNET.sub(b"", b"".join(self._in_buffer))
+        too_long, self._too_long = self._too_long, False
+        self._in_buffer, self._in_buffer_len = [line], 0
+        if self._closed or self._closing or self._quit_pending:
+            return
+        if not self.authenticated:
+            self._before_login += 1
+        if self._before_login > self.service.limits.commands_before_login or len(self.producer_fifo) > MAX_UNREAD:
+            self.service.refused("too many commands", self.remote_ip)
+            self.respond("421 Too many commands.")
+            self.close()
+        elif too_long:
+            self._in_buffer = []
+            self.respond("500 Command too long.")
+        elif CONTROL.search(line):
+            self._in_buffer = []
+            self.respond("501 Control characters in a command.")
+        else:
+            super().found_terminator()
+
+    def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
+        if cmd in ("LIST", "NLST"):
+            arg = LIST_OPTIONS.sub("", arg, count=1) if arg.startswith("-") else arg
+        super().pre_process_command(line, cmd, arg)
+
+    def push(self, data: str) -> None:
+        super(FTPHandler, self).push(data.encode(self.encoding, self.unicode_errors))
+
+    def respond(self, resp: str, logfun: object = None) -> None:
+        self._last_response = resp
+        self.push(resp + "\r\n")
+        self.logline(f"-> {resp}")
+
+    def log(self, msg: str, logfun: object = None) -> None:
+        """Drop pyftpdlib's own line: the service's events say it."""
+
+    def log_cmd(self, cmd: str, arg: str, respcode: int, respstr: str) -> None:
+        """As `log`."""
+
+    def log_transfer(self, **facts: object) -> None:
+        """As `log`."""
+
+    def logline(self, msg: str, logfun: object = None) -> None:
+        """Trace the dialogue where the logger "pyftpdlib" is set to DEBUG."""
+        if self._log_debug:
+            self.service.log.debug(printable(msg), peer=self.remote_ip)
+
+    def log_exception(self, instance: object) -> None:
+        self.service.log.exception("fault in a session", peer=self.remote_ip)
+
+    def handle_error(self) -> None:
+        try:
+            raise  # asyncore calls this while it handles the exception
+        except OSError as error:
+            if error.errno in GONE:
+                self.close()
+                return
+        except Exception:  # noqa: S110 - reported below
+            pass
+        super().handle_error()
+
+    # --- login
+
+    def ftp_USER(self, line: str) -> None:
+        if self.authenticated:
+            self.respond("530 Can't change the user of a session.")
+        elif line.lower() in ("anonymous", "ftp"):
+            self.username = "anonymous"
+            self.respond("331 Any password will do.")
+        else:
+            self.attempted_logins += 1
+            self.respond("530 Log in as anonymous: this server has no other users.")
+            if self.attempted_logins >= self.max_login_attempts:
+                self.close_when_done()
+
+    def ftp_PASS(self, line: str) -> None:
+        if self.authenticated:
+            self.respond("230 Already logged in.")
+        elif not self.username:
+            self.respond("503 Log in with USER first.")
+        else:
+            self.handle_auth_success("/", "", "Login successful.")
+
+    # --- data connections
+
+    def _make_epasv(self, extmode: bool = False) -> None:
+        self._out_dtp_queue = None
+        try:
+            super()._make_epasv(extmode)
+        except OSError as error:
+            self.service.refused("no passive port", self.remote_ip)
+            self.respond(f"425 Can't listen for a data connection: {error.strerror or error}.")
+
+    def _make_eport(self, ip: str, port: int) -> None:
+        if ip != self.remote_ip or port < 1024:
+            self.service.refused("bounce", self.remote_ip)
+        self._out_dtp_queue = None
+        try:
+            super()._make_eport(ip, port)
+        except OSError as error:
+            self.respond(f"425 Can't open a data connection: {error.strerror or error}.")
+
+    def push_dtp_data(self, data: object, isproducer: bool = False, file: Any = None, cmd: Any = None) -> None:
+        channel: Transfer | None = self.data_channel
+        doors = (self._dtp_acceptor, self._dtp_connector)
+        if self._out_dtp_queue is not None or (channel is not None and channel.busy):
+            self.respond("503 A transfer is on its way in this session.")
+        elif channel is None and all(door is None or door._closed for door in doors):
+            self.respond("425 Use PASV, EPSV, PORT or EPRT first.")
+        else:
+            super().push_dtp_data(data, isproducer, file, cmd)
+
+    def ftp_ABOR(self, line: str) -> None:
+        channel: Transfer | None = self.data_channel
+        busy = self._out_dtp_queue is not None or (channel is not None and channel.busy)
+        self._out_dtp_queue = None
+        self._shutdown_connecting_dtp()
+        if channel is not None:
+            channel.reason = "the client aborted"
+            channel.abort()
+        if busy:
+            self.respond("426 Transfer aborted.")
+        self.respond("226 ABOR command successful." if busy else "225 No transfer to abort.")
+
+    # --- the namespace
+
+    def _ask(self, question: Any, path: str) -> Any:
+        """Return what the catalog says of a path. A refusal is answered here and gives None."""
+        answer = self._put(question, path)
+        if not isinstance(answer, Refusal):
+            return answer
+        self._refuse(path, answer)
+        return None
+
+    def _put(self, question: Any, path: str) -> Any:
+        try:
+            answer = question(path, self.client)
+        except Exception:  # the catalog may be an embedder's: its fault ends one command, not the session
+            self.service.log.exception("the catalog failed", path=printable(path))
+            return Refusal(Reason.BROKEN, "can not be read")
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            return Refusal(Reason.BROKEN, "not available by FTP")
+        return answer
+
+    def _refuse(self, path: str, refusal: Refusal) -> None:
+        code = 451 if refusal.reason is Reason.BROKEN else 550
+        self.respond(f"{code} {path}: {refusal.text}.")
+
+    def ftp_RETR(self, file: str) -> None:
+        start, self._restart_position = self._restart_position, 0
+        source: Source | Refusal = self._put(self.service.catalog.resolve, file)
+        if isinstance(source, Refusal):
+            self._refuse(file, source)
+            self.service.failed(self.client, file, source.text)
+        elif start > source.size:
+            self.respond(f"554 REST position {start} is behind the end of the file ({source.size}).")
+        else:
+            sent = SourceFile(source, file)
+            sent.seek(start)
+            self.push_dtp_data(FileProducer(sent, self._current_type), isproducer=True, file=sent, cmd="RETR")
+
+    def ftp_SIZE(self, path: str) -> None:
+        if self._current_type == "a":
+            self.respond("550 SIZE is exact in TYPE I only.")
+        elif (entry := self._file(path)) is not None:
+            self.respond(f"213 {entry.size}")
+
+    def ftp_MDTM(self, path: str) -> None:
+        if (entry := self._file(path)) is not None:
+            self.respond(f"213 {_stamp(entry.mtime)}")
+
+    def _file(self, path: str) -> Entry | None:
+        entry: Entry | None = self._ask(self.service.catalog.stat, path)
+        if entry is not None and entry.is_dir:
+            self._refuse(path, Refusal(Reason.DIRECTORY, "is a directory"))
+            return None
+        return entry
+
+    def ftp_CWD(self, path: str) -> None:
+        entry: Entry | None = self._ask(self.service.catalog.stat, path)
+        if entry is None:
+            return
+        if not entry.is_dir:
+            self._refuse(path, Refusal(Reason.MISSING, "not a directory"))
+            return
+        self.fs.cwd = path
+        self.respond('250 "{}" is the current directory.'.format(path.replace('"', '""')))
+
+    def ftp_LIST(self, path: str) -> None:
+        self._send_listing(path, "LIST", lambda items: map(_long, items))
+
+    def ftp_NLST(self, path: str) -> None:
+        self._send_listing(path, "NLST", lambda items: (item.name for item in items))
+
+    def ftp_MLSD(self, path: str) -> None:
+        facts = tuple(self._current_facts)
+        self._send_listing(
+            path, "MLSD", lambda entries: (f"{_facts(item, facts)} {item.name}" for item in entries)
+        )
+
+    def _send_listing(self, path: str, cmd: str, text: Any) -> None:
+        entry: Entry | None = self._ask(self.service.catalog.stat, path)
+        if entry is None:
+            return
+        if not entry.is_dir and cmd == "MLSD":
+            self.respond(f"501 {path} is not a directory.")
+            return
+        entries: Sequence[Entry] | None = self._ask(self.service.catalog.list, path) if entry.is_dir else [entry]
+        if entries is None:
+            return
+        if len(entries) > self.service.limits.listing:
+            self.respond(f"451 {path} has more than {self.service.limits.listing} entries.")
+            return
+        lines = text(item for item in entries if not UNLISTABLE.search(item.name))
+        self.push_dtp_data(Lines(self._encoded(lines)), isproducer=True, cmd=cmd)
+
+    def _encoded(self, lines: Iterator[str]) -> Iterator[bytes]:
+        for line in lines:
+            yield f"{line}\r\n".encode(self.encoding, self.unicode_errors)
+
+    def ftp_MLST(self, path: str) -> None:
+        entry: Entry | None = self._ask(self.service.catalog.stat, path)
+        if entry is not None:
+            self.push(f"250-Listing {path}\r\n {_facts(entry, self._current_facts)} {path}\r\n")
+            self.respond("250 End MLST.")
+
+    def ftp_STAT(self, path: str) -> None:
+        if path:
+            self.respond("504 STAT lists nothing here: use LIST or MLSD.")
+        else:
+            super().ftp_STAT(path)
+
+
+def _when(mtime: float) -> time.struct_time:
+    return time.gmtime(min(max(mtime, 0), LAST_SECOND))
+
+
+def _stamp(mtime: float) -> str:
+    return time.strftime("%Y%m%d%H%M%S", _when(mtime))
+
+
+def _long(entry: Entry) -> str:
+    """Write a line as `ls -l` does: what every client that knows only LIST can parse."""
+    when = _when(entry.mtime)
+    day = f"{MONTHS[when.tm_mon - 1]} {when.tm_mday:02d}"
+    old = abs(time.time() - entry.mtime) > HALF_A_YEAR
+    clock = f" {when.tm_year:04d}" if old else f"{when.tm_hour:02d}:{when.tm_min:02d}"
+    mode = "dr-xr-xr-x" if entry.is_dir else "-r--r--r--"
+    return f"{mode}   1 ftp      ftp      {entry.size:>12} {day} {clock} {entry.name}"
+
+
+def _facts(entry: Entry, wanted: Sequence[str]) -> str:
+    facts = {
+        "type": "dir" if entry.is_dir else "file",
+        "size": None if entry.is_dir else entry.size,
+        "modify": _stamp(entry.mtime),
+        "perm": "el" if entry.is_dir else "r",
+    }
+    return "".join(f"{name}={facts[name]};" for name in wanted if facts[name] is not None)
