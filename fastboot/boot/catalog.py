@@ -11,8 +11,9 @@ import os
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -57,6 +58,12 @@ class Renders(Protocol):
     def render(self, parts: Parts, client: Client) -> bytes | None:
         """Return the file for this client, or None where the path names none that is rendered for it."""
 
+    def check(self) -> list[str]:
+        """Return what can not be rendered."""
+
+    def paths(self) -> Iterable[tuple[str, str]]:
+        """Yield what is booted: a key for messages, and a path in the namespace."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -85,13 +92,12 @@ class Tree:
 class Layer:
     """A tree mounted at a place of the namespace.
 
-    `files` maps the only names it shows to paths in the tree. A hidden layer is found by name but not listed.
+    `files` maps the only names it shows to paths in the tree.
     """
 
     mount: Parts
     tree: Tree
     files: dict[str, str] | None = None
-    hidden: bool = False
 
 
 Entries = list[Entry]
@@ -123,14 +129,7 @@ class Catalog:
         self._trees = [*roots, *(layer.tree for layer in media + boot), *links]
         # What links may point into: never the directories of the loaders, of which only some files are shown.
         self._bases = [*roots, *(layer.tree for layer in media), *links]
-        # PXELINUX puts the directory of its own name before every relative one ("boot/vmlinuz"), so under /boot
-        # the roots are searched once more: an admin's pxelinux.cfg works with the loader found on this system.
-        self._layers = [
-            *media,
-            *(Layer((), tree) for tree in roots),
-            *boot,
-            *(Layer(("boot",), tree, hidden=True) for tree in roots),
-        ]
+        self._layers = [*media, *(Layer((), tree) for tree in roots), *boot]
 
     def close(self) -> None:
         """Close the directories. Sources that are in use stay open until their last holder drops them."""
@@ -145,41 +144,20 @@ class Catalog:
         `path` is as the client sent it, undecodable octets as surrogates (PEP 383).
         """
         parts = self._parts(path)
-        if isinstance(parts, Refusal):
-            return parts
-        for layer, inside in self._lookups(parts):
-            try:
-                return self._share(self._reach(layer.tree, inside, Source.open))
-            except (OSError, UnicodeEncodeError) as error:
-                refusal = _refusal(error)
-                if refusal.reason is not Reason.MISSING:
-                    return refusal
-        if self._below(parts):
-            return _refuse(Reason.DIRECTORY)
-        if self._renderer and (text := self._renderer.render(parts, client)) is not None:
-            return Source.of_bytes("/".join(parts), text)
-        return _refuse(Reason.MISSING)
+        return parts if isinstance(parts, Refusal) else self._find(parts, client)
 
     def stat(self, path: str, client: Client) -> Entry | Refusal:
-        """Say what `path` is: what `resolve` would send or `list` would list."""
+        """Say what `path` is: what `resolve` would send or `list` would list. The name of the top is "/"."""
         parts = self._parts(path)
         if isinstance(parts, Refusal):
             return parts
         name = parts[-1] if parts else "/"
-        for layer, inside in self._lookups(parts):
-            try:
-                entry = self._entry(layer.tree, inside, name)
-                if not (entry.is_dir and layer.hidden):
-                    return entry
-            except (OSError, UnicodeEncodeError) as error:
-                refusal = _refusal(error)
-                if refusal.reason is not Reason.MISSING:
-                    return refusal
-        if self._below(parts):
-            return Entry(name, True, 0, self._born)
-        if self._renderer and (text := self._renderer.render(parts, client)) is not None:
-            return Entry(name, False, len(text), time.time())
-        return _refuse(Reason.MISSING)
+        found = self._find(parts, client)
+        if isinstance(found, Source):
+            return Entry(name, False, found.size, found.mtime)
+        if found.reason is Reason.DIRECTORY:
+            return Entry(name, True, 0, self._modified(parts))
+        return found
 
     def list(self, path: str, client: Client) -> Entries | Refusal:
         """List a directory, sorted by name: only what `resolve` would open. Rendered files are not listed.
@@ -190,8 +168,8 @@ class Catalog:
         if isinstance(parts, Refusal):
             return parts
         entries: dict[str, Entry] = {}
-        found = False
-        for layer, inside in self._lookups(parts, listed=True):
+        found = not parts
+        for layer, inside in self._lookups(parts):
             try:
                 fd = self._reach(layer.tree, inside, open_directory)
             except (OSError, UnicodeEncodeError) as error:
@@ -217,12 +195,28 @@ class Catalog:
         complaints = list(self._faults)
         if self._loaders:
             complaints += self._loaders.complaints
-        seen: set[str] = set()
-        for layer in self._layers:
-            if layer.files is None and not layer.hidden and str(layer.tree.path) not in seen:
-                seen.add(str(layer.tree.path))
-                complaints += self._check_tree(layer.tree)
+        trees = {str(layer.tree.path): layer.tree for layer in self._layers if layer.files is None}
+        for tree in trees.values():
+            complaints += self._check_tree(tree)
+        if self._loaders:
+            complaints += [
+                f"boot.loaders.{class_}: {path}: {refusal.text}; name a file below a root, or a URL"
+                for class_, path in self._loaders.by_class.items()
+                if "://" not in path and (refusal := self._lacks(path))
+            ]
+        if self._renderer:
+            complaints += self._renderer.check()
+            complaints += [
+                f"{key}: {path}: {refusal.text}; name a file in the media, or below a root with a leading /"
+                for key, path in self._renderer.paths()
+                if (refusal := self._lacks(path))
+            ]
         return complaints
+
+    def _lacks(self, path: str) -> Refusal | None:
+        nobody = Client(IPv4Address(0), IPv4Address(0), "tftp")
+        found = self.resolve(path, nobody)
+        return found if isinstance(found, Refusal) else None
 
     def _open(self, path: Path, key: str) -> Tree | None:
         try:
@@ -259,11 +253,41 @@ class Catalog:
                 parts.append(part)
         return tuple(parts)
 
-    def _lookups(self, parts: Parts, listed: bool = False) -> Iterator[tuple[Layer, str]]:
+    def _find(self, parts: Parts, client: Client) -> Source | Refusal:
+        found = self._file(parts)
+        if isinstance(found, Refusal) and found.reason is Reason.MISSING and parts[:1] == ("boot",):
+            # PXELINUX puts the directory it was loaded from before every relative name ("boot/vmlinuz"), so an
+            # administrator's pxelinux.cfg works with the loader of this system only if the roots are asked too.
+            beside = self._file(parts[1:])
+            found = beside if isinstance(beside, Source) else found
+        if isinstance(found, Source) or found.reason is not Reason.MISSING or self._renderer is None:
+            return found
+        text = self._renderer.render(parts, client)
+        return found if text is None else Source.of_bytes("/".join(parts), text)
+
+    def _file(self, parts: Parts) -> Source | Refusal:
+        for layer, inside in self._lookups(parts):
+            try:
+                return self._share(self._reach(layer.tree, inside, Source.open))
+            except (OSError, UnicodeEncodeError) as error:
+                refusal = _refusal(error)
+                if refusal.reason is not Reason.MISSING:
+                    return refusal
+        return _refuse(Reason.DIRECTORY if not parts or self._below(parts) else Reason.MISSING)
+
+    def _modified(self, parts: Parts) -> float:
+        for layer, inside in self._lookups(parts):
+            try:
+                return self._entry(layer.tree, inside, "").mtime
+            except OSError:
+                continue
+        return self._born
+
+    def _lookups(self, parts: Parts) -> Iterator[tuple[Layer, str]]:
         """Yield where to look, in order of precedence: a layer and the path in its tree."""
         for layer in self._layers:
             depth = len(layer.mount)
-            if parts[:depth] != layer.mount or (layer.hidden and (listed or len(parts) == depth)):
+            if parts[:depth] != layer.mount:
                 continue
             inside = "/".join(parts[depth:]) or "."
             if layer.files is None:
@@ -278,7 +302,7 @@ class Catalog:
         entries = {}
         depth = len(parts)
         for layer in self._layers:
-            if layer.hidden or layer.mount[:depth] != parts:
+            if layer.mount[:depth] != parts:
                 continue
             if len(layer.mount) > depth:
                 name = layer.mount[depth]

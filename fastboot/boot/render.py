@@ -1,0 +1,282 @@
+"""Configuration files of PXELINUX, GRUB and iPXE, rendered for the machine that asks, when it asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Final, Literal
+from urllib.parse import quote as percent
+
+from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from fastboot.model import Client, ConfigError, FastbootError, Node, Profile
+
+Parts = tuple[str, ...]
+
+MENU_SECONDS: Final = 10
+"""How long a menu waits before it boots the local disk."""
+MAX_ARGUMENTS: Final = 2047
+"""Octets of a kernel command line on x86 (COMMAND_LINE_SIZE, less its NUL)."""
+RESERVED: Final = ("local", "local-next", "local-hd0", "failed")
+"""Labels of our own in the rendered files, which no profile may bear."""
+VENDORS: Final = (
+    "debian",
+    "ubuntu",
+    "fedora",
+    "redhat",
+    "rocky",
+    "almalinux",
+    "centos",
+    "opensuse",
+    "sles",
+    "arch",
+)
+"""Directories of the EFI system partition that GRUB searches for the local disk's loader."""
+
+_MAC = r"(?P<mac>[0-9a-fA-F]{2}(?:-[0-9a-fA-F]{2}){5})"
+NAMES: Final[Mapping[str, re.Pattern[str]]] = {
+    # Each with the name that ends the loader's probe sequence (no MAC in it) and the one made of a MAC.
+    "pxelinux": re.compile(rf"pxelinux\.cfg/(?:01-{_MAC}|default)"),
+    # Debian's GRUB has /grub built in; those of RHEL's line look in the directory that they were loaded from.
+    "grub": re.compile(rf"(?:grub2?|boot)/grub\.cfg(?:-01-{_MAC})?"),
+    "ipxe": re.compile(rf"(?:[^/]+/)?(?:boot|(?:01-)?{_MAC})\.ipxe"),
+}
+
+
+class RenderError(FastbootError):
+    """A value that can not be written into a loader's configuration; says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootEntry:
+    """What a loader is told to boot: paths are absolute in the one namespace, `arguments` is one line."""
+
+    name: str
+    kernel: str
+    initrd: tuple[str, ...]
+    arguments: str
+
+
+def place(profile: Profile, path: str) -> str:
+    """Return a path of a profile (kernel, initrd) as an absolute one in the namespace."""
+    if path.startswith("/"):
+        return path
+    return f"/media/{profile.media}/{path}" if profile.media else f"/{path}"
+
+
+class Renderer:
+    """Renders the configuration of a machine by its node and profile; what it can not identify gets the default.
+
+    An unknown machine, or a node without a profile, gets a file only under the last name of a probe sequence, so
+    that every file of the administrator's comes first. A profile that installs is not booted: nothing arms a
+    machine in this version.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        profiles: Sequence[Profile],
+        unknown: Literal["menu", "local", "ignore"] = "menu",
+        ftp_port: int = 21,
+    ) -> None:
+        """Raises ConfigError for a profile that does not exist, or whose arguments are no template."""
+        self._profiles = {profile.name: profile for profile in profiles}
+        self._by_mac = {mac: node for node in nodes for mac in node.macs}
+        self._by_address = {node.address: node for node in nodes if node.address}
+        self._nodes, self._unknown = nodes, unknown
+        self._ftp_port = "" if ftp_port == 21 else f":{ftp_port}"
+        for node in nodes:
+            if node.profile is not None and node.profile not in self._profiles:
+                known = ", ".join(self._profiles) or "none"
+                raise ConfigError(f"nodes {node.name}: profile: there is no {node.profile!r}; there are: {known}")
+        self._templates = _load_templates()
+        sandbox = _sandbox()
+        self._arguments: dict[str, Template] = {}
+        for profile in profiles:
+            if profile.name in RESERVED:
+                raise ConfigError(f"profiles {profile.name}: name: means the local disk in menus; take another")
+            try:
+                self._arguments[profile.name] = sandbox.from_string(" ".join(profile.arguments.split("\n")))
+            except TemplateError as error:
+                raise ConfigError(f"profiles {profile.name}: arguments: {error}") from error
+
+    def render(self, parts: Parts, client: Client) -> bytes | None:
+        """Return the file that `parts` names for this client, or None where it names none that is rendered."""
+        for language, pattern in NAMES.items():
+            if parts[0] != "media" and (match := pattern.fullmatch("/".join(parts[-2:]))):
+                mac = match["mac"].replace("-", ":").lower() if match["mac"] else None
+                node = self._identify(mac, client)
+                if mac is not None and (node is None or node.profile is None):
+                    return None
+                return self._render(language, node, mac or client.mac, client).encode()
+        return None
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yield what every profile boots: a key for messages, and the path in the namespace."""
+        for profile in self._profiles.values():
+            yield f"profiles {profile.name}: kernel", place(profile, profile.kernel)
+            for path in profile.initrd:
+                yield f"profiles {profile.name}: initrd", place(profile, path)
+
+    def check(self) -> list[str]:
+        """Return what can not be rendered, in words for the administrator."""
+        complaints = []
+        server = IPv4Address("192.0.2.1")
+        for node in self._nodes:
+            profile = self._profiles.get(node.profile or "")
+            if profile is None:
+                continue
+            client = Client(node.address or server, server, "tftp", node.macs[0])
+            try:
+                entry = self._entry(profile, node, node.macs[0], client)
+                for language in NAMES:
+                    self._fill(language, entry.name, [entry], "check", node.macs[0], client)
+            except RenderError as error:
+                complaints.append(f"nodes {node.name}: {error}")
+        return complaints
+
+    def _identify(self, mac: str | None, client: Client) -> Node | None:
+        named = self._by_mac.get(mac) if mac else None
+        leased = self._by_mac.get(client.mac) if client.mac else None
+        return named or leased or self._by_address.get(client.address)
+
+    def _render(self, language: str, node: Node | None, mac: str | None, client: Client) -> str:
+        profile = self._profiles.get(node.profile or "") if node else None
+        whom = f"fastboot for {node.name}" if node else "fastboot for a machine that no node names"
+        note, default, entries = f"{whom}: local disk", "local", []
+        try:
+            if profile and profile.installs:
+                note = f"{whom}: local disk, because profile {profile.name} installs and the machine is not armed"
+            elif profile:
+                entries = [self._entry(profile, node, mac, client)]
+                note, default = f"{whom}: profile {profile.name}", profile.name
+            elif self._unknown == "menu":
+                entries = self._menu(node, mac, client)
+                note = f"{whom}: a menu"
+            return self._fill(language, default, entries, note, mac, client)
+        except RenderError as error:
+            # A machine that waits at a prompt for ever helps nobody: the local disk, and the reason in the file.
+            note = f"{whom}: local disk, because {_printable(str(error))}"
+            return self._fill(language, "local", [], note, mac, client)
+
+    def _menu(self, node: Node | None, mac: str | None, client: Client) -> list[BootEntry]:
+        entries = []
+        for profile in self._profiles.values():
+            if not profile.installs:
+                try:
+                    entries.append(self._entry(profile, node, mac, client))
+                except RenderError:
+                    continue  # its arguments need a node: nothing for a machine that is none
+        return entries
+
+    def _entry(self, profile: Profile, node: Node | None, mac: str | None, client: Client) -> BootEntry:
+        context: dict[str, Any] = {
+            "profile": profile,
+            "server": str(client.server),
+            "address": str(client.address),
+        }
+        if node is not None:
+            context["node"] = node
+        if mac is not None:
+            context["mac"] = mac
+        if profile.media is not None:
+            context["media"] = f"ftp://{client.server}{self._ftp_port}/media/{percent(profile.media)}"
+        try:
+            arguments = self._arguments[profile.name].render(context).strip()
+        except Exception as error:  # a template may fail in any way its expressions can
+            raise RenderError(f"profile {profile.name}: arguments: {error}") from error
+        if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
+            raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
+        initrd = tuple(place(profile, path) for path in profile.initrd)
+        return BootEntry(profile.name, place(profile, profile.kernel), initrd, arguments)
+
+    def _fill(
+        self, language: str, default: str, entries: list[BootEntry], note: str, mac: str | None, client: Client
+    ) -> str:
+        return self._templates[language].render(
+            note=_line(note),
+            default=default,
+            entries=entries,
+            menu=default == "local" and bool(entries),
+            timeout=MENU_SECONDS,
+            vendors=VENDORS,
+            server=str(client.server),
+            mac=mac,
+            url=lambda path: f"tftp://{client.server}{percent(path)}",
+        )
+
+
+def _sandbox(loader: PackageLoader | None = None, filters: Mapping[str, Callable[..., Any]] | None = None) -> Any:
+    # Autoescape is for HTML; what goes into a line is checked by the filters of its language instead.
+    environment = SandboxedEnvironment(
+        loader=loader,
+        undefined=StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(filters or {})
+    return environment
+
+
+def _load_templates() -> dict[str, Template]:
+    filters = {
+        "line": _line,
+        "word": _word,
+        "member": _member,
+        "quote": _quote,
+        "words": _words,
+        "script": _script,
+    }
+    environment = _sandbox(PackageLoader("fastboot.boot"), filters)
+    return {language: environment.get_template(f"{language}.j2") for language in NAMES}
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise RenderError(f"{text!r} holds a line break or a control character")
+    return text
+
+
+def _word(text: str) -> str:
+    """PXELINUX ends every name at white space, and has no quotes."""
+    if not text or re.search(r"\s", _line(text)):
+        raise RenderError(f"{text!r}: a name with white space in it can not be written for PXELINUX and iPXE")
+    return text
+
+
+def _member(text: str) -> str:
+    """PXELINUX joins the names of several initrds with commas."""
+    if "," in _word(text):
+        raise RenderError(f"{text!r}: a comma in the name of an initrd can not be written for PXELINUX")
+    return text
+
+
+def _quote(text: str) -> str:
+    """A word of GRUB's script, where single quotes keep everything but themselves."""
+    return "'" + _line(text).replace("'", "'\\''") + "'"
+
+
+def _words(arguments: str) -> list[str]:
+    """Split a kernel command line as the kernel does: double quotes keep blanks.
+
+    The quotes go: GRUB writes its own around a word with blanks, and a backslash before any that it finds.
+    """
+    words = re.findall(r'(?:[^\s"]|"[^"]*"?)+', _line(arguments))
+    return [word.replace('"', "") for word in words]
+
+
+def _script(text: str) -> str:
+    """Words of iPXE's script, which has no quotes: some can not be written."""
+    for word in _line(text).split():
+        if "${" in word or word.startswith("#") or word in ("||", "&&", ";"):
+            raise RenderError(f"{word!r} means something to iPXE's script and can not be written in it")
+    return text
