@@ -43,7 +43,7 @@ class Policy:
                 raise ConfigError(f"boot.loaders.{class_}: longer than {MAX_LOADER} octets: take a shorter path")
         if _BINARY.search(urlsplit(loaders.by_class.get("ipxe", "")).path):
             raise ConfigError(
-                f"boot.loaders.ipxe: {loaders.by_class['ipxe']} is a boot program, and iPXE would load it for ever;"
+                f"boot.loaders.ipxe: {loaders.by_class['ipxe']} is a boot program, which iPXE would load for ever;"
                 ' name a script such as "boot/boot.ipxe"'
             )
         self._unknown = boot.unknown
@@ -51,7 +51,7 @@ class Policy:
         self._rules = (*rules, self._strangers, self._ipxe, self._http, self._firmware)
 
     def decide(self, request: BootRequest) -> Verdict:
-        """Return the plan for this request, or IGNORE. Known nodes get their own address and a plan of their own."""
+        """Return the plan for this request, or IGNORE. A node gets a plan of its own, with its address."""
         for rule in self._rules:
             verdict = rule(request)
             if verdict is IGNORE:
