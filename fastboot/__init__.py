@@ -1,3 +1,83 @@
-"""fastboot: installs operating systems over the network."""
+"""fastboot: installs operating systems over the network.
+
+    config = fastboot.load(Path("lab.toml"))
+    async with fastboot.Server(config, decide=mine) as server:
+        async for event in server.events():
+            ...
+
+Names are imported when they are first used, so that `import fastboot.model` costs no more than that module.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastboot._core import Source
+    from fastboot.config import Config, load
+    from fastboot.model import (
+        IGNORE,
+        BootRequest,
+        Client,
+        ConfigError,
+        Event,
+        FastbootError,
+        Lease,
+        Node,
+        Plan,
+        Profile,
+        Reason,
+        Refusal,
+        Scope,
+        Stage,
+        Verdict,
+    )
+    from fastboot.server import Server, Sockets, open_sockets
+    from fastboot.services.control import ControlClient, ControlError, NeedsRestart, NotRunning
 
 __version__ = "0.1.0"
+__all__ = [
+    "IGNORE",
+    "BootRequest",
+    "Client",
+    "Config",
+    "ConfigError",
+    "ControlClient",
+    "ControlError",
+    "Event",
+    "FastbootError",
+    "Lease",
+    "NeedsRestart",
+    "Node",
+    "NotRunning",
+    "Plan",
+    "Profile",
+    "Reason",
+    "Refusal",
+    "Scope",
+    "Server",
+    "Sockets",
+    "Source",
+    "Stage",
+    "Verdict",
+    "__version__",
+    "load",
+    "open_sockets",
+]
+_HOMES = {
+    "Source": "_core",
+    "Config": "config",
+    "load": "config",
+    "Server": "server",
+    "Sockets": "server",
+    "open_sockets": "server",
+    "ControlClient": "services.control",
+    "ControlError": "services.control",
+    "NeedsRestart": "services.control",
+    "NotRunning": "services.control",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'model')}"), name)

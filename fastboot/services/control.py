@@ -46,6 +46,14 @@ class ControlError(FastbootError):
     """The server answered a command with a refusal."""
 
 
+class NeedsRestart(FastbootError):
+    """A reload changes what a running server can not; `keys` names it."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        super().__init__(f"needs a restart: {', '.join(keys)}")
+        self.keys = tuple(keys)
+
+
 class NotRunning(FastbootError):
     """No server answers on the control socket."""
 
@@ -98,6 +106,8 @@ class ControlService:
     async def _reload(self, request: web.Request) -> web.Response:
         try:
             changed = await self._server.reload()
+        except NeedsRestart as error:
+            return web.json_response({"error": str(error), "needs_restart": list(error.keys)}, status=409)
         except FastbootError as error:
             return web.json_response({"error": str(error)}, status=409)
         return web.json_response({"changed": list(changed)})
@@ -147,7 +157,7 @@ def socket_path(state: Path) -> Path:
 
 
 class ControlClient:
-    """Asks a running server. Every method raises NotRunning where none answers, ControlError for a refusal."""
+    """Asks a running server. Methods raise NotRunning where none answers, and what it answers as an error."""
 
     def __init__(self, state: Path) -> None:
         self._path = socket_path(state)
@@ -173,15 +183,14 @@ class ControlClient:
             response = connection.getresponse()
         except (FileNotFoundError, ConnectionError) as error:
             raise NotRunning(f"no fastboot server runs on {self._path.parent}") from error
-        except OSError as error:
-            raise FastbootError(f"{self._path}: {error.strerror}") from error
+        except PermissionError as error:
+            raise FastbootError(f"{self._path} is not yours; ask as root or as the server's user") from error
         if response.status >= 400:
-            body = response.read()
             try:
-                text = str(json.loads(body)["error"])
-            except (ValueError, KeyError, TypeError):
-                text = f"the server answered {response.status}"
-            raise ControlError(text)
+                body = json.loads(response.read())
+            except ValueError:
+                raise ControlError(f"the server answered {response.status} {response.reason}") from None
+            raise NeedsRestart(body["needs_restart"]) if "needs_restart" in body else ControlError(body["error"])
         return response
 
 

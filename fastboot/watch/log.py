@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from time import time as now
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -39,26 +40,20 @@ class EventLog:
     """Writes events to a stream, in a thread: a terminal that was stopped never stops the server."""
 
     def __init__(self, stream: TextIO, *, format: Literal["console", "json"], level: str = "info") -> None:
-        self._limit = LEVELS[level]
-        render: Any = structlog.processors.JSONRenderer(default=str) if format == "json" else Console(stream)
+        self.processors = processors(stream, format)
+        self.wrapper = structlog.make_filtering_bound_logger(LEVELS[level])
         self._log = structlog.wrap_logger(
-            structlog.PrintLogger(stream),
-            processors=[_stamp, _escape, render],
-            wrapper_class=structlog.make_filtering_bound_logger(self._limit),
-            cache_logger_on_first_use=True,
+            structlog.PrintLogger(stream), processors=self.processors, wrapper_class=self.wrapper
         )
-        self._components: dict[str, Any] = {}
 
     def write(self, events: Iterable[Event]) -> None:
         """Write one line for each event whose level is high enough."""
         for event in events:
             component, _, rest = event.kind.partition(".")
-            log = self._components.get(component)
-            if log is None:
-                log = self._components[component] = self._log.bind(component=component)
-            about = {"node": event.node, "mac": event.mac}
-            details = {key: value for key, value in {**about, **event.details}.items() if value is not None}
-            log.log(level_of(event), rest or component, _time=event.time, **_renamed(details))
+            about = {"component": component, "node": event.node, "mac": event.mac}
+            details = _renamed({key: value for key, value in event.details.items() if value is not None})
+            fields = {key: value for key, value in about.items() if value is not None} | details
+            self._log.log(level_of(event), rest or component, _time=event.time, **fields)
 
     async def follow(self, events: Subscription) -> None:
         """Write events until the subscription ends; tell when some were lost because the stream was slow."""
@@ -69,6 +64,23 @@ class EventLog:
                 dropped = events.dropped
                 batch.insert(0, Event(event.time, "log.dropped", details={"events": lost}))
             await asyncio.to_thread(self.write, batch)
+
+
+def processors(stream: TextIO, format: Literal["console", "json"]) -> list[Any]:
+    """Return the steps from an entry to its line, the same for events and for what libraries log."""
+    render = structlog.processors.JSONRenderer(default=str) if format == "json" else Console(stream)
+    return [_stamp, structlog.processors.format_exc_info, _escape, render]
+
+
+def install(log: EventLog, stream: TextIO) -> None:
+    """Send every line that this process logs to `stream` in the form of `log`. For the owner of the process."""
+    structlog.configure(
+        processors=log.processors,
+        wrapper_class=log.wrapper,
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(handlers=[LoggingHandler(log)], level=logging.WARNING, force=True)
 
 
 class LoggingHandler(logging.Handler):
@@ -117,7 +129,8 @@ class Console:
     def __call__(self, logger: object, method: str, entry: MutableMapping[str, Any]) -> str:
         time, level = entry.pop("time"), entry.pop("level")
         head = f"{time.partition('T')[2][:12]} {self._paint(f'{level:7}', COLOURS[level])}"
-        name = self._paint(f"{entry.pop('component')}.{entry.pop('event')}", "1")
+        component, event = entry.pop("component", "fastboot"), entry.pop("event")
+        name = self._paint(f"{component}{': ' if ' ' in event else '.'}{event}", "1")
         fields = (f"{self._paint(key, '2')}={_quoted(value)}" for key, value in entry.items())
         return " ".join((head, name, *fields))
 
@@ -126,8 +139,12 @@ class Console:
 
 
 def _stamp(logger: object, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    time = datetime.fromtimestamp(entry.pop("_time"), UTC).astimezone()
-    return {"time": time.isoformat(timespec="milliseconds"), "level": method, **entry}
+    time = datetime.fromtimestamp(entry.pop("_time", None) or now(), UTC).astimezone()
+    head = {"time": time.isoformat(timespec="milliseconds"), "level": method}
+    for key in ("component", "event"):
+        if key in entry:
+            head[key] = entry.pop(key)
+    return {**head, **entry}
 
 
 def _escape(logger: object, method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -136,7 +153,7 @@ def _escape(logger: object, method: str, entry: MutableMapping[str, Any]) -> Mut
 
 def _renamed(details: Mapping[str, object]) -> dict[str, object]:
     """A detail must not replace a field of the line itself."""
-    taken = ("time", "level", "component", "event")
+    taken = ("time", "level", "component", "event", "node", "mac")
     return {f"{key}_" if key in taken else key: value for key, value in details.items()}
 
 

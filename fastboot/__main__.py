@@ -1,0 +1,5 @@
+"""python -m fastboot"""
+
+from fastboot.cli import main
+
+main()

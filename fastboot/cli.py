@@ -1,0 +1,284 @@
+"""The command line: the only reader of arguments, the only owner of signals, privileges and exit codes.
+
+Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no server is running;
+4 a reload needs a restart; 130 or 143 ended at once by a second SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import pwd
+import resource
+import signal
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+from urllib.parse import quote
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastboot import __version__
+from fastboot.config import Config, load
+from fastboot.model import ConfigError, FastbootError
+from fastboot.nodeset import NodeSetError, select
+from fastboot.server import Server, node_facts
+from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
+from fastboot.watch.log import EventLog, install, plain
+
+DEFAULT = Path("/etc/fastboot/fastboot.toml")
+FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
+PR_SET_NO_NEW_PRIVS = 38
+
+app = typer.Typer(
+    help="fastboot: installs operating systems over the network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    try:
+        app(prog_name="fastboot")
+    except NotRunning as error:
+        fail(error, NOT_RUNNING)
+    except NeedsRestart as error:
+        fail(error, RESTART)
+    except (ConfigError, NodeSetError) as error:
+        fail(error, WRONG)
+    except FastbootError as error:
+        fail(error, FAILED)
+    sys.exit(0)
+
+
+def fail(error: object, code: int) -> NoReturn:
+    """Print each line of an error and end the process."""
+    for line in str(error).splitlines():
+        print(f"fastboot: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.command()
+def serve(config: ConfigFile = DEFAULT) -> None:
+    """Run the server until SIGTERM or Ctrl-C; SIGHUP reads the configuration again."""
+    settings = load(config)
+    log = start_log(settings)
+    raise_descriptors()
+    path = config.absolute()
+    server = Server(settings, load=lambda: load(path))
+    become(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(server, log))
+
+
+@app.command()
+def status(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
+    """Show what the running server does."""
+    facts = ControlClient(load(config).state).get("/status")
+    if as_json:
+        print_json(facts)
+        return
+    print(f"fastboot {facts['version']} is {facts['state']}: process {facts['pid']}, up {facts['uptime']:.0f} s")
+    for name, addresses in facts["interfaces"].items():
+        print(f"  {name}: {', '.join(addresses)}")
+    counters = [
+        {"service": name, "counter": key, "value": value}
+        for name, service in facts["services"].items()
+        for key, value in service["counters"].items()
+        if value
+    ]
+    print_table(counters, ("service", "counter", "value"))
+    print_table(facts["transfers"], ("protocol", "peer", "path", "bytes", "size"))
+
+
+@app.command()
+def nodes(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NODES]", help="node[001-064], a group, @all")
+    ] = None,
+    config: ConfigFile = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """List the machines that the configuration names."""
+    chosen = select(names or (), load(config).all_nodes())
+    facts = [plain(node_facts(node)) for node in chosen]
+    print_facts(facts, ("name", "macs", "address", "group", "profile"), as_json)
+
+
+@app.command()
+def leases(
+    config: ConfigFile = DEFAULT,
+    as_json: AsJson = False,
+    release: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Give this address back to its pool.")
+    ] = None,
+) -> None:
+    """List the addresses that are leased."""
+    client = ControlClient(load(config).state)
+    if release is not None:
+        print_json(client.post(f"/leases/{quote(release)}/release"))
+        return
+    print_facts(client.get("/leases"), ("address", "mac", "node", "hostname", "state", "expires"), as_json)
+
+
+@app.command()
+def reload(config: ConfigFile = DEFAULT) -> None:
+    """Make the running server read its configuration again."""
+    changed = ControlClient(load(config).state).post("/reload")["changed"]
+    print(f"reloaded: {', '.join(changed) if changed else 'nothing changed'}")
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    if as_json:
+        print_json({"version": __version__, "python": sys.version.split()[0]})
+    else:
+        print(f"fastboot {__version__}")
+
+
+async def run(server: Server, log: EventLog) -> None:
+    """Serve until a signal says stop: the first lets transfers drain, a second ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def on_stop(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    def on_reload() -> None:
+        task = loop.create_task(try_reload(server))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop, number)
+    loop.add_signal_handler(signal.SIGHUP, on_reload)
+    following = loop.create_task(log.follow(server.events()))
+    starting = loop.create_task(server.start())
+    stopping = loop.create_task(stop.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting})
+            return
+        starting.result()
+        await stopping
+        await server.stop()
+    finally:
+        stopping.cancel()
+        await following
+
+
+async def try_reload(server: Server) -> None:
+    """Reload on SIGHUP. A refusal is an event of the server, and the old configuration goes on."""
+    with suppress(FastbootError):
+        await server.reload()
+
+
+def start_log(config: Config) -> EventLog:
+    """Send all lines to standard error, for a person where that is a terminal."""
+    form = config.log.format
+    if form == "auto":
+        form = "console" if sys.stderr.isatty() else "json"
+    log = EventLog(sys.stderr, format=form, level=config.log.level)
+    install(log, sys.stderr)
+    return log
+
+
+def raise_descriptors() -> None:
+    """Allow as many open files as the system lets us: every FTP session takes three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def become(config: Config) -> None:
+    """Make the state directory and drop every privilege for `user`, before any thread starts.
+
+    The sockets are bound by now, so not even CAP_NET_RAW is kept. Raises FastbootError.
+    """
+    account = None
+    if config.user is not None and os.geteuid() == 0:
+        try:
+            account = pwd.getpwnam(config.user)
+        except KeyError:
+            raise ConfigError(
+                f"user: there is no {config.user!r} here; make it with: adduser --system --group {config.user}"
+            ) from None
+    state = config.state
+    try:
+        if not state.exists():
+            state.mkdir(mode=0o750, parents=True)
+            if account:
+                os.chown(state, account.pw_uid, account.pw_gid)
+        if account:
+            os.initgroups(account.pw_name, account.pw_gid)
+            os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+            os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+    except OSError as error:
+        raise FastbootError(f"can not make {state} or become {config.user!r}: {error}") from error
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        who = config.user or pwd_name()
+        raise FastbootError(f"state: {state} is not writable for {who}; make it so with: chown -R {who}: {state}")
+    # A program that this process may ever start gets no privileges from a set-uid bit (prctl(2)).
+    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def pwd_name() -> str:
+    """Return the name of the user that this process runs as, or its number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def print_facts(facts: Sequence[Any], columns: Sequence[str], as_json: bool) -> None:
+    if as_json:
+        print_json(facts)
+    elif facts:
+        print_table(facts, columns)
+    else:
+        print("none")
+
+
+def print_json(facts: object) -> None:
+    print(json.dumps(facts, indent=2))
+
+
+def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Print a table for a person, or tab-separated lines where the output is no terminal."""
+    cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
+    if not cells:
+        return
+    if not sys.stdout.isatty():
+        print("\n".join("\t".join(line) for line in cells))
+        return
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for line in cells:
+        table.add_row(*(Text(cell) for cell in line))
+    Console().print(table)
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if column == "expires":
+        return "never" if value == float("inf") else datetime.fromtimestamp(value).isoformat(" ", "seconds")
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

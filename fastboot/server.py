@@ -1,0 +1,357 @@
+"""The server: builds the parts from a configuration, starts, reloads and stops them.
+
+The only module that knows all parts. It touches nothing that belongs to the whole process (signals, logging,
+privileges, the event loop's policy), so several servers can run in one program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from ipaddress import IPv4Address
+from typing import Any, Protocol, cast
+
+from fastboot import __version__
+from fastboot._core import Source
+from fastboot.boot.catalog import Catalog, Entry
+from fastboot.boot.firmware import ARCHITECTURES, LOADERS, find_loaders
+from fastboot.boot.render import Renderer
+from fastboot.config import Config, Table
+from fastboot.model import BootRequest, Client, ConfigError, Event, FastbootError, Node, Refusal, Verdict
+from fastboot.services import ftp, tftp
+from fastboot.services.control import ControlService, NeedsRestart
+from fastboot.services.links import Link, find_links
+from fastboot.state.lock import StateLock
+from fastboot.watch.events import Hub, Subscription
+
+Resolved = Source | Refusal | None
+Resolve = Callable[[str, Client], Resolved | Awaitable[Resolved]]
+"""What a file name stands for; None means what the configuration says."""
+Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
+"""What a machine boots; None means what the configuration says."""
+
+RELOADABLE = (
+    "allow_links",
+    "boot.",
+    "dhcp.known_servers",
+    "dhcp.lease",
+    "dhcp.subnets",
+    "drain",
+    "media",
+    "nodes",
+    "nodes_file",
+    "profiles",
+    "roots",
+)
+"""Keys, and tables ending in a dot, that a running server takes; a change of any other needs a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Every socket that needs privileges, bound, and the interfaces that they are for."""
+
+    links: tuple[Link, ...]
+    tftp: tuple[tftp.Sockets, ...] = ()
+    ftp: tuple[socket.socket, ...] = ()
+
+    def close(self) -> None:
+        """Close them. For sockets that no server took over; a second time does nothing."""
+        for engine in self.tftp:
+            engine.close()
+        for each in self.ftp:
+            each.close()
+
+
+def open_sockets(config: Config) -> Sockets:
+    """Bind what the configuration needs, so that the caller can drop its privileges before it starts a Server.
+
+    Raises ConfigError for an interface that can not be used, FastbootError for a port that is taken or forbidden.
+    """
+    links = find_links(config.interface)
+    with ExitStack() as undo:
+        sockets = Sockets(links)
+        if config.tftp:
+            sockets = replace(sockets, tftp=tftp.open_sockets(config.tftp))
+            undo.callback(sockets.close)
+        if config.ftp:
+            sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
+        undo.pop_all()
+    return sockets
+
+
+class Service(Protocol):
+    """What the server asks of DHCP, TFTP and FTP alike."""
+
+    async def start(self) -> None: ...
+    async def stop(self, drain: float) -> None: ...
+    def counters(self) -> Mapping[str, int]: ...
+    def transfers(self) -> Sequence[object]: ...
+
+
+class World:
+    """What a configuration says about machines and files: everything that a reload replaces."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError."""
+        self.nodes = config.all_nodes()
+        self.node_by_mac: dict[str, Node] = {mac: node for node in self.nodes for mac in node.macs}
+        check_loaders(config)
+        self.loaders = find_loaders(config.boot.loaders)
+        profiles = [profile.profile() for profile in config.profiles]
+        ftp_port = config.ftp.port if config.ftp else 21
+        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ftp_port)
+        self.catalog = Catalog(config, self.loaders, self.renderer)
+
+    def close(self) -> None:
+        self.catalog.close()
+
+
+class Server:
+    """One boot server. `async with` starts and stops it.
+
+    `decide` and `resolve` are asked first; what they answer None to is left to the configuration. Both may be
+    coroutine functions. `sockets` are those of `open_sockets(config)`, opened here when not given; they are the
+    server's from then on. `load` reads the configuration again for `reload()`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        decide: Decide | None = None,
+        resolve: Resolve | None = None,
+        sockets: Sockets | None = None,
+        load: Callable[[], Config] | None = None,
+    ) -> None:
+        """Raises ConfigError, and FastbootError where sockets are to be opened and can not be."""
+        if not (config.dhcp or config.tftp or config.ftp):
+            raise ConfigError("nothing would run: there is no table dhcp, tftp or ftp; add [tftp], for example")
+        self._config = config
+        self._decide, self._resolve = decide, resolve
+        self._load = load
+        self._world = World(config)
+        self._sockets = sockets or open_sockets(config)
+        self._hub = Hub()
+        self._services: dict[str, Service] = {}
+        self._tftp: tftp.TftpService | None = None
+        self._control: ControlService | None = None
+        self._lock: StateLock | None = None
+        self._reloading = asyncio.Lock()
+        self._state = "new"
+        self._since = time.monotonic()
+
+    async def __aenter__(self) -> Server:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start every service; returns when all of them serve. Raises FastbootError, with nothing left running."""
+        self._state = "starting"
+        try:
+            self._lock = StateLock(self._config.state)
+            self._control = ControlService(self._config.state, self)
+            await self._control.start()
+            self._build()
+            for name, service in self._services.items():
+                await service.start()
+                self._tell("server.serving", service=name)
+        except BaseException:
+            await self.stop(drain=0)
+            raise
+        self._state = "running"
+        self._tell("server.ready", version=__version__, interfaces=self._config.interface)
+
+    async def stop(self, drain: float | None = None) -> None:
+        """Take nothing new, give transfers under way `drain` seconds (by default those of the configuration).
+
+        Leases that were acknowledged are on disk; an acknowledgement that waits for the disk still leaves.
+        """
+        if self._state == "stopped":
+            return
+        self._state = "stopping"
+        seconds = self._config.drain if drain is None else drain
+        self._tell("server.stopping", drain=seconds)
+        stops = (service.stop(seconds) for service in self._services.values())
+        faults = await asyncio.gather(*stops, return_exceptions=True)
+        self._services.clear()
+        self._sockets.close()
+        self._world.close()
+        self._tell("server.stopped")
+        self._hub.close()
+        if self._control:
+            await self._control.stop()
+        if self._lock:
+            self._lock.release()
+        self._state = "stopped"
+        for fault in faults:
+            if isinstance(fault, BaseException):
+                raise fault
+
+    async def reload(self, config: Config | None = None) -> tuple[str, ...]:
+        """Serve another configuration, the file's when none is given; return the keys that changed.
+
+        Raises FastbootError (NeedsRestart for what a running server can not change); then nothing has changed.
+        """
+        async with self._reloading:
+            try:
+                config = config or await self._read_again()
+                changed = changed_keys(self._config, config)
+                if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
+                    raise NeedsRestart(fixed)
+                world = World(config)
+            except FastbootError as error:
+                self._tell("server.reload.failed", text=str(error))
+                raise
+            if world.nodes != self._world.nodes and "nodes" not in changed:
+                changed = (*changed, "nodes")
+            old, self._world, self._config = self._world, world, config
+            if self._tftp:
+                self._tftp.reload(self.resolve)
+            old.close()
+            self._tell("server.reloaded", changed=changed)
+            return changed
+
+    def events(self, *, replay: bool = False) -> Subscription:
+        """Return an async iterator over events from now on, after the recent ones if `replay`."""
+        return self._hub.subscribe(replay=replay)
+
+    def status(self) -> dict[str, object]:
+        """Return what runs: version, process, uptime in seconds, services with their counters, transfers."""
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": self._state,
+            "uptime": round(time.monotonic() - self._since, 3),
+            "interfaces": {link.name: link.addresses for link in self._sockets.links},
+            "services": {name: {"counters": service.counters()} for name, service in self._services.items()},
+            "transfers": [
+                transfer_facts(name, transfer)
+                for name, service in self._services.items()
+                for transfer in service.transfers()
+            ],
+            "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
+        }
+
+    def leases(self) -> list[dict[str, object]]:
+        """Return the leases: address, mac, state, times in seconds since the epoch, node."""
+        return []
+
+    def nodes(self) -> list[dict[str, object]]:
+        """Return the machines that the configuration names."""
+        return [node_facts(node) for node in self._world.nodes]
+
+    def release(self, address: IPv4Address) -> bool:
+        """Give a leased address back to its pool. Returns whether it was leased."""
+        return False
+
+    @property
+    def catalog(self) -> Catalog:
+        """The one namespace as the configuration has it now."""
+        return self._world.catalog
+
+    def _build(self) -> None:
+        config, sockets = self._config, self._sockets
+        if config.tftp:
+            self._tftp = self._services["tftp"] = tftp.TftpService(
+                config.tftp, sockets.links, self.resolve, self._emit, sockets.tftp, self._mac_of
+            )
+        if config.ftp:
+            self._services["ftp"] = ftp.FtpService(
+                config.ftp, sockets.links, Files(self), self._emit, sockets.ftp, self._mac_of
+            )
+
+    async def _read_again(self) -> Config:
+        if self._load is None:
+            raise FastbootError("there is no configuration file to read again")
+        return await asyncio.to_thread(self._load)
+
+    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]:
+        """Open what a path of the one namespace names for a client."""
+        if self._resolve is None:
+            return self._world.catalog.resolve(path, client)
+        answer = self._resolve(path, client)
+        if inspect.isawaitable(answer):
+            return self._resolve_later(answer, path, client)
+        return self._world.catalog.resolve(path, client) if answer is None else answer
+
+    async def _resolve_later(self, answer: Awaitable[Resolved], path: str, client: Client) -> Source | Refusal:
+        resolved = await answer
+        return self._world.catalog.resolve(path, client) if resolved is None else resolved
+
+    def _mac_of(self, address: IPv4Address) -> str | None:
+        return None
+
+    def _emit(self, event: Event) -> None:
+        if event.node is None and event.mac is not None and (node := self._world.node_by_mac.get(event.mac)):
+            event = replace(event, node=node.name)
+        self._hub.emit(event)
+
+    def _tell(self, kind: str, **details: object) -> None:
+        self._hub.emit(Event(time.time(), kind, details=details))
+
+
+class Files:
+    """The one namespace as FTP sees it: what the configuration serves now, and what `resolve` adds to it."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]:
+        return self._server.resolve(path, client)
+
+    def stat(self, path: str, client: Client) -> Entry | Refusal:
+        entry = self._server.catalog.stat(path, client)
+        if isinstance(entry, Refusal) and isinstance(source := self._server.resolve(path, client), Source):
+            return Entry(path.rpartition("/")[2], False, source.size, source.mtime)
+        return entry
+
+    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
+        return self._server.catalog.list(path, client)
+
+
+def transfer_facts(protocol: str, transfer: object) -> dict[str, object]:
+    """Return a transfer as commands print it, whichever service carries it."""
+    given: dict[str, object] = dict(transfer) if isinstance(transfer, Mapping) else asdict(cast(Any, transfer))
+    names = {"done": "bytes", "sent": "bytes"}
+    return {"protocol": protocol, **{names.get(key, key): value for key, value in given.items()}}
+
+
+def check_loaders(config: Config) -> None:
+    """Raises ConfigError for a class of machines that `boot.loaders` misspells."""
+    known = {*ARCHITECTURES.values(), *LOADERS, "ipxe"}
+    for name in config.boot.loaders:
+        if name not in known and not name.startswith("arch-0x"):
+            raise ConfigError(f"boot.loaders.{name}: there is no such class; there are {', '.join(sorted(known))}")
+
+
+def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:
+    """Return the key paths of what differs, down to the keys of tables."""
+    keys: list[str] = []
+    for name in type(old).model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, Table) and type(before) is type(after):
+            keys += changed_keys(before, after, f"{prefix}{name}.")
+        elif before != after:
+            keys.append(prefix + name)
+    return tuple(keys)
+
+
+def node_facts(node: Node) -> dict[str, object]:
+    """Return a node as commands print it."""
+    return {
+        "name": node.name,
+        "macs": list(node.macs),
+        "address": node.address,
+        "group": node.group,
+        "profile": node.profile,
+        "variables": node.variables,
+    }
