@@ -16,6 +16,6 @@ core = Extension(
 )
 setup(
     ext_modules=cythonize(
-        [core], annotate=debug, show_all_warnings=True, compiler_directives={"linetrace": debug}
+        [core], annotate=debug, show_all_warnings=True, compiler_directives={"cdivision": True, "linetrace": debug}
     )
 )

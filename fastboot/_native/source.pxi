@@ -72,7 +72,7 @@ cdef class Source:
     cdef readonly str name
     cdef object __weakref__
 
-    def __init__(self):
+    def __init__(self, *args, **kwargs):
         raise TypeError("a Source is made by Source.open, Source.of_bytes or Source.slice")
 
     def __dealloc__(self):
@@ -130,22 +130,30 @@ cdef class Source:
     def unchanged(self):
         return file_unchanged(self.file)
 
-    def warm(self):
+    cdef int ensure_map(self) except -1:
         cdef void *map
+        if self.file.map == NULL and self.file.size > 0:
+            map = mmap(NULL, self.file.size, PROT_READ, MAP_SHARED, self.file.fd, 0)
+            if map == MAP_FAILED:
+                raise OSError(errno, os.strerror(errno), self.name)
+            self.file.map = <uint8_t *>map
+        return 0
+
+    def warm(self):
         cdef file_t *f = self.file
         cdef int64_t start = self.offset & ~<int64_t>4095
         cdef int64_t length = self.offset + self.size - start
-        if f.size == 0 or self.size == 0:
+        self.ensure_map()
+        if self.size == 0:
             return
-        if f.map == NULL:
-            map = mmap(NULL, f.size, PROT_READ, MAP_SHARED, f.fd, 0)
-            if map == MAP_FAILED:
-                raise OSError(errno, os.strerror(errno), self.name)
-            f.map = <uint8_t *>map
         with nogil:
             # MADV_POPULATE_READ came with Linux 5.14; before it the read-ahead is only begun here.
             if madvise(f.map + start, length, MADV_POPULATE_READ) < 0:
                 posix_fadvise(f.fd, start, length, POSIX_FADV_WILLNEED)
+
+    def netascii(self):
+        # RFC 764: LF travels as CR LF, CR as CR NUL.
+        return Source.of_bytes(self.name, self.read().replace(b"\r", b"\r\0").replace(b"\n", b"\r\n"))
 
     def read(self):
         cdef bytes data = PyBytes_FromStringAndSize(NULL, self.size)

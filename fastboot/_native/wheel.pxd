@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 cdef enum:
     WHEEL_SLOTS = 4096
+    WHEEL_WORDS = 64
 
 cdef struct hand_t:
     int32_t next           # index plus one; 0 ends the list
@@ -14,7 +15,7 @@ cdef struct hand_t:
 cdef struct wheel_t:
     int64_t now            # every slot before this tick is empty
     int32_t heads[WHEEL_SLOTS]
-    uint64_t busy[WHEEL_SLOTS // 64]
+    uint64_t busy[WHEEL_WORDS]
     hand_t *hands
 
 cdef extern from *:
@@ -61,11 +62,11 @@ cdef inline int64_t wheel_next(wheel_t *w) noexcept nogil:
     cdef int32_t slot = <int32_t>(w.now % WHEEL_SLOTS)
     cdef int32_t word = slot // 64, n
     cdef uint64_t bits = w.busy[word] & (~<uint64_t>0 << (slot % 64))
-    for n in range(WHEEL_SLOTS // 64 + 1):
+    for n in range(WHEEL_WORDS + 1):
         if bits:
             slot = word * 64 + first_bit(bits)
             return w.now + ((slot - w.now) % WHEEL_SLOTS + WHEEL_SLOTS) % WHEEL_SLOTS
-        word = (word + 1) % (WHEEL_SLOTS // 64)
+        word = (word + 1) % WHEEL_WORDS
         bits = w.busy[word]
     return -1
 

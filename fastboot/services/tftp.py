@@ -1,0 +1,326 @@
+"""TFTP: the native engine asks, this module answers with what the one namespace resolves to."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+from weakref import WeakSet
+
+import structlog
+
+from fastboot import config
+from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
+from fastboot.model import Client, Event, FastbootError, Reason, Refusal
+from fastboot.services.links import Link
+
+log = structlog.get_logger(component="tftp")
+
+Resolve = Callable[[str, Client], Source | Refusal | Awaitable[Source | Refusal]]
+
+DATA_SOCKETS = 4
+"""Per engine: enough that consecutive transfers of a client differ, few enough that a batch holds many clients."""
+MAX_NETASCII = 16 << 20
+"""Octets of the largest text that is converted: the copy is held in memory."""
+# U-Boot starts its download over, for ever, at any ERROR but 1 and 2.
+CODES: Final = {Reason.MISSING: 1, Reason.DIRECTORY: 1}
+NOT_SERVED = 2
+KINDS: Final = {
+    "done": "tftp.sent",
+    "unconfirmed": "tftp.sent",
+    "probe": "tftp.probed",
+    "cancelled": "tftp.cancelled",
+    "replaced": "tftp.replaced",
+    "stopped": "tftp.stopped",
+}
+"""The event for each outcome of a transfer; any other is `tftp.failed`."""
+
+# linux/socket.h; the socket module names them from Python 3.12 or not at all.
+IP_PKTINFO = 8
+IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The bound sockets of one engine. `data` is empty where everything leaves from the listening port."""
+
+    listen: socket.socket
+    data: tuple[socket.socket, ...]
+
+    def close(self) -> None:
+        for each in (self.listen, *self.data):
+            each.close()
+
+
+def open_sockets(settings: config.Tftp) -> tuple[Sockets, ...]:
+    """Bind the sockets of every engine. Raises FastbootError where a port is taken or forbidden."""
+    ports = list(settings.data_ports) if settings.data_ports else None
+    engines = []
+    with ExitStack() as undo:
+        port = settings.port
+        for _ in range(settings.threads):
+            listen = undo.enter_context(_udp(port, shared=settings.threads > 1))
+            port = listen.getsockname()[1]
+            data = []
+            for _ in range(0 if settings.single_port else DATA_SOCKETS):
+                if (each := _udp_within(ports)) is None:
+                    break
+                data.append(undo.enter_context(each))
+            if not data and not settings.single_port:
+                raise FastbootError(
+                    f"tftp.data_ports: no free port left in {settings.data_ports}; "
+                    f"{settings.threads} threads want {settings.threads * DATA_SOCKETS} ports"
+                )
+            engines.append(Sockets(listen, tuple(data)))
+        undo.pop_all()
+    return tuple(engines)
+
+
+def _udp_within(ports: list[int] | None) -> socket.socket | None:
+    if ports is None:
+        return _udp(0)
+    while ports:
+        try:
+            return _udp(ports.pop(0))
+        except FastbootError:
+            continue
+    return None
+
+
+def _udp(port: int, *, shared: bool = False) -> socket.socket:
+    each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        each.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        for forced, polite, size in (
+            (SO_SNDBUFFORCE, socket.SO_SNDBUF, 8 << 20),
+            (SO_RCVBUFFORCE, socket.SO_RCVBUF, 8 << 20),
+        ):
+            try:
+                each.setsockopt(socket.SOL_SOCKET, forced, size)
+            except PermissionError:
+                each.setsockopt(socket.SOL_SOCKET, polite, size)
+        if shared:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        each.bind(("", port))
+    except OSError as error:
+        each.close()
+        if error.errno == errno.EADDRINUSE:
+            raise FastbootError(f"tftp.port: UDP port {port} is taken by another program") from error
+        if error.errno == errno.EACCES:
+            raise FastbootError(
+                f"tftp.port: binding UDP port {port} needs root or CAP_NET_BIND_SERVICE"
+            ) from error
+        raise
+    return each
+
+
+@dataclass(slots=True)
+class Transfer:
+    """One request under way. Holding the source keeps its map shared with every other client of the file."""
+
+    request: TftpRequest
+    client: Client
+    path: str
+    source: Source | None = None
+
+
+class TftpService:
+    """Serves what `resolve` gives to any TFTP client (RFC 1350, 2347, 2348, 2349, 7440).
+
+    `resolve` may return an awaitable. `mac_of` names the machine behind an address where it is known. The sockets
+    become the service's own and are closed by stop().
+    """
+
+    def __init__(
+        self,
+        settings: config.Tftp,
+        links: Sequence[Link],
+        resolve: Resolve,
+        emit: Callable[[Event], None],
+        sockets: Sequence[Sockets],
+        mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
+    ) -> None:
+        self._settings = settings
+        self._resolve = resolve
+        self._emit = emit
+        self._mac_of = mac_of
+        self._sockets = tuple(sockets)
+        # A machine talks to its own addresses through the loopback interface.
+        mtus = {socket.if_nametoindex("lo"): 65536} | {link.index: link.mtu for link in links}
+        self._engines = tuple(
+            Engine(
+                [each.listen],
+                each.data,
+                list(mtus.items()),
+                max_transfers=settings.max_transfers,
+                max_blksize=settings.max_blksize,
+                max_windowsize=settings.max_windowsize,
+            )
+            for each in self._sockets
+        )
+        self._threads: list[threading.Thread] = []
+        self._transfers: dict[tuple[Engine, int], Transfer] = {}
+        self._warm: WeakSet[Source] = WeakSet()
+        self._answers: set[asyncio.Task[None]] = set()
+        self._drained: dict[Engine, asyncio.Event] = {}
+        self._refused: dict[str, int] = {}
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, engine in enumerate(self._engines):
+            self._drained[engine] = asyncio.Event()
+            loop.add_reader(engine.fileno(), self._take_events, engine)
+            thread = threading.Thread(target=engine.run, name=f"tftp-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    async def stop(self, drain: float = 0) -> None:
+        """Take no new requests, give the transfers under way `drain` seconds, then fall silent: U-Boot would
+        start over at an ERROR."""
+        for engine in self._engines:
+            engine.drain()
+        if drain and self._threads:
+            waiting = [asyncio.ensure_future(each.wait()) for each in self._drained.values()]
+            _, late = await asyncio.wait(waiting, timeout=drain)
+            for each in late:
+                each.cancel()
+        for engine in self._engines:
+            engine.halt()
+        loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            await loop.run_in_executor(None, thread.join)
+        for task in self._answers:
+            task.cancel()
+        for engine in self._engines if self._threads else ():
+            self._take_events(engine)
+            loop.remove_reader(engine.fileno())
+        for sockets in self._sockets:
+            sockets.close()
+        self._threads.clear()
+
+    def reload(self, resolve: Resolve) -> None:
+        """Ask `resolve` from the next request on; transfers under way keep their file."""
+        self._resolve = resolve
+        self._warm.clear()
+
+    def counters(self) -> dict[str, int]:
+        total = {f"refused_{reason}": count for reason, count in self._refused.items()}
+        for engine in self._engines:
+            for name, count in engine.counters().items():
+                total[name] = total.get(name, 0) + count
+        return total
+
+    def transfers(self) -> list[dict[str, object]]:
+        """Return what is under way: peer, path, octets done, octets in all."""
+        out: list[dict[str, object]] = []
+        for engine in self._engines:
+            for id, done, size in engine.transfers():
+                if under_way := self._transfers.get((engine, id)):
+                    out.append(
+                        {"peer": under_way.request.peer, "path": under_way.path, "done": done, "size": size}
+                    )
+        return out
+
+    def _take_events(self, engine: Engine) -> None:
+        for event in engine.events():
+            if isinstance(event, TftpRequest):
+                self._asked(engine, event)
+            elif isinstance(event, TftpEnd):
+                self._ended(engine, event)
+            else:
+                self._noticed(engine, event)
+
+    def _asked(self, engine: Engine, request: TftpRequest) -> None:
+        address = IPv4Address(request.peer)
+        client = Client(address, IPv4Address(request.server), "tftp", self._mac_of(address))
+        transfer = Transfer(request, client, request.name.decode("utf-8", "surrogateescape"))
+        try:
+            answer = self._resolve(transfer.path, client)
+        except Exception:  # resolve may be an embedding program's: its fault must not end the service
+            log.exception("resolve failed", path=transfer.path)
+            self._refuse(engine, transfer, Refusal(Reason.BROKEN, "internal error"))
+            return
+        if isinstance(answer, Refusal):
+            self._refuse(engine, transfer, answer)
+        elif isinstance(answer, Source) and answer in self._warm and not request.netascii:
+            self._start(engine, transfer, answer)
+        else:
+            task = asyncio.get_running_loop().create_task(self._answer_later(engine, transfer, answer))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
+
+    async def _answer_later(
+        self, engine: Engine, transfer: Transfer, answer: Source | Refusal | Awaitable[Source | Refusal]
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            source = await answer if inspect.isawaitable(answer) else answer
+            if isinstance(source, Source) and not (refusal := self._too_big(source, transfer.request)):
+                if transfer.request.netascii:
+                    source = await loop.run_in_executor(None, source.netascii)
+                await loop.run_in_executor(None, source.warm)
+                self._warm.add(source)
+                self._start(engine, transfer, source)
+                return
+            if isinstance(source, Refusal):
+                refusal = source
+        except OSError as error:
+            refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
+        except Exception:  # as in _asked
+            log.exception("resolve failed", path=transfer.path)
+            refusal = Refusal(Reason.BROKEN, "internal error")
+        assert refusal is not None
+        self._refuse(engine, transfer, refusal)
+
+    def _too_big(self, source: Source, request: TftpRequest) -> Refusal | None:
+        if self._settings.max_file and source.size > self._settings.max_file:
+            return Refusal(Reason.FORBIDDEN, "too big for TFTP here")
+        if request.netascii and source.size > MAX_NETASCII:
+            return Refusal(Reason.FORBIDDEN, "too big for netascii, ask for octet")
+        return None
+
+    def _start(self, engine: Engine, transfer: Transfer, source: Source) -> None:
+        if refusal := self._too_big(source, transfer.request):
+            self._refuse(engine, transfer, refusal)
+            return
+        transfer.source = source
+        self._transfers[engine, transfer.request.id] = transfer
+        # RFC 2349 section 3: the size that travels is not the file's in netascii.
+        engine.start(transfer.request.id, source, tsize=not transfer.request.netascii)
+        self._tell("tftp.started", transfer, size=source.size, options=transfer.request.options)
+
+    def _refuse(self, engine: Engine, transfer: Transfer, refusal: Refusal) -> None:
+        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
+        engine.refuse(transfer.request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
+        kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
+        self._tell(kind, transfer, reason=refusal.reason.value, text=refusal.text)
+
+    def _ended(self, engine: Engine, end: TftpEnd) -> None:
+        transfer = self._transfers.pop((engine, end.id), None)
+        if transfer is None:
+            return
+        details = end._asdict()
+        del details["id"]
+        self._tell(KINDS.get(end.outcome, "tftp.failed"), transfer, **details)
+
+    def _noticed(self, engine: Engine, notice: TftpNotice) -> None:
+        if notice.kind == "drained":
+            self._drained[engine].set()
+        else:
+            log.warning("UDP segmentation refused, sending block by block", error=os.strerror(notice.error))
+
+    def _tell(self, kind: str, transfer: Transfer, **details: object) -> None:
+        request = transfer.request
+        details = {"path": transfer.path, "peer": request.peer, "port": request.port, **details}
+        self._emit(Event(time.time(), kind, transfer.client.mac, None, details))
