@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import IO, Final
+from typing import BinaryIO, Final
 
 from fastboot.lab.namespace import LabError
 
@@ -51,7 +51,7 @@ def pack(entries: Iterable[Entry]) -> bytes:
     return bytes(archive)
 
 
-def unpack(stream: IO[bytes]) -> Iterator[Entry]:
+def unpack(stream: BinaryIO | gzip.GzipFile) -> Iterator[Entry]:
     """Yield the members of a newc archive. Raises LabError where it is none."""
 
     def read(count: int) -> bytes:
@@ -98,7 +98,9 @@ def modules(archive: Iterable[Entry], wanted: Iterable[str]) -> list[Entry]:
     return list(ordered.values())
 
 
-def build(debian_initrd: Path, nic: str, files: Mapping[str, bytes], busybox: Path = Path("/bin/busybox")) -> bytes:
+def build(
+    debian_initrd: Path, nic: str, files: Mapping[str, bytes], busybox: Path = Path("/bin/busybox")
+) -> bytes:
     """Return the gzipped initrd for a machine with this NIC model; `files` are added under their names.
 
     Raises LabError for an unknown NIC, a missing file or a module that is not there.

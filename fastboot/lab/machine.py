@@ -18,12 +18,17 @@ from fastboot.lab.namespace import LabError, spawn, stop
 Firmware = Literal["bios", "uefi"]
 
 _DISK = 1 << 30
-_OVMF: Final = (
+OVMF: Final = (
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),  # Debian 12 and later
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),  # Fedora
     ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),  # SUSE
 )
 _CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-~])|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def plain(text: str) -> str:
+    """Return what a console shows without the sequences that move its cursor, colour or clear it."""
+    return _CONTROL.sub("", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,7 @@ class Hardware:
 
     firmware: Firmware = "bios"
     mac: str = "52:54:00:77:00:01"
-    nic: str = "e1000"
+    nic: str = "virtio-net-pci"
     memory: int = 1024
 
 
@@ -66,9 +71,9 @@ class Machine:
                 log.flush()
                 *whole, rest = re.split(r"[\r\n]+", rest + piece.decode("utf-8", "replace"))
                 for line in whole:
-                    yield _CONTROL.sub("", line)
+                    yield plain(line)
         if rest:
-            yield _CONTROL.sub("", rest)
+            yield plain(rest)
 
     async def wait(self) -> int:
         """Wait until the machine is off; returns QEMU's exit code."""
@@ -98,7 +103,7 @@ class Machine:
         ]
 
     def _uefi(self) -> list[str]:
-        for code, variables in _OVMF:
+        for code, variables in OVMF:
             if Path(code).exists() and Path(variables).exists():
                 own = self.directory / "uefi-variables.fd"
                 shutil.copyfile(variables, own)

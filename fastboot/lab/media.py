@@ -14,7 +14,7 @@ _ODD_NAMES = (
     "release notes.txt",
     "docs/Installation Guide (draft) +1.txt",
     "docs/100%25 sure & 50% off; really.txt",
-    "docs/it's [quoted] \"twice\" #1.txt",
+    'docs/it\'s [quoted] "twice" #1.txt',
     "docs/übersicht – 概要.txt",
     "docs/-leading-dash",
     "docs/.hidden/.deeper/...three dots",

@@ -1,0 +1,82 @@
+"""The real server in a child process, watched through its control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from fastboot.lab.namespace import LabError, spawn, stop
+
+_START = 60.0
+_POLL = 0.1
+
+
+class ServerProcess:
+    """`fastboot serve` on a configuration; its log is `directory`/server.log, its state `directory`/state.
+
+    `configuration` is TOML without the key `state`, which is written here.
+    """
+
+    def __init__(self, configuration: str, directory: Path) -> None:
+        self.log = directory / "server.log"
+        self._directory = directory
+        self._configuration = f"state = {json.dumps(str(directory / 'state'))}\n{configuration}"
+        self._process: asyncio.subprocess.Process | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Return when the server is ready. Raises LabError when it ends or takes too long instead."""
+        file, state = self._directory / "fastboot.toml", self._directory / "state"
+        file.write_text(self._configuration, encoding="utf-8")
+        state.mkdir(mode=0o700)
+        with self.log.open("wb") as log:
+            command = [sys.executable, "-m", "fastboot", "serve", "-c", str(file)]
+            self._process = await spawn(command, stdout=log)
+        connector = aiohttp.UnixConnector(str(state / "control.sock"))
+        self._session = aiohttp.ClientSession(
+            "http://server", connector=connector, timeout=aiohttp.ClientTimeout()
+        )
+        deadline = asyncio.get_running_loop().time() + _START
+        while (await self.status()).get("state") != "running":
+            if self._process.returncode is not None:
+                raise LabError(f"the server ended at once with exit code {self._process.returncode}")
+            if asyncio.get_running_loop().time() > deadline:
+                raise LabError(f"the server was not ready within {_START:.0f} s")
+            await asyncio.sleep(_POLL)
+
+    async def status(self) -> Mapping[str, Any]:
+        """Return what GET /status answers; nothing while no server answers."""
+        assert self._session
+        try:
+            async with self._session.get("/status") as response:
+                facts: Mapping[str, Any] = await response.json()
+                return facts
+        except (aiohttp.ClientError, OSError):
+            return {}
+
+    async def events(self) -> AsyncIterator[Mapping[str, Any]]:
+        """Yield every event since the server started, until it ends."""
+        assert self._session
+        try:
+            async with self._session.get("/events?replay=1") as response:
+                async for line in response.content:
+                    yield json.loads(line)
+        except aiohttp.ClientError:  # the server is gone
+            return
+
+    async def wait(self) -> int:
+        """Wait until the server ends; returns its exit code."""
+        assert self._process
+        return await self._process.wait()
+
+    async def stop(self, grace: float = 15) -> int | None:
+        """End the server as an administrator would; returns its exit code, None where it never ran."""
+        if self._session:
+            await self._session.close()
+        return await stop(self._process, grace) if self._process else None
