@@ -33,9 +33,10 @@ cdef void file_drop(file_t *f) noexcept nogil:
 
 cdef bint file_unchanged(file_t *f) noexcept nogil:
     # A file written in place must not be sent as a mix: its change time tells (it can not be set back).
+    # Losing or gaining a name moves that time too: a file replaced by rename is the same file still.
     cdef stat_t s
     return (fstat(f.fd, &s) == 0 and s.st_size == f.opened.st_size
-            and nanoseconds(s.st_ctim) == nanoseconds(f.opened.st_ctim)
+            and (nanoseconds(s.st_ctim) == nanoseconds(f.opened.st_ctim) or s.st_nlink != f.opened.st_nlink)
             and nanoseconds(s.st_mtim) == nanoseconds(f.opened.st_mtim))
 
 

@@ -61,6 +61,7 @@ cdef extern from *:
         uint64_t st_dev
         uint64_t st_ino
         uint32_t st_mode
+        uint64_t st_nlink
         int64_t st_size
         timespec st_mtim
         timespec st_ctim
