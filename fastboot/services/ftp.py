@@ -243,7 +243,7 @@ class FtpService:
             facts = {"peer": str(client.address), "path": printable(path), "bytes": count, "seconds": seconds}
             self._tell("ftp.sent", client.mac, **facts)
         else:
-            reason = transfer.reason or "the client closed the data connection"
+            reason = transfer.reason or self.ending or "the client closed the data connection"
             self.failed(client, path, reason, bytes=count, seconds=seconds)
 
     def _tell(self, kind: str, mac: str | None, **details: object) -> None:

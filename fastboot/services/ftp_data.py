@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from pyftpdlib.exceptions import _FileReadWriteError
 from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
@@ -148,14 +149,9 @@ class Transfer(DTPHandler):  # type: ignore[misc]
             self.handle_close()
 
     def fail(self, reason: str) -> None:
-        """End a transfer that must not look complete: clients that ignore replies see a reset."""
+        """End the transfer with 451."""
         self.reason = reason
         self._resp = (f"451 {reason[0].upper()}{reason[1:]}.", None)
-        self.abort()
-
-    def abort(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         self.close()
 
     def handle_close(self) -> None:
@@ -173,17 +169,31 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         super().handle_close()
 
     def handle_error(self) -> None:
-        self.reason = self.reason or "the file can not be read"
-        super().handle_error()
+        try:
+            raise  # asyncore calls this while it handles the exception
+        except _FileReadWriteError:
+            self.fail("the file can not be read")
+        except OSError as error:
+            self.fail(f"the data connection failed: {error.strerror}")
+        except Exception:
+            self.log_exception(self)
+            self.fail("internal error")
 
     def handle_timeout(self) -> None:
-        if self.get_transmitted_bytes() <= self._lastdata:
+        sent, self._lastdata = self._lastdata, self.tot_bytes_sent
+        if sent == self.tot_bytes_sent:
             self.reason = f"the client took nothing for {self.timeout:g} s"
-        super().handle_timeout()
+            self._resp = ("421 The data connection stood still.", None)
+            self.close()
+            self.cmd_channel.close_when_done()
 
     def close(self) -> None:
         if self._closed:
             return
+        if self.busy and not self.transfer_finished:
+            # Clients that ignore replies (busybox) would take the end of the connection for that of the file.
+            with contextlib.suppress(OSError):
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         super().close()
         if self.file_obj is not None:
             self.cmd_channel.transfer_ended(self)

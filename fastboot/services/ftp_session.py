@@ -136,8 +136,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         if self._closed:
             return
         transfer: Transfer | None = self.data_channel
-        if transfer is not None:
-            transfer.reason = transfer.reason or self.service.ending or "the client closed its session"
+        if transfer is not None and transfer.reason is None:
+            transfer.reason = self.service.ending or "the client closed its session"
         super().close()
         self.service.session_closed(self)
 
@@ -287,7 +287,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._shutdown_connecting_dtp()
         if channel is not None:
             channel.reason = "the client aborted"
-            channel.abort()
+            channel.close()
         if busy:
             self.respond("426 Transfer aborted.")
         self.respond("226 ABOR command successful." if busy else "225 No transfer to abort.")

@@ -1,0 +1,933 @@
+"""The FTP service from outside: ftplib and raw sockets against a service on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import ftplib
+import gc
+import io
+import logging
+import os
+import random
+import re
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastboot import config
+from fastboot._core import Source
+from fastboot.boot.catalog import Catalog
+from fastboot.model import Client, ConfigError, Refusal
+from fastboot.services.ftp import FtpService, Limits, open_sockets
+from fastboot.services.links import Link
+from tests.ftpkit import LOOPBACK, Memory, Running, descriptors, loop_thread, serving
+
+BIG = random.Random(1).randbytes(3_000_001)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Memory:
+    return Memory(
+        {
+            "/README": b"one\ntwo\r\nthree\n",
+            "/empty": b"",
+            "/media/big": BIG,
+            "/media/a b+c~d": b"spaces",
+            "/media/Pakete/größe.rpm": b"utf-8",
+            "/media/Pakete/\udce4.deb": b"latin-1",
+            "/media/Pakete/evil\r\nname": b"never listed",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def server(memory: Memory) -> Iterator[Running]:
+    with serving(memory) as running:
+        yield running
+
+
+@pytest.fixture
+def ftp(server: Running) -> Iterator[ftplib.FTP]:
+    with server.client() as client:
+        client.voidcmd("TYPE I")
+        yield client
+
+
+def fetch(ftp: ftplib.FTP, path: str, rest: int | None = None) -> bytes:
+    data = io.BytesIO()
+    assert ftp.retrbinary(f"RETR {path}", data.write, rest=rest).startswith("226")
+    return data.getvalue()
+
+
+def refusal(ftp: ftplib.FTP, command: str) -> str:
+    with pytest.raises((ftplib.error_perm, ftplib.error_temp)) as caught:
+        ftp.sendcmd(command)
+    return str(caught.value)
+
+
+class Raw:
+    """A control connection, byte by byte."""
+
+    def __init__(self, server: Running, login: bool = True, source: str = "127.0.0.1") -> None:
+        self.sock = socket.create_connection((server.host, server.port), 10, (source, 0))
+        self.lines = self.sock.makefile("rb")
+        assert self.reply().startswith("220")
+        if login:
+            assert self("USER ftp").startswith("331")
+            assert self("PASS x").startswith("230")
+            assert self("TYPE I").startswith("200")
+
+    def __call__(self, command: str) -> str:
+        self.sock.sendall(command.encode() + b"\r\n")
+        return self.reply()
+
+    def reply(self) -> str:
+        """Return the next single-line reply, or "" at the end of the connection."""
+        try:
+            return self.lines.readline().decode().rstrip()
+        except ConnectionError:
+            return ""
+
+    def passive(self) -> tuple[str, int]:
+        numbers = re.findall(r"\d+", self("PASV"))[1:]
+        return ".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5])
+
+    def data(self, buffer: int | None = None, source: str = "127.0.0.1") -> socket.socket:
+        sock = socket.socket()
+        if buffer:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.settimeout(10)
+        sock.bind((source, 0))
+        sock.connect(self.passive())
+        return sock
+
+    def silent(self, seconds: float = 0.2) -> bool:
+        """Whether the server says nothing for a while."""
+        self.sock.settimeout(seconds)
+        try:
+            return self.sock.recv(1, socket.MSG_PEEK) is None
+        except TimeoutError:
+            return True
+        finally:
+            self.sock.settimeout(10)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.sock.close()
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def everything(sock: socket.socket) -> bytes:
+    with sock:
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Source:
+    """A file larger than any socket buffer, hardly on disk."""
+    with (tmp_path / "large").open("wb") as file:
+        file.write(b"start")
+        file.truncate(64 << 20)
+    return opened(tmp_path, "large")
+
+
+def opened(directory: Path, name: str) -> Source:
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return Source.open(fd, name)
+    finally:
+        os.close(fd)
+
+
+# --- reading
+
+
+@pytest.mark.parametrize("passive", [True, False], ids=["passive", "active"])
+def test_files_arrive_whole(ftp: ftplib.FTP, passive: bool) -> None:
+    ftp.set_pasv(passive)
+    assert fetch(ftp, "/media/big") == BIG
+    assert fetch(ftp, "/empty") == b""
+    assert fetch(ftp, "/media/a b+c~d") == b"spaces"
+
+
+def test_extended_commands(ftp: ftplib.FTP) -> None:
+    ftp.af = socket.AF_INET6  # ftplib then uses EPSV and EPRT
+    port = int(ftp.sendcmd("EPSV 1").rpartition("|||")[2].rstrip("|)."))
+    with socket.create_connection(("127.0.0.1", port), 5) as data:
+        ftp.putcmd("RETR /README")
+        assert everything(data) == b"one\ntwo\r\nthree\n"
+    assert ftp.getresp().startswith("1") and ftp.getresp().startswith("226")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert ftp.sendcmd(f"EPRT |1|127.0.0.1|{listener.getsockname()[1]}|").startswith("200")
+        ftp.putcmd("RETR /README")
+        assert everything(listener.accept()[0]) == b"one\ntwo\r\nthree\n"
+    assert ftp.getresp().startswith("1") and ftp.getresp().startswith("226")
+    assert refusal(ftp, "EPSV 2").startswith("522")
+    assert refusal(ftp, "EPRT |2|::1|2000|").startswith("522")
+    assert ftp.sendcmd("EPSV ALL").startswith("2")
+    assert refusal(ftp, "PASV").startswith("501")
+
+
+def test_many_clients_in_both_modes_at_once(server: Running) -> None:
+    """pyftpdlib's active mode hangs here without the guard (its pull request 657)."""
+
+    def client(number: int) -> None:
+        for turn in range(4):
+            with server.client() as ftp:
+                ftp.set_pasv((number + turn) % 2 == 0)
+                for _ in range(2):
+                    assert fetch(ftp, "/media/big") == BIG
+
+    with ThreadPoolExecutor(12) as pool:
+        for done in [pool.submit(client, number) for number in range(12)]:
+            done.result(60)
+
+
+def test_text_type_ends_lines_with_crlf(ftp: ftplib.FTP) -> None:
+    lines: list[str] = []
+    assert ftp.retrlines("RETR /README", lines.append).startswith("226")
+    assert lines == ["one", "two", "three"]
+    with Raw.__new__(Raw) as raw:
+        raw.sock, raw.lines = ftp.sock, ftp.sock.makefile("rb")
+        raw("TYPE A")
+        data = raw.data()
+        raw("RETR /README")
+        assert everything(data) == b"one\r\ntwo\r\nthree\r\n"
+
+
+def test_restart(ftp: ftplib.FTP) -> None:
+    assert fetch(ftp, "/media/big", rest=2_999_999) == BIG[2_999_999:]
+    assert fetch(ftp, "/media/big", rest=len(BIG)) == b""
+    assert fetch(ftp, "/media/big") == BIG, "a restart position holds for one RETR"
+    ftp.voidcmd("PASV")
+    assert ftp.sendcmd(f"REST {len(BIG) + 1}").startswith("350")
+    assert refusal(ftp, "RETR /media/big").startswith("554")
+    assert refusal(ftp, "REST -1").startswith("501")
+    assert refusal(ftp, "REST x").startswith("501")
+    assert fetch(ftp, "/media/big", rest=1) == BIG[1:]
+
+
+def test_size_and_time(ftp: ftplib.FTP) -> None:
+    assert ftp.size("/media/big") == len(BIG)
+    assert ftp.sendcmd("MDTM /media/big") == "213 20231114221320"
+    assert refusal(ftp, "SIZE /media").startswith("550")
+    assert refusal(ftp, "MDTM /media").startswith("550")
+    assert refusal(ftp, "SIZE /nope").startswith("550")
+    ftp.voidcmd("TYPE A")
+    assert refusal(ftp, "SIZE /media/big").startswith("550")
+    assert refusal(ftp, "REST 5").startswith("501")
+
+
+def test_directories(ftp: ftplib.FTP) -> None:
+    assert ftp.pwd() == "/"
+    ftp.cwd("media")
+    ftp.cwd("Pakete")
+    assert ftp.pwd() == "/media/Pakete"
+    ftp.voidcmd("CDUP")
+    assert ftp.pwd() == "/media"
+    ftp.cwd("../../../..")
+    assert ftp.pwd() == "/"
+    assert refusal(ftp, "CWD README").startswith("550")
+    assert refusal(ftp, "CWD nope").startswith("550")
+    assert refusal(ftp, "RETR media").startswith("550")
+
+
+def test_listings(ftp: ftplib.FTP) -> None:
+    facts = dict(ftp.mlsd("/media"))
+    assert facts["big"] == {"type": "file", "size": str(len(BIG)), "modify": "20231114221320", "perm": "r"}
+    assert facts["Pakete"]["type"] == "dir"
+    assert sorted(ftp.nlst("/media")) == ["Pakete", "a b+c~d", "big"]
+    for command in ("LIST /media", "LIST -a /media", "LIST -la /media"):
+        lines: list[str] = []
+        ftp.retrlines(command, lines.append)
+        assert [line[:10] for line in lines] == ["dr-xr-xr-x", "-r--r--r--", "-r--r--r--"]
+        assert lines[2].split(None, 8)[4:] == [str(len(BIG)), "Nov", "14", "2023", "big"]
+    assert ftp.nlst("-a") == ["README", "empty", "media"]
+    assert ftp.nlst("README") == ["README"]
+    assert "type=file;size=0;" in ftp.sendcmd("MLST /empty")
+    ftp.sendcmd("OPTS MLST size;")
+    assert dict(ftp.mlsd("/"))["empty"] == {"size": "0"}
+    ftp.voidcmd("PASV")
+    assert refusal(ftp, "MLSD /README").startswith("501")
+    assert refusal(ftp, "LIST /nope").startswith("550")
+    assert refusal(ftp, "LIST *").startswith("550"), "no globbing"
+
+
+def test_names_of_any_encoding_round_trip(server: Running) -> None:
+    for encoding in ("utf-8", "latin-1"):
+        with ftplib.FTP(timeout=10, encoding=encoding) as ftp:
+            ftp.connect(server.host, server.port)
+            ftp.login()
+            ftp.cwd("/media/Pakete")
+            for name in ftp.nlst() if encoding == "latin-1" else ["größe.rpm"]:
+                assert fetch(ftp, name) in (b"utf-8", b"latin-1")
+            if encoding == "latin-1":
+                assert len(ftp.nlst()) == 2, "a name with a line end would forge a line"
+
+
+def test_features_are_those_that_work(ftp: ftplib.FTP) -> None:
+    lines = [line.strip() for line in ftp.sendcmd("FEAT").splitlines()[1:-1]]
+    assert lines == [
+        "EPRT",
+        "EPSV",
+        "MDTM",
+        "MLST type*;size*;modify*;perm*;",
+        "REST STREAM",
+        "SIZE",
+        "TVFS",
+        "UTF8",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["STOR x", "APPE x", "STOU", "DELE README", "MKD x", "RMD media", "RNFR README", "RNTO x", "XMKD x", "XRMD x",
+     "SITE CHMOD 777 README", "SITE HELP", "SITE EXEC ls", "MFMT 20200101000000 README", "ALLO 5", "REIN",
+     "AUTH TLS"],
+)  # fmt: skip
+def test_nothing_can_be_written(ftp: ftplib.FTP, command: str) -> None:
+    assert refusal(ftp, command).startswith("5")
+
+
+def test_only_anonymous(server: Running) -> None:
+    with server.client(login=False) as ftp:
+        assert re.fullmatch(r"220 [^0-9]*", ftp.getwelcome()), "no version in the banner"
+        assert refusal(ftp, "RETR /README").startswith("530")
+        assert refusal(ftp, "PASS x").startswith("503")
+        assert refusal(ftp, "USER root").startswith("530")
+        assert ftp.login("ftp", "me@example.com").startswith("230")
+        assert refusal(ftp, "USER root").startswith("530")
+        assert fetch(ftp, "/README")
+    with Raw(server, login=False) as raw:
+        assert [raw("USER root")[:3] for _ in range(3)] == ["530"] * 3
+        assert raw.reply() == ""
+
+
+def test_catalog_is_asked_for_this_client(memory: Memory, server: Running) -> None:
+    with server.client() as ftp:
+        fetch(ftp, "/README")
+    path, client = memory.asked[-1]
+    assert path == "/README"
+    assert client == Client(IPv4Address("127.0.0.1"), IPv4Address("127.0.0.1"), "ftp")
+
+
+# --- sources: slices, changes
+
+
+def test_slices_of_one_file(tmp_path: Path) -> None:
+    (tmp_path / "iso").write_bytes(BIG)
+    whole = opened(tmp_path, "iso")
+    cuts = {"/a": (0, 700_000), "/b": (700_000, 1_000_001), "/c": (1_700_001, 5), "/d": (len(BIG) - 1, 1)}
+    with serving(Memory({name: whole.slice(*cut) for name, cut in cuts.items()})) as server:
+
+        def client(name: str) -> None:
+            offset, size = cuts[name]
+            part = BIG[offset : offset + size]
+            with server.client() as ftp:
+                for _ in range(5):
+                    assert fetch(ftp, name) == part
+                    assert fetch(ftp, name, rest=size // 2) == part[size // 2 :]
+                assert ftp.size(name) == size
+                with io.BytesIO() as text:
+                    ftp.voidcmd("TYPE A")
+                    with ftp.transfercmd(f"RETR {name}") as data:
+                        text.write(everything(data))
+                    assert ftp.voidresp().startswith("226")
+                    assert text.getvalue().replace(b"\r\n", b"\n") == part.replace(b"\r\n", b"\n")
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(client, name) for name in cuts]:
+                done.result(30)
+
+
+@pytest.mark.parametrize("how", ["shrunk", "written", "touched"])
+@pytest.mark.parametrize("kind", ["I", "A"])
+def test_file_that_changes_is_never_completed(tmp_path: Path, how: str, kind: str) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(48 << 20))
+    with serving(Memory({"/large": opened(tmp_path, "large"), "/ok": b"ok"})) as server, Raw(server) as raw:
+        raw(f"TYPE {kind}")
+        data = raw.data(buffer=8192)
+        assert raw("RETR /large").startswith("150") or raw.lines
+        data.recv(1000)
+        if how == "shrunk":
+            os.truncate(path, 20 << 20)
+        else:
+            with path.open("r+b") as file:
+                file.seek(40 << 20)
+                file.write(b"new")
+        received = 1000
+        with pytest.raises(ConnectionResetError):
+            while chunk := data.recv(1 << 20):
+                received += len(chunk)
+        data.close()
+        assert received < 48 << 20
+        assert raw.reply()[:3] in ("451", "426")
+        raw("TYPE I")
+        data = raw.data()
+        assert raw("RETR /ok")[:3] in ("125", "150")
+        assert everything(data) == b"ok", "the session goes on"
+        assert len(server.of("ftp.failed")) == 1
+        assert server.of("ftp.failed")[0]["path"] == "/large"
+
+
+def test_file_replaced_by_rename_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"old" * (8 << 20))
+    with serving(Memory({"/large": opened(tmp_path, "large")})) as server, Raw(server) as raw:
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        first = data.recv(1000)
+        (tmp_path / "new").write_bytes(b"new" * 100)
+        (tmp_path / "new").rename(path)
+        assert first + everything(data) == b"old" * (8 << 20)
+
+
+def test_real_catalog(tmp_path: Path) -> None:
+    root, media = tmp_path / "root", tmp_path / "media"
+    (root / "sub").mkdir(parents=True)
+    media.mkdir()
+    (root / "sub" / "file").write_bytes(BIG)
+    (media / "vmlinuz").write_bytes(b"kernel")
+    (root / "out").symlink_to("/etc/passwd")
+    (root / "in").symlink_to("sub/file")
+    os.mkfifo(root / "fifo")
+    settings = config.Config(interface="lo", roots=(root,), media=({"name": "deb", "path": media},))
+    catalog = Catalog(settings)
+    try:
+        with serving(catalog) as server, server.client() as ftp:
+            ftp.voidcmd("TYPE I")
+            assert fetch(ftp, "/sub/file") == BIG
+            assert fetch(ftp, "in") == BIG
+            assert fetch(ftp, "/media/deb/vmlinuz") == b"kernel"
+            assert {"sub", "in", "media"} <= set(ftp.nlst("/"))
+            assert ftp.nlst("/media/deb") == ["vmlinuz"]
+            ftp.voidcmd("TYPE I")
+            assert ftp.size("/media/deb/vmlinuz") == 6
+            ftp.voidcmd("PASV")
+            for path in ("/out", "/fifo", "/../etc/passwd", "/nope", "/sub", "/media/deb/../../../etc/passwd"):
+                assert refusal(ftp, f"RETR {path}").startswith("550")
+    finally:
+        catalog.close()
+
+
+class Strange(Memory):
+    async def later(self) -> Source:
+        raise AssertionError("never run")
+
+    def resolve(self, path: str, client: Client) -> Any:
+        if path == "/later":
+            return self.later()
+        if path == "/bug":
+            raise ZeroDivisionError
+        return super().resolve(path, client)
+
+
+def test_answers_that_can_not_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(Strange({"/ok": b"ok"})) as server, server.client() as ftp:
+        ftp.voidcmd("PASV")
+        assert refusal(ftp, "RETR /later").startswith("451")
+        assert refusal(ftp, "RETR /bug").startswith("451")
+        assert fetch(ftp, "/ok") == b"ok"
+
+
+# --- transfers that end early
+
+
+def test_abort(large: Source) -> None:
+    with serving(Memory({"/large": large})) as server, Raw(server) as raw:
+        assert raw("ABOR").startswith("225")
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        assert data.recv(5) == b"start"
+        assert raw("ABOR").startswith("426")
+        assert raw.reply().startswith("226")
+        data.close()
+        raw.passive()
+        assert raw("RETR /large").startswith("150")
+        assert raw("ABOR").startswith("426"), "nobody connected yet"
+        assert raw.reply().startswith("226")
+        raw.passive()
+        assert raw("ABOR").startswith("225")
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        raw.sock.sendall(b"\xff\xf4\xff")
+        raw.sock.send(b"\xf2", socket.MSG_OOB)
+        assert raw("ABOR").startswith("426"), "Telnet IP and Synch before ABOR"
+        assert raw.reply().startswith("226")
+        data.close()
+        assert [facts["reason"] for facts in server.of("ftp.failed")] == ["the client aborted"] * 2
+
+
+def test_telnet_bytes_before_any_command(server: Running) -> None:
+    with Raw(server) as raw:
+        raw.sock.sendall(b"\xff\xfb\x01\xff\xfd\x03\xff\xf1")
+        assert raw("NOOP").startswith("200")
+
+
+def test_client_that_takes_nothing(large: Source) -> None:
+    with serving(Memory({"/large": large}), Limits(stall=0.3)) as server, Raw(server) as raw:
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        assert raw.reply().startswith("421")
+        assert raw.reply() == ""
+        data.close()
+        assert "took nothing" in server.of("ftp.failed")[0]["reason"]
+
+
+def test_resets_leak_nothing_and_disturb_nobody(large: Source) -> None:
+    with serving(Memory({"/large": large, "/big": BIG})) as server:
+        with server.client() as ftp:
+            assert fetch(ftp, "/big") == BIG
+        server.until(lambda: not server.service.counters()["sessions_open"])
+        gc.collect()  # sockets that other tests left
+        before = descriptors()
+        for turn in range(20):
+            raw = Raw(server)
+            data = raw.data(buffer=8192)
+            raw("RETR /large")
+            data.recv(5)
+            if turn % 3 == 0:
+                reset(data)
+                assert raw.reply().startswith("426")
+            elif turn % 3 == 1:
+                reset(raw.sock)
+                raw.lines.close()
+            raw.close()
+            data.close()
+        raws = [Raw(server) for _ in range(10)]
+        for raw in raws:
+            raw.data().close() if id(raw) % 2 else raw.passive()
+            raw.close()
+        server.until(lambda: not server.service.counters()["sessions_open"])
+        assert descriptors() == before
+        with server.client() as ftp:
+            assert fetch(ftp, "/big") == BIG
+        assert len(server.of("ftp.failed")) == 20
+
+
+def test_clients_that_connect_and_reset_at_once(server: Running) -> None:
+    """uvloop aborts the process where a watched descriptor is closed early."""
+    for _ in range(300):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex((server.host, server.port))
+        reset(sock)
+    for _ in range(50):
+        with Raw(server) as raw:
+            address = raw.passive()
+            sock = socket.create_connection(address, 5)
+            reset(sock)
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with Raw(server) as raw:
+        assert raw(f"PORT 127,0,0,1,{port // 256},{port % 256}").startswith("425")
+        assert raw("RETR /README").startswith("425")
+    with server.client() as ftp:
+        assert fetch(ftp, "/README")
+
+
+def test_commands_without_a_data_connection(server: Running, large: Source) -> None:
+    with Raw(server) as raw:
+        assert raw("RETR /README").startswith("425")
+        assert raw("LIST").startswith("425")
+        data = raw.data()
+        reset(data)
+        assert raw.silent()
+        assert raw("RETR /README").startswith("425")
+    with serving(Memory({"/large": large, "/ok": b"ok"}), Limits(connect=0.2)) as server, Raw(server) as raw:
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        data.recv(5)
+        assert raw("RETR /ok").startswith("503"), "one transfer at a time"
+        assert raw("LIST").startswith("503")
+        assert raw("ABOR").startswith("426")
+        data.close()
+        raw.reply()
+        raw.passive()
+        assert raw("RETR /ok").startswith("150")
+        assert raw.reply().startswith("425"), "nobody connects"
+        data = raw.data()
+        assert raw.silent(), "the file of before must not come"
+        assert raw("RETR /ok").startswith("125")
+        assert everything(data) == b"ok"
+
+
+# --- limits and guards
+
+
+def test_500_sessions_at_once(memory: Memory) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
+    with serving(memory) as server:
+        socks = []
+        for _ in range(500):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex((server.host, server.port))
+            socks.append(sock)
+        started = time.monotonic()
+        for sock in socks:
+            sock.settimeout(10)
+            assert sock.recv(200).startswith(b"220")
+        for words in (b"USER ftp\r\n", b"PASS x\r\n", b"TYPE I\r\n", b"PASV\r\n"):
+            for sock in socks:
+                sock.sendall(words)
+            replies = [sock.recv(200) for sock in socks]
+            assert all(reply[:1] in b"23" for reply in replies)
+        datas = []
+        for sock, reply in zip(socks, replies, strict=True):
+            high, low = map(int, re.findall(rb"\d+", reply)[-2:])
+            datas.append(socket.create_connection(("127.0.0.1", high * 256 + low), 10))
+            sock.sendall(b"RETR /README\r\n")
+        assert all(everything(data) == b"one\ntwo\r\nthree\n" for data in datas)
+        assert time.monotonic() - started < 20
+        assert server.counters()["sessions"] == 500 and server.counters()["sent"] == 500
+        for sock in socks:
+            sock.close()
+
+
+def test_session_limit_counts_sessions_only(memory: Memory) -> None:
+    with serving(memory, max_sessions=3) as server:
+        clients = [Raw(server) for _ in range(3)]
+        datas = [client.data() for client in clients]
+        with socket.create_connection((server.host, server.port), 5) as late:
+            assert everything(late).startswith(b"421 ")
+        for client, data in zip(clients, datas, strict=True):
+            assert client("RETR /README")[:3] in ("125", "150")
+            assert everything(data)
+        clients[0].close()
+        server.until(lambda: server.service.counters()["sessions_open"] == 2)
+        with server.client() as ftp:
+            assert fetch(ftp, "/README")
+        for client in clients:
+            client.close()
+        assert server.of("ftp.refused") == [{"peer": "127.0.0.1", "reason": "too many sessions", "times": 1}]
+
+
+def test_passive_range(memory: Memory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        middle = taken.getsockname()[1]
+        ports = {"first": middle - 1, "last": middle + 1}
+        with serving(memory, passive_ports=ports) as server:
+            with Raw(server) as one, Raw(server) as two, Raw(server) as three:
+                assert {one.passive()[1], two.passive()[1]} == {middle - 1, middle + 1}
+                assert three("PASV").startswith("425")
+                assert three("EPSV").startswith("425")
+                assert three("RETR /README").startswith("425")
+                assert one("ABOR").startswith("225")
+                data = three.data()
+                assert three("RETR /README")[:3] in ("125", "150")
+                assert everything(data)
+            for _ in range(20):  # a port whose connections linger is used again
+                with server.client() as ftp:
+                    assert fetch(ftp, "/README")
+            assert server.counters()["refused no passive port"] == 2
+
+
+def test_bounce_is_refused(server: Running) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as victim:
+        port = victim.getsockname()[1]
+        with Raw(server) as raw:
+            assert raw(f"PORT 127,0,0,2,{port // 256},{port % 256}").startswith("501")
+            assert raw(f"EPRT |1|127.0.0.2|{port}|").startswith("501")
+            assert raw("PORT 127,0,0,1,0,25").startswith("501")
+            assert raw("EPRT |1|127.0.0.1|1023|").startswith("501")
+            for nonsense in (
+                "PORT 1,2,3",
+                "PORT 127,0,0,1,999,999",
+                "EPRT",
+                "EPRT |",
+                "EPRT |1|x|9|",
+                "PORT a,b,c,d,e,f",
+            ):
+                assert raw(nonsense).startswith("501"), nonsense
+            assert raw("RETR /README").startswith("425")
+        victim.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            victim.accept()
+
+
+def test_stolen_data_connection_is_refused(server: Running) -> None:
+    with Raw(server) as raw:
+        address = raw.passive()
+        with socket.create_connection(address, 5, ("127.0.0.2", 0)) as thief:
+            assert everything(thief) == b""
+        assert raw.silent(), "no stray reply"
+        with socket.create_connection(address, 5) as data:
+            assert raw("RETR /README")[:3] in ("125", "150")
+            assert everything(data)
+
+
+def test_login_deadline_is_not_moved_by_noop(memory: Memory) -> None:
+    with serving(memory, Limits(login=0.4, commands_before_login=10_000)) as server:
+        started = time.monotonic()
+        with Raw(server) as quick, Raw(server, login=False) as slow:
+            while (reply := slow("NOOP")).startswith("200"):
+                time.sleep(0.02)
+            assert reply.startswith("421") or reply == ""
+            assert 0.3 < time.monotonic() - started < 5
+            assert quick("NOOP").startswith("200")
+        assert server.of("ftp.refused")[0]["reason"] == "no login in time"
+
+
+def test_idle_session_ends(memory: Memory) -> None:
+    with serving(memory, Limits(idle=0.3)) as server, Raw(server) as raw:
+        assert raw.reply().startswith("421")
+        assert raw.reply() == ""
+
+
+def test_commands_before_login_are_limited(server: Running) -> None:
+    with Raw(server, login=False) as raw:
+        replies = [raw("NOOP") for _ in range(17)]
+        assert [reply[:3] for reply in replies] == ["200"] * 16 + ["421"]
+        assert raw.reply() == ""
+
+
+def test_line_length(server: Running) -> None:
+    with Raw(server) as raw:
+        raw.sock.sendall(b"CWD " + b"x" * 300_000 + b"QUIT\r\n")
+        assert raw.reply().startswith("500")
+        assert raw("NOOP").startswith("200"), "the rest of a long line is no command"
+        assert raw("SIZE /" + "x" * 4090).startswith("550")
+
+
+@pytest.mark.parametrize("middle", [b"\n", b"\r\0", b"\r", b"\0", b"\x1b", b"\x7f"])
+def test_control_characters_do_not_split_commands(server: Running, middle: bytes) -> None:
+    with Raw(server) as raw:
+        raw.sock.sendall(b"CWD /media" + middle + b"PASV\r\n")
+        assert raw.reply().startswith("501")
+        assert raw.silent()
+
+
+def test_client_that_reads_no_replies(server: Running) -> None:
+    before = server.counters()["sessions_open"]
+    with Raw(server) as raw:
+        raw.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with pytest.raises(OSError):
+            for _ in range(3000):
+                raw.sock.sendall(b"HELP\r\n" * 1000)
+        server.until(lambda: server.service.counters()["sessions_open"] == before)
+
+
+def test_pipelined_commands_after_quit(server: Running) -> None:
+    with Raw(server) as raw:
+        raw.sock.sendall(b"QUIT\r\nRETR /README\r\nLIST\r\n")
+        assert raw.reply().startswith("221")
+        assert raw.reply() == ""
+
+
+def test_listing_limit(memory: Memory) -> None:
+    with serving(memory, Limits(listing=2)) as server, server.client() as ftp:
+        ftp.voidcmd("PASV")
+        assert refusal(ftp, "LIST /media").startswith("451")
+        assert refusal(ftp, "STAT /media").startswith("504")
+
+
+def test_server_outlives_its_descriptors(tmp_path: Path) -> None:
+    """pyftpdlib closes its listener at the first EMFILE."""
+    script = textwrap.dedent("""
+        import resource, socket, sys, time
+        from tests.ftpkit import Memory, serving
+        with serving(Memory({"/ok": b"ok"})) as server:
+            with server.client() as ftp: ftp.retrbinary("RETR /ok", print)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (120, 4096))
+            socks = []
+            try:
+                while True: socks.append(socket.create_connection((server.host, server.port)))
+            except OSError: pass
+            full = [s for s in socks]
+            time.sleep(0.5)
+            for sock in socks: sock.close()
+            server.until(lambda: not server.service.counters()["sessions_open"])
+            with server.client() as ftp: ftp.retrbinary("RETR /ok", print)
+            assert "refused no descriptor is free" in server.counters(), server.counters()
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("b'ok'") == 2
+    assert done.stderr == ""
+
+
+# --- the service
+
+
+def test_progress_and_events(large: Source) -> None:
+    def mac_of(address: IPv4Address) -> str:
+        return "52:54:00:00:00:01"
+
+    with loop_thread() as loop:
+        events: list[Any] = []
+        service = FtpService(
+            config.Ftp(port=0), [LOOPBACK], Memory({"/large": large}), events.append, mac_of=mac_of
+        )
+        asyncio.run_coroutine_threadsafe(service.start(), loop).result(5)
+        server = Running(service, loop, events)
+        with Raw(server) as raw:
+            data = raw.data(buffer=8192)
+            raw("REST 1000")
+            raw("RETR /large")
+            data.recv(5)
+            (progress,) = server.call(service.transfers)
+            assert (str(progress.peer), progress.mac, progress.path) == (
+                "127.0.0.1",
+                mac_of(progress.peer),
+                "/large",
+            )
+            assert 1005 <= progress.sent < progress.size == 64 << 20
+            assert server.counters()["transfers_open"] == 1
+            assert 5 + len(everything(data)) == (64 << 20) - 1000
+            assert raw.reply().startswith("226")
+            sent = server.of("ftp.sent")[0]
+            assert sent["bytes"] == (64 << 20) - 1000 and sent["path"] == "/large" and sent["seconds"] >= 0
+            assert events[-1].mac == mac_of(progress.peer)
+            assert server.call(service.transfers) == []
+        server.wait(service.stop())
+        assert server.kinds() == ["ftp.session", "ftp.sent"]
+
+
+def test_stop_lets_transfers_finish(large: Source) -> None:
+    with serving(Memory({"/large": large})) as server, Raw(server) as raw, Raw(server) as idle:
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        data.recv(5)
+        stopping = asyncio.run_coroutine_threadsafe(server.service.stop(20), server.loop)
+        assert idle.reply().startswith("421")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((server.host, server.port), 5)
+        assert not stopping.done()
+        assert 5 + len(everything(data)) == 64 << 20
+        assert raw.reply().startswith("226")
+        assert raw.reply() == ""
+        stopping.result(5)
+
+
+def test_stop_ends_what_does_not_finish(large: Source) -> None:
+    before = descriptors()
+    with serving(Memory({"/large": large})) as server, Raw(server) as raw:
+        data = raw.data(buffer=8192)
+        raw("RETR /large")
+        data.recv(5)
+        server.wait(server.service.stop(0.2))
+        with data, pytest.raises(ConnectionResetError):
+            everything(data)
+        assert server.of("ftp.failed")[0]["reason"] == "the server stopped"
+    assert descriptors() == before
+
+
+def test_two_services_in_one_process(memory: Memory) -> None:
+    other = Memory({"/README": b"other"})
+    with loop_thread() as loop, serving(memory, loop=loop) as one:
+        with serving(other, Limits(commands_before_login=1), loop=loop, max_sessions=1) as two:
+            with one.client() as first, one.client() as second, Raw(two, login=False) as raw:
+                assert fetch(first, "/README") == fetch(second, "/README") == b"one\ntwo\r\nthree\n"
+                assert raw("NOOP").startswith("200")
+                assert raw("NOOP").startswith("421")
+            assert two.counters()["sessions"] == 1 and one.counters()["sessions"] == 2
+        with one.client() as ftp:
+            assert fetch(ftp, "/README") == b"one\ntwo\r\nthree\n", "the other one's end is not ours"
+
+
+def test_data_comes_from_the_address_that_was_asked(memory: Memory) -> None:
+    link = Link("lo", 1, bytes(6), 65536, (IPv4Interface("127.0.0.1/8"), IPv4Interface("127.0.0.3/8")))
+    with serving(memory, link=link) as server:
+        assert [host for host, _ in server.service.addresses] == ["127.0.0.1", "127.0.0.3"]
+        host, port = server.service.addresses[1]
+        ftp = ftplib.FTP(timeout=10)
+        ftp.trust_server_pasv_ipv4_address = True
+        ftp.connect(host, port)
+        ftp.login()
+        assert ftp.makepasv()[0] == "127.0.0.3"
+        assert fetch(ftp, "/README")
+        assert memory.asked[-1][1].server == IPv4Address("127.0.0.3")
+        local = ftp.sock.getsockname()[0]
+        with socket.create_server((local, 0)) as listener:
+            data_port = listener.getsockname()[1]
+            ftp.sendcmd(f"PORT {local.replace('.', ',')},{data_port // 256},{data_port % 256}")
+            connection, peer = listener.accept()
+            connection.close()
+            assert peer[0] == "127.0.0.3"
+        ftp.close()
+
+
+def test_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"ftp\.port: 127\.0\.0\.1:{port}: .*stop it or choose another port"
+        ):
+            open_sockets(config.Ftp(port=port), [LOOPBACK])
+
+
+def test_sockets_bound_before(memory: Memory) -> None:
+    sockets = open_sockets(config.Ftp(port=0), [LOOPBACK])
+    port = sockets[0].getsockname()[1]
+    with loop_thread() as loop:
+        service = FtpService(config.Ftp(port=1), [LOOPBACK], memory, lambda event: None, sockets=sockets)
+        asyncio.run_coroutine_threadsafe(service.start(), loop).result(5)
+        server = Running(service, loop, [])
+        assert server.port == port
+        with server.client() as ftp:
+            assert fetch(ftp, "/README")
+        server.wait(service.stop())
+
+
+def test_logging_of_the_process_is_left_alone(memory: Memory, capfd: pytest.CaptureFixture[str]) -> None:
+    handlers, theirs = list(logging.root.handlers), list(logging.getLogger("pyftpdlib").handlers)
+    with serving(memory) as server:
+        with server.client() as ftp, pytest.raises(ftplib.error_perm):
+            ftp.retrbinary("RETR /nope", print)
+        with Raw(server) as raw:
+            raw("PORT 10,0,0,1,0,1")
+    assert logging.root.handlers == handlers
+    assert logging.getLogger("pyftpdlib").handlers == theirs
+    assert logging._srcfile is not None  # type: ignore[attr-defined]
+    assert capfd.readouterr().err == ""
+
+
+def test_loop_is_idle_without_work(memory: Memory) -> None:
+    with serving(memory) as server, Raw(server) as raw:
+        raw.passive()
+        before = time.process_time()
+        threading.Event().wait(0.5)
+        assert time.process_time() - before < 0.1
+
+
+def test_refusals_are_told_once_a_second(memory: Memory) -> None:
+    with serving(memory) as server, Raw(server) as raw:
+        for _ in range(50):
+            raw("PORT 10,0,0,1,9,9")
+        assert server.counters()["refused bounce"] == 50
+        assert len(server.of("ftp.refused")) <= 2
+
+
+def test_refusal_is_a_model_refusal() -> None:
+    assert isinstance(Memory().resolve("/x", Client(IPv4Address(1), IPv4Address(2), "ftp")), Refusal)
