@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
@@ -28,10 +29,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fastboot import __version__
+from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, load
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
-from fastboot.server import Server, node_facts
+from fastboot.server import Server, World, node_facts
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
 from fastboot.watch.log import EventLog, install, plain
 
@@ -46,6 +48,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Firmware(StrEnum):
+    """What `demo` can boot a machine with."""
+
+    BIOS = "bios"
+    UEFI = "uefi"
+
+
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -83,6 +94,30 @@ def serve(config: ConfigFile = DEFAULT) -> None:
     become(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(server, log))
+
+
+@app.command()
+def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
+    """Find everything that would fail, before it fails. Exit code 1 where something would."""
+    settings = load(config)
+    path = config.absolute()
+    findings = list(before_drop(settings))
+    try:
+        world = World(settings)
+        drop_to(account_of(settings))
+        findings += after_drop(settings, world, path)
+    except ConfigError as error:
+        findings.append(Finding("error", str(error)))
+    errors = sum(finding.level == "error" for finding in findings)
+    if as_json:
+        print_json([{"level": finding.level, "text": finding.text} for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{finding.level}: {finding.text}")
+        print(
+            f"{path}: {errors} errors, {len(findings) - errors} warnings" if findings else f"{path}: all is well"
+        )
+    sys.exit(FAILED if errors else 0)
 
 
 @app.command()
@@ -140,6 +175,19 @@ def reload(config: ConfigFile = DEFAULT) -> None:
     """Make the running server read its configuration again."""
     changed = ControlClient(load(config).state).post("/reload")["changed"]
     print(f"reloaded: {', '.join(changed) if changed else 'nothing changed'}")
+
+
+@app.command()
+def demo(
+    firmware: Annotated[Firmware, typer.Option(help="What the virtual machine boots with.")] = Firmware.BIOS,
+    nic: Annotated[str, typer.Option(help="The QEMU model of its network card.")] = "virtio-net-pci",
+    as_json: AsJson = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the logs of a success as well.")] = False,
+) -> None:
+    """Boot a bare virtual machine from a real server on a private network, and show what happens."""
+    from fastboot.lab.demo import run as rehearse
+
+    sys.exit(rehearse(firmware.value, nic=nic, as_json=as_json, keep=keep))
 
 
 @app.command()
@@ -214,34 +262,45 @@ def become(config: Config) -> None:
 
     The sockets are bound by now, so not even CAP_NET_RAW is kept. Raises FastbootError.
     """
-    account = None
-    if config.user is not None and os.geteuid() == 0:
+    account, state = account_of(config), config.state
+    if not state.exists():
         try:
-            account = pwd.getpwnam(config.user)
-        except KeyError:
-            raise ConfigError(
-                f"user: there is no {config.user!r} here; make it with: adduser --system --group {config.user}"
-            ) from None
-    state = config.state
-    try:
-        if not state.exists():
             state.mkdir(mode=0o750, parents=True)
             if account:
                 os.chown(state, account.pw_uid, account.pw_gid)
-        if account:
+        except OSError as error:
+            raise FastbootError(f"state: can not make {state}: {error.strerror}") from error
+    drop_to(account)
+    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        who = user_name()
+        raise FastbootError(f"state: {state} is not writable for {who}; make it so with: chown -R {who}: {state}")
+
+
+def account_of(config: Config) -> pwd.struct_passwd | None:
+    """Return the account to drop to; None where there is none to drop to, or no privilege to drop."""
+    if config.user is None or os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam(config.user)
+    except KeyError:
+        make = f"adduser --system --group {config.user}"
+        raise ConfigError(f"user: there is no user {config.user!r} here; make it with: {make}") from None
+
+
+def drop_to(account: pwd.struct_passwd | None) -> None:
+    """Become another user for good. Raises FastbootError."""
+    if account:
+        try:
             os.initgroups(account.pw_name, account.pw_gid)
             os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
             os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-    except OSError as error:
-        raise FastbootError(f"can not make {state} or become {config.user!r}: {error}") from error
-    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
-        who = config.user or pwd_name()
-        raise FastbootError(f"state: {state} is not writable for {who}; make it so with: chown -R {who}: {state}")
+        except OSError as error:
+            raise FastbootError(f"user: can not become {account.pw_name}: {error.strerror}") from error
     # A program that this process may ever start gets no privileges from a set-uid bit (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def pwd_name() -> str:
+def user_name() -> str:
     """Return the name of the user that this process runs as, or its number."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name

@@ -7,20 +7,24 @@ privileges, the event loop's policy), so several servers can run in one program.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import os
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address
 from typing import Any, Protocol, cast
+
+import psutil
 
 from fastboot import __version__
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, Entry
 from fastboot.boot.firmware import ARCHITECTURES, LOADERS, find_loaders
+from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.config import Config, Table
 from fastboot.model import BootRequest, Client, ConfigError, Event, FastbootError, Node, Refusal, Verdict
@@ -74,14 +78,17 @@ def open_sockets(config: Config) -> Sockets:
     Raises ConfigError for an interface that can not be used, FastbootError for a port that is taken or forbidden.
     """
     links = find_links(config.interface)
-    with ExitStack() as undo:
-        sockets = Sockets(links)
+    sockets = Sockets(links)
+    try:
         if config.tftp:
             sockets = replace(sockets, tftp=tftp.open_sockets(config.tftp))
-            undo.callback(sockets.close)
         if config.ftp:
             sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
-        undo.pop_all()
+    except FastbootError as error:
+        sockets.close()
+        if isinstance(error.__cause__, OSError):  # the machine's state, not the configuration's fault
+            raise FastbootError(f"{error}{port_holder(str(error), error.__cause__)}") from error.__cause__
+        raise
     return sockets
 
 
@@ -106,6 +113,7 @@ class World:
         profiles = [profile.profile() for profile in config.profiles]
         ftp_port = config.ftp.port if config.ftp else 21
         self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ftp_port)
+        self.policy = Policy(config.boot, self.loaders)
         self.catalog = Catalog(config, self.loaders, self.renderer)
 
     def close(self) -> None:
@@ -323,6 +331,20 @@ def transfer_facts(protocol: str, transfer: object) -> dict[str, object]:
     given: dict[str, object] = dict(transfer) if isinstance(transfer, Mapping) else asdict(cast(Any, transfer))
     names = {"done": "bytes", "sent": "bytes"}
     return {"protocol": protocol, **{names.get(key, key): value for key, value in given.items()}}
+
+
+def port_holder(text: str, error: OSError) -> str:
+    """Return who has the port that an error of `open_sockets` names, in brackets; empty where nobody tells."""
+    ports = {int(number) for number in re.findall(r"\b\d{1,5}\b", text)}
+    if error.errno != errno.EADDRINUSE:
+        return ""
+    try:
+        for entry in psutil.net_connections("udp4" if text.startswith(("tftp", "dhcp")) else "tcp4"):
+            if entry.laddr and entry.laddr.port in ports and entry.pid:
+                return f" (by {psutil.Process(entry.pid).name()}, process {entry.pid})"
+    except psutil.Error:
+        pass
+    return ""
 
 
 def check_loaders(config: Config) -> None:

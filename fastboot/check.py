@@ -1,0 +1,130 @@
+"""`fastboot check`: everything that would fail, before it fails.
+
+Two halves, for the caller drops to `user` in between: what needs the caller's privileges, then what the server
+will do without them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Literal
+
+from fastboot.config import Config, Subnet
+from fastboot.model import ConfigError, FastbootError
+from fastboot.server import World, open_sockets
+from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.links import Link, find_links
+
+DESCRIPTORS = 512
+"""Open files beside those of FTP sessions: sockets, trees, the store, and sources of TFTP transfers."""
+PER_SESSION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `check` found: an error would fail, a warning is allowed but rarely meant."""
+
+    level: Literal["error", "warning"]
+    text: str
+
+
+def before_drop(config: Config) -> Iterator[Finding]:
+    """Look at interfaces, ports and limits, with the caller's privileges."""
+    try:
+        links = find_links(config.interface)
+    except ConfigError as error:
+        yield Finding("error", str(error))
+        links = ()
+    if config.dhcp and links:
+        yield from _subnet_findings(config.dhcp.subnets, links)
+        yield from _own_address_findings(config, links)
+    if links and not is_running(config):
+        try:
+            open_sockets(config).close()
+        except FastbootError as error:
+            yield Finding("error", str(error))
+    if config.user is None and os.geteuid() == 0:
+        yield Finding(
+            "warning", 'user: is not set, so the server runs as root; write user = "fastboot", for example'
+        )
+    if config.dhcp and not config.tftp and not any("://" in url for url in config.boot.loaders.values()):
+        yield Finding("warning", "tftp: is missing, so machines get an address but no loader; add [tftp]")
+    if config.ftp:
+        needed = config.ftp.max_sessions * PER_SESSION + DESCRIPTORS
+        if (hard := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < needed:
+            yield Finding("warning", f"ftp.max_sessions: needs {needed} open files, the system allows {hard}")
+
+
+def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
+    """Look at files, as the user that the server drops to. `path` is the configuration file."""
+    for own in (Path(__file__).parent, Path(os.__file__).parent):
+        if not os.access(own, os.R_OK | os.X_OK):
+            yield Finding("warning", f"user: can not read {own}, which fastboot runs from; install it elsewhere")
+    if not os.access(path, os.R_OK):
+        yield Finding("warning", f"{path}: not readable for the server's user, so a reload will fail")
+    if config.nodes_file and not os.access(config.nodes_file, os.R_OK):
+        yield Finding("warning", f"nodes_file: {config.nodes_file}: not readable for the server's user")
+    if config.state.exists() and not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding("error", f"state: {config.state} is not writable for the server's user")
+    for text in world.catalog.check():
+        yield Finding("warning" if _may_be_meant(text, world) else "error", text)
+    yield from _install_findings(config, world)
+
+
+def is_running(config: Config) -> bool:
+    """Whether a server answers on the state directory: then the ports are its own."""
+    try:
+        ControlClient(config.state).get("/status")
+    except NotRunning:
+        return False
+    return True
+
+
+def _may_be_meant(text: str, world: World) -> bool:
+    """A loader of a class that the lab has no machines of, or a bad link somewhere in a large tree."""
+    return text in world.loaders.complaints or (text.startswith("/") and "permission denied" not in text)
+
+
+def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterator[Finding]:
+    own = {address.ip: link.name for link in links for address in link.addresses}
+    for at, subnet in enumerate(subnets):
+        key = f"dhcp.subnets[{at}]"
+        inside = {address: name for address, name in own.items() if address in subnet.network}
+        if not inside:
+            host = subnet.gateway or subnet.network.network_address + 1
+            yield Finding(
+                "error",
+                f"{key}.network: no interface has an address in {subnet.network}; give it one with:"
+                f" ip address add {host}/{subnet.network.prefixlen} dev {links[0].name}",
+            )
+        for number, pool in enumerate(subnet.pools):
+            for address, name in inside.items():
+                if address in pool:
+                    text = f"{key}.pools[{number}]: {pool} holds {address}, the address of {name}; leave it out"
+                    yield Finding("error", text)
+    for link in links:
+        if not any(address.ip in subnet.network for address in link.addresses for subnet in subnets):
+            text = f"interface: {link.name} has no address in a subnet of dhcp, so machines on it get no answer"
+            yield Finding("warning", text)
+
+
+def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Finding]:
+    own: dict[IPv4Address, str] = {address.ip: link.name for link in links for address in link.addresses}
+    for node in config.all_nodes():
+        if node.address in own:
+            yield Finding("error", f"nodes {node.name}.address: {node.address} is that of {own[node.address]}")
+
+
+def _install_findings(config: Config, world: World) -> Iterator[Finding]:
+    installing = {profile.name for profile in config.profiles if profile.installs}
+    for name in sorted(installing & {node.profile for node in world.nodes if node.profile}):
+        text = (
+            f"profiles {name}: installs, and this version can not arm machines yet, so its nodes boot from disk;"
+            " for live, diskless and rescue systems write installs = false"
+        )
+        yield Finding("warning", text)
