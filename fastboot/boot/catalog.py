@@ -329,7 +329,7 @@ class Catalog:
         except IsADirectoryError:
             fd = self._reach(tree, inside, open_directory)
             try:
-                return Entry(name, True, 0, os.fstat(fd).st_mtime)
+                return Entry(name, True, 0, os.fstat(fd).st_mtime_ns / 1e9)
             finally:
                 os.close(fd)
         return Entry(name, False, source.size, source.mtime)
@@ -347,9 +347,9 @@ class Catalog:
                 except OSError:
                     continue  # a refused link, or a file removed since
                 if stat.S_ISDIR(facts.st_mode):
-                    yield Entry(item.name, True, 0, facts.st_mtime)
+                    yield Entry(item.name, True, 0, facts.st_mtime_ns / 1e9)
                 elif stat.S_ISREG(facts.st_mode):
-                    yield Entry(item.name, False, facts.st_size, facts.st_mtime)
+                    yield Entry(item.name, False, facts.st_size, facts.st_mtime_ns / 1e9)
 
     def _reach(self, tree: Tree, inside: str, door: Callable[[int, str], T]) -> T:
         """Go through a confined door (Source.open, open_directory), over absolute links that are allowed."""
