@@ -463,14 +463,21 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
-    for fault in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for fault in found:
         place = fault["loc"]
+        if fault["type"] == "too_short" and any(
+            place == each["loc"][: len(place)] for each in found if each is not fault
+        ):
+            continue  # pydantic counts only the items that are right
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
         text, value = fault["msg"], fault["input"]
         if fault["type"] == "extra_forbidden":
             text = f"there is no key {_unknown(str(place[-1]), _keys(model, place[:-1]))}"
         elif fault["type"] == "missing":
             text = "is missing"
+        elif fault["type"] == "too_short":
+            text = "is empty; name at least one"
         elif fault["type"] == "value_error":
             text = text.removeprefix("Value error, ")
         elif fault["type"] == "string_pattern_mismatch":

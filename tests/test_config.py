@@ -1,0 +1,214 @@
+"""Configuration: every error names the key path, what is wrong and what would be right."""
+
+# ruff: noqa: E501 - a table of faults, one a line
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from fastboot.config import FOREVER, Config, load, mac
+from fastboot.model import ConfigError
+from fastboot.nodeset import NodeSetError, expand, select
+
+GOOD = """
+interface = "lo"
+roots = ["boot", "/srv/boot"]
+nodes_file = "nodes.csv"
+[dhcp]
+lease = "1h"
+[[dhcp.subnets]]
+network = "10.77.0.0/24"
+pools = ["10.77.0.100-10.77.0.250"]
+gateway = "10.77.0.1"
+lease = "forever"
+[tftp]
+[[media]]
+name = "rocky9"
+path = "rocky"
+[[profiles]]
+name = "live"
+media = "rocky9"
+kernel = "images/pxeboot/vmlinuz"
+initrd = "images/pxeboot/initrd.img"
+installs = false
+[[nodes]]
+name = "node01"
+macs = ["52-54-00-00-00-01"]
+address = "10.77.0.11"
+profile = "live"
+"""
+NODES = "name,macs,address,rack\nnode02,5254.0000.0002 52:54:00:00:00:03,10.77.0.12,r7\n"
+
+
+def write(directory: Path, text: str = GOOD, nodes: str = NODES) -> Path:
+    (directory / "nodes.csv").write_text(nodes, encoding="utf-8")
+    path = directory / "lab.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def faults(directory: Path, text: str = GOOD, nodes: str = NODES) -> str:
+    """Return what `load` says is wrong, without the name of the file."""
+    path = write(directory, text, nodes)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    return "\n".join(line.removeprefix(f"{path}: ") for line in lines)
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    config = load(write(tmp_path))
+    assert config.interface == ("lo",)
+    assert config.roots == (tmp_path / "boot", Path("/srv/boot"))
+    assert config.media[0].path == tmp_path / "rocky"
+    assert config.dhcp and config.dhcp.lease == 3600
+    assert config.dhcp.subnets[0].lease == FOREVER
+    assert config.ftp is None
+    assert config.profiles[0].initrd == ("images/pxeboot/initrd.img",)
+    first, second = config.all_nodes()
+    assert (first.name, first.macs, first.address) == ("node01", ("52:54:00:00:00:01",), IPv4Address("10.77.0.11"))
+    assert second.macs == ("52:54:00:00:00:02", "52:54:00:00:00:03")
+    assert second.variables == {"rack": "r7"}
+
+
+def test_paths_are_relative_to_the_file_not_to_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert load(Path("lab.toml")).roots[0] == tmp_path / "boot"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('interface = "lo"', "interface = []", "interface: is empty; name at least one"),
+        ('interface = "lo"', "", "interface: is missing"),
+        ('interface = "lo"', 'interface = ["lo", "lo"]', "interface[1]: lo is there twice"),
+        ('interface = "lo"', 'interfaces = "lo"', "there is no key 'interfaces'; did you mean 'interface'?"),
+        ('interface = "lo"', 'interface = "a b"', "interface[0]: 'a b' should look like"),
+        ('lease = "1h"', 'lease = "1 hour"', 'dhcp.lease: write a duration such as "90s"'),
+        ('lease = "1h"', "lease = 59", "dhcp.lease: should be greater than or equal to 60 (is 59)"),
+        ('lease = "1h"', 'mode = "proxy"', "dhcp.mode: should be 'server' (is 'proxy')"),
+        ("gateway =", "gatway =", "dhcp.subnets[0].gatway: there is no key 'gatway'; did you mean 'gateway'?"),
+        ("10.77.0.0/24", "10.77.0.1/24", "'10.77.0.1/24' is an address in a network; write \"10.77.0.0/24\""),
+        ("10.77.0.0/24", "10.77.0.0/33", "dhcp.subnets[0].network: '10.77.0.0/33' is no network"),
+        ("10.77.0.0/24", "10.77.0.0/31", "/30 is the smallest"),
+        ("10.77.0.100-10.77.0.250", "10.77.0.250-10.77.0.100", "backwards; write 10.77.0.100-10.77.0.250"),
+        ("10.77.0.100-10.77.0.250", "10.77.0.x", 'pools[0]: \'10.77.0.x\' is no range of addresses; write "10.'),
+        ("10.77.0.100-10.77.0.250", "10.78.0.5", "pools[0]: 10.78.0.5-10.78.0.5 is not inside 10.77.0.0/24"),
+        ("10.77.0.100-10.77.0.250", "10.77.0.0-10.77.0.9", "holds the network address 10.77.0.0; leave it out"),
+        ("10.77.0.100-10.77.0.250", "10.77.0.9-10.77.0.255", "holds the broadcast address 10.77.0.255"),
+        ("10.77.0.100-10.77.0.250", "10.77.0.1-10.77.0.9", "holds the gateway address 10.77.0.1"),
+        ('gateway = "10.77.0.1"', 'gateway = "10.78.0.1"', "gateway: 10.78.0.1 is no machine of 10.77.0.0/24"),
+        ('0.250"]', '0.250", "10.77.0.90-10.77.0.100"]', "10.77.0.90-10.77.0.100 and 10.77.0.100-10.77.0.250 overlap"),
+        ("[tftp]", '[[dhcp.subnets]]\nnetwork = "10.77.0.0/16"', "subnets[1].network: 10.77.0.0/16 overlaps subnets[0]"),
+        ("[tftp]", "[tftp]\nthreads = 0", "tftp.threads: should be greater than or equal to 1 (is 0)"),
+        ("[tftp]", '[tftp]\ndata_ports = "x"', "tftp.data_ports: 'x' is no range of ports; write \"40000-49999\""),
+        ("[tftp]", '[tftp]\nport = 5000\ndata_ports = "4000-6000"', "tftp.data_ports: holds port 5000"),
+        ("[tftp]", '[tftp]\nsingle_port = true\ndata_ports = "4000-5000"', "has no effect with single_port"),
+        ("[tftp]", '[ftp]\nport = 5000\npassive_ports = "5000-6000"', "ftp.passive_ports: holds port 5000"),
+        ('media = "rocky9"', 'media = "rocki9"', "profiles[0].media: there is no medium 'rocki9'; did you mean 'rocky9'?"),
+        ('name = "live"', 'name = "../live"', "profiles[0].name: '../live' should look like"),
+        ("images/pxeboot/vmlinuz", "../vmlinuz", 'profiles[0].kernel: \'../vmlinuz\' leaves the served tree'),
+        ("images/pxeboot/vmlinuz", "vm linuz", "profiles[0].kernel: 'vm linuz' is no path that a boot loader can ask"),
+        ("installs = false", 'arguments = "a\\u001bb"', "profiles[0].arguments: holds a control character"),
+        ('profile = "live"', 'profile = "lve"', "nodes[0].profile: there is no profile 'lve'; did you mean 'live'?"),
+        ('address = "10.77.0.11"', 'address = "10.9.0.1"', "nodes[0].address: 10.9.0.1 is in no subnet; there are 10.77"),
+        ('address = "10.77.0.11"', 'address = "10.77.0.1"', "nodes[0].address: 10.77.0.1 is the network, broadcast or"),
+        ('address = "10.77.0.11"', 'address = "10.77.0.12"', "line 2: address 10.77.0.12 is that of node01 (nodes[0])"),
+        ("52-54-00-00-00-01", "52:54:00:00:00:03", "line 2: mac 52:54:00:00:00:03 is that of node01 (nodes[0]) too"),
+        ("52-54-00-00-00-01", "52:54", "nodes[0].macs[0]: '52:54' is no MAC address; write it as"),
+        ("52-54-00-00-00-01", "01:00:5e:00:00:01", "nodes[0].macs[0]: 01:00:5e:00:00:01 is the address of no one machine"),
+        ('name = "node01"', 'name = "node02"', "line 2: name node02 is that of node02 (nodes[0]) too"),
+        ("[tftp]", '[boot.loaders]\nbios = "' + "x" * 128 + '"', "boot.loaders.bios: is 128 octets; DHCP carries at most 127"),
+        ("[tftp]", '[boot]\nunknown = "disk"', "boot.unknown: should be 'menu', 'local' or 'ignore' (is 'disk')"),
+        ("[tftp]", "[tftp", "this is no TOML: "),
+    ],
+)  # fmt: skip
+def test_an_error_names_key_fault_and_remedy(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    assert said in faults(tmp_path, GOOD.replace(old, new, 1))
+
+
+def test_dhcp_needs_a_subnet(tmp_path: Path) -> None:
+    assert "dhcp.subnets: is missing; add [[dhcp.subnets]]" in faults(tmp_path, 'interface = "lo"\n[dhcp]\n')
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace('lease = "1h"', "lease = 1").replace("gateway", "gatway").replace('"rocky"', "7")
+    assert len(faults(tmp_path, text).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ("name,mac\na,x\n", "line 1: names no column macs"),
+        ("", "line 1: names no column macs and name"),
+        ("name,macs\na,52:54:00:00:00:09,b\n", "line 2: has more fields than the first line names"),
+        ("name,macs\na,52:54:00:00:00:09\nb,5\n", "line 3: macs[0]: '5' is no MAC address"),
+        ('name,macs,"no\nte"\na,52:54:00:00:00:09,\nb,5,\n', "line 4: macs[0]: '5' is no MAC address"),
+        ('name,macs\n"a', "nodes.csv: unexpected end of data"),
+    ],
+)
+def test_a_nodes_file_is_checked_line_by_line(tmp_path: Path, nodes: str, said: str) -> None:
+    said_ = faults(tmp_path, nodes=nodes)
+    assert said in said_
+    assert said_.startswith(f"nodes_file: {tmp_path / 'nodes.csv'}")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+        load(tmp_path / "none.toml")
+    assert "nodes_file: " in faults(tmp_path, GOOD.replace("nodes.csv", "none.csv"))
+
+
+def test_binary_is_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load(path)
+
+
+def test_a_program_builds_one_by_hand() -> None:
+    config = Config(interface="lo", dhcp={"subnets": [{"network": "10.77.0.0/24"}]})  # type: ignore[arg-type]
+    assert config.dhcp and str(config.dhcp.subnets[0].network) == "10.77.0.0/24"
+
+
+@pytest.mark.parametrize("text", ["52:54:00:AB:cd:ef", "52-54-00-ab-cd-ef", "5254.00ab.cdef", "525400ABCDEF"])
+def test_one_spelling_of_a_mac(text: str) -> None:
+    assert mac(text) == "52:54:00:ab:cd:ef"
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("node[08-11]", ["node08", "node09", "node10", "node11"]),
+        ("a,b", ["a", "b"]),
+        ("n[1,3-4]x", ["n1x", "n3x", "n4x"]),
+        ("r[1-2]n[1-2],@all", ["r1n1", "r1n2", "r2n1", "r2n2", "@all"]),
+        ("n[001]", ["n001"]),
+    ],
+)
+def test_node_sets(text: str, names: list[str]) -> None:
+    assert expand(text) == names
+
+
+@pytest.mark.parametrize("text", ["n[1-", "n]1", "n[a]", "n[2-1]", "n[]", "n[1-99999999]", "n[1-9999][1-9999]"])
+def test_bad_node_sets(text: str) -> None:
+    with pytest.raises(NodeSetError):
+        expand(text)
+
+
+def test_selecting_nodes(tmp_path: Path) -> None:
+    nodes = load(write(tmp_path, GOOD.replace('profile = "live"', 'group = "rack7"'))).all_nodes()
+    assert [node.name for node in select(["node[01-02]"], nodes)] == ["node01", "node02"]
+    assert [node.name for node in select(["rack7"], nodes)] == ["node01"]
+    assert [node.name for node in select(["@all"], nodes)] == ["node01", "node02"]
+    assert select([], nodes) == list(nodes)
+    with pytest.raises(NodeSetError, match="there is no node or group 'rack8'; did you mean 'rack7'"):
+        select(["rack8"], nodes)
