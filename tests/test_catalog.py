@@ -533,7 +533,7 @@ def farm(tmp_path: Path, make: Make) -> Catalog:
     put(tmp_path / "out/secret", "outside")
     for name, target in {
         "out": "../out",
-        "abs": tmp_path / "out",
+        "abs": str(tmp_path / "out"),
         "up": "..",
         "d/up": "../..",
         "d/e/d": "../../d",

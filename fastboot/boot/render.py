@@ -159,7 +159,7 @@ class Renderer:
             return self._fill(language, default, entries, note, mac, client)
         except RenderError as error:
             # A machine that waits at a prompt for ever helps nobody: the local disk, and the reason in the file.
-            note = f"{whom}: local disk, because {_printable(str(error))}"
+            note = f"{whom}: local disk, because {error}"
             return self._fill(language, "local", [], note, mac, client)
 
     def _menu(self, node: Node | None, mac: str | None, client: Client) -> list[BootEntry]:
@@ -197,7 +197,7 @@ class Renderer:
         self, language: str, default: str, entries: list[BootEntry], note: str, mac: str | None, client: Client
     ) -> str:
         return self._templates[language].render(
-            note=_line(note),
+            note=_printable(note),
             default=default,
             entries=entries,
             menu=default == "local" and bool(entries),
