@@ -191,6 +191,7 @@ class Server:
         stops = (service.stop(seconds) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
+        self._tftp = None
         self._sockets.close()
         self._world.close()
         self._tell("server.stopped")

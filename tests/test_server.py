@@ -1,0 +1,273 @@
+"""The server as a library: two in one process, nothing left behind, reload, an embedding program's own rules."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastboot
+from fastboot.config import Config, load
+from fastboot.model import Client, ConfigError, Event, FastbootError, Reason, Refusal
+from fastboot.server import Server, changed_keys, open_sockets
+from fastboot.services.control import NeedsRestart
+from fastboot.state.lock import StateInUse
+from fastboot.watch.events import Hub
+
+Make = Callable[..., Config]
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Return a function that makes configurations, each with state and files of its own."""
+
+    def config(name: str = "one", **more: Any) -> Config:
+        root = tmp_path / name / "root"
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "file").write_bytes(name.encode() * 1000)
+        (tmp_path / name / "state").mkdir(exist_ok=True)
+        settings = {
+            "interface": "lo",
+            "state": tmp_path / name / "state",
+            "roots": [root],
+            "drain": 0,
+            "tftp": {"port": free_port(socket.SOCK_DGRAM)},
+            "ftp": {"port": free_port(socket.SOCK_STREAM)},
+        }
+        return Config.model_validate(settings | more)
+
+    return config
+
+
+async def tftp_get(port: int, name: str) -> bytes:
+    """Fetch a file by TFTP, block by block (RFC 1350); an ERROR is raised as its text."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+        sock.sendto(b"\0\1" + name.encode() + b"\0octet\0", ("127.0.0.1", port))
+        while True:
+            async with asyncio.timeout(10):
+                packet, peer = await loop.sock_recvfrom(sock, 2048)
+            opcode, block = struct.unpack_from("!HH", packet)
+            if opcode == 5:
+                raise FileNotFoundError(packet[4:-1].decode())
+            data += packet[4:]
+            sock.sendto(struct.pack("!HH", 4, block), peer)
+            if len(packet) < 516:
+                return data
+
+
+def descriptors() -> set[str]:
+    gc.collect()
+    links = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself
+            links.add(f"{path.name} {path.readlink()}")
+    return links
+
+
+async def until(events: AsyncIterator[Event], kind: str) -> Event:
+    async with asyncio.timeout(10):
+        async for event in events:
+            if event.kind == kind:
+                return event
+    raise AssertionError(f"no {kind}")
+
+
+async def test_it_serves_a_file_and_tells(make: Make) -> None:
+    config = make()
+    async with Server(config) as server:
+        events = server.events()
+        assert config.tftp
+        assert await tftp_get(config.tftp.port, "file") == b"one" * 1000
+        sent = await until(events, "tftp.sent")
+        assert sent.details["path"] == "file"
+        status: Any = server.status()
+        assert status["state"] == "running"
+        assert set(status["services"]) == {"tftp", "ftp"}
+        assert status["services"]["tftp"]["counters"]["requests"] == 1
+
+
+async def test_two_servers_in_one_process(make: Make) -> None:
+    one, two = make("one"), make("two")
+    async with Server(one) as first, Server(two) as second:
+        assert one.tftp and two.tftp
+        got = await asyncio.gather(tftp_get(one.tftp.port, "file"), tftp_get(two.tftp.port, "file"))
+        assert got == [b"one" * 1000, b"two" * 1000]
+        # The first's counters know nothing of the second's transfers.
+        assert await tftp_get(two.tftp.port, "file") == b"two" * 1000
+        statuses: list[Any] = [server.status() for server in (first, second)]
+        assert [status["services"]["tftp"]["counters"]["requests"] for status in statuses] == [1, 2]
+
+
+async def test_one_state_directory_has_one_server(make: Make, tmp_path: Path) -> None:
+    async with Server(make()):
+        with pytest.raises(StateInUse, match=f"in use by process {os.getpid()}"):
+            await Server(make()).start()
+    async with Server(make()):
+        pass
+
+
+async def test_nothing_is_left_behind(make: Make) -> None:
+    async with Server(make()):
+        pass
+    before = descriptors(), len(asyncio.all_tasks())
+    for _ in range(20):
+        async with Server(make()) as server:
+            server.events()
+    assert (descriptors(), len(asyncio.all_tasks())) == before
+
+
+async def test_a_server_that_can_not_start_leaves_nothing(make: Make) -> None:
+    config = make()
+    async with Server(config):
+        pass
+    (config.state / "lock").unlink()
+    config.state.chmod(0o500)
+    before = descriptors()
+    server = Server(config.model_copy(update={"state": config.state / "missing"}))
+    with pytest.raises(FastbootError, match="state: can not open"):
+        await server.start()
+    del server
+    assert descriptors() == before
+
+
+async def test_the_process_is_left_alone(make: Make) -> None:
+    import logging
+    import signal
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    policy, root = type(asyncio.get_event_loop_policy()), list(logging.getLogger().handlers)
+    async with Server(make()):
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+        assert type(asyncio.get_event_loop_policy()) is policy
+        assert logging.getLogger().handlers == root
+
+
+async def test_sockets_may_be_opened_before(make: Make) -> None:
+    config = make()
+    sockets = open_sockets(config)
+    assert config.tftp
+    async with Server(config, sockets=sockets):
+        assert await tftp_get(config.tftp.port, "file")
+
+
+async def test_a_taken_port_is_named_with_its_holder(make: Make) -> None:
+    config = make()
+    assert config.tftp
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", config.tftp.port))
+        with pytest.raises(FastbootError, match=rf"tftp\.port.*{config.tftp.port}.*process {os.getpid()}"):
+            open_sockets(config)
+
+
+async def test_a_program_resolves_by_itself(make: Make) -> None:
+    config = make()
+    asked: list[Client] = []
+
+    async def resolve(path: str, client: Client) -> fastboot.Source | Refusal | None:
+        asked.append(client)
+        await asyncio.sleep(0)
+        if path == "made":
+            return fastboot.Source.of_bytes("made", b"of nothing")
+        return Refusal(Reason.FORBIDDEN, "not you") if path == "secret" else None
+
+    assert config.tftp
+    async with Server(config, resolve=resolve):
+        assert await tftp_get(config.tftp.port, "made") == b"of nothing"
+        assert await tftp_get(config.tftp.port, "file") == b"one" * 1000
+        with pytest.raises(FileNotFoundError, match="not you"):
+            await tftp_get(config.tftp.port, "secret")
+    assert {client.protocol for client in asked} == {"tftp"}
+
+
+async def test_a_reload_changes_files_and_keeps_ports(make: Make, tmp_path: Path) -> None:
+    config = make()
+    other = make("other", state=config.state, tftp=config.tftp, ftp=config.ftp)
+    assert config.tftp
+    async with Server(config) as server:
+        assert await server.reload(other) == ("roots",)
+        assert await tftp_get(config.tftp.port, "file") == b"other" * 1000
+        assert await server.reload(other) == ()
+
+
+async def test_a_reload_names_what_needs_a_restart(make: Make) -> None:
+    config = make()
+    assert config.tftp
+    changed = make("one", ftp=config.ftp, tftp={"port": config.tftp.port, "threads": 2}, user="nobody", roots=[])
+    async with Server(config) as server:
+        events = server.events()
+        with pytest.raises(NeedsRestart) as caught:
+            await server.reload(changed)
+        assert set(caught.value.keys) == {"tftp.threads", "user"}
+        assert (await until(events, "server.reload.failed")).details["text"] == str(caught.value)
+        assert await tftp_get(config.tftp.port, "file"), "the old roots are served on"
+
+
+async def test_a_wrong_configuration_keeps_the_old_one(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_text('interface = "lo"\nwrong = 1\n')
+    config = make()
+    async with Server(config, load=lambda: load(path)) as server:
+        events = server.events()
+        with pytest.raises(ConfigError, match="no key 'wrong'"):
+            await server.reload()
+        assert "no key 'wrong'" in str((await until(events, "server.reload.failed")).details["text"])
+        assert config.tftp
+        assert await tftp_get(config.tftp.port, "file")
+
+
+def test_changed_keys_are_paths(make: Make) -> None:
+    one = make(tftp={"port": 1024})
+    two = make(tftp={"port": 1025}, ftp=None, log={"level": "debug"})
+    assert changed_keys(one, two) == ("tftp.port", "ftp", "log.level")
+
+
+def test_a_configuration_without_services_is_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match="nothing would run"):
+        Server(make(tftp=None, ftp=None))
+
+
+def test_an_unknown_class_of_machines_is_refused(make: Make) -> None:
+    with pytest.raises(ConfigError, match=r"boot\.loaders\.uefi: there is no such class; there are .*uefi-x64"):
+        Server(make(boot={"loaders": {"uefi": "grubx64.efi"}}))
+
+
+async def test_a_slow_watcher_loses_the_oldest_and_is_told() -> None:
+    hub = Hub(replay=3)
+    slow, fast = hub.subscribe(limit=2), hub.subscribe()
+    for number in range(5):
+        hub.emit(Event(number, "test.event"))
+    late = hub.subscribe(replay=True)
+    hub.close()
+    assert [event.time async for event in slow] == [3, 4]
+    assert [event.time async for event in fast] == [0, 1, 2, 3, 4]
+    assert [event.time async for event in late] == [2, 3, 4]
+    assert (slow.dropped, fast.dropped, hub.dropped, hub.counts["test.event"]) == (3, 0, 3, 5)
+
+
+async def test_a_watcher_that_waits_is_woken() -> None:
+    hub = Hub()
+    events = hub.subscribe()
+    waiting = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    hub.emit(Event(7, "test.event"))
+    assert (await waiting).time == 7
+    ending = asyncio.ensure_future(anext(events, None))
+    await asyncio.sleep(0)
+    events.close()
+    assert await ending is None
