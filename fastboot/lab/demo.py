@@ -29,7 +29,7 @@ from fastboot.lab.namespace import LabError
 from fastboot.lab.network import Network, Router
 from fastboot.lab.screen import Moving, Screen, moving_of, timeline
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.story import Story
+from fastboot.lab.story import STEPS, Story
 
 ADDRESS: Final = IPv4Interface("10.77.0.1/24")
 KERNEL: Final = "lab/linux"
@@ -37,6 +37,8 @@ INITRD: Final = "lab/initrd.gz"
 _DEBIAN = Path("/usr/lib/debian-installer/images")
 _TICK = 0.25
 _TAIL = 25
+"""Lines of each log that a failure shows, and of each the first `_WIDTH` characters: a firmware draws screens."""
+_WIDTH = 300
 _SETTLE = 5.0
 """Seconds for the server's last events to arrive after the machine said its last word."""
 
@@ -189,7 +191,7 @@ async def boot(result: Result, screen: Screen) -> None:
         result.story = Story(KERNEL, INITRD, time.time())
         await machine.power_on(cable.machine.fileno())
         await _watch(result, server, machine, screen)
-        result.faults += _disagreements(result)
+        result.faults += disagreements(result)
 
 
 async def _watch(result: Result, server: ServerProcess, machine: Machine, screen: Screen) -> None:
@@ -240,13 +242,14 @@ async def _background(*coroutines: Any) -> AsyncIterator[list[asyncio.Task[Any]]
                 raise outcome
 
 
-def _disagreements(result: Result) -> list[str]:
-    """Return where machine, host and server do not tell the same."""
+def disagreements(result: Result) -> list[str]:
+    """Return where machine, host and server do not tell the same: nothing after a success."""
     story, manifest = result.story, result.manifest
     assert story and manifest
     faults = list(story.faults)
     if (checked := story.checked) is None:
         return faults
+    faults += [f"never seen: {step.title}" for step in STEPS if step.name not in story.reached]
     files = len(manifest.files)
     told = (
         ("files with the right digest on the machine", checked.matched, files),
@@ -312,8 +315,9 @@ def _explain(result: Result, console: Console) -> None:
     for log in (log for log in logs if log.exists()):
         console.print(Text(f"the end of {log}:", style="bold"))
         with log.open(encoding="utf-8", errors="replace") as lines:
-            for line in deque(lines, _TAIL):
-                console.print(Text(f"  {plain(line.rstrip())}", style="dim"), soft_wrap=True)
+            whole = (text for line in lines if (text := plain(line).strip()))
+            for text in deque(whole, _TAIL):
+                console.print(Text(f"  {text[:_WIDTH]}", style="dim"), soft_wrap=True)
 
 
 def _configuration(scenario: Scenario, interface: str, directory: Path) -> str:

@@ -47,7 +47,10 @@ def enter() -> None:
         raise LabError(_refused(ctypes.get_errno()))
     # setgroups must be given up before an ordinary user may write gid_map: user_namespaces(7).
     for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        Path("/proc/self", name).write_text(text)
+        try:
+            Path("/proc/self", name).write_text(text)
+        except OSError as error:  # root that lost CAP_SETFCAP may not map itself (Linux 5.12)
+            raise LabError(_refused(error.errno or 0)) from error
 
 
 def permission_help() -> str:
