@@ -106,7 +106,7 @@ def _strings(value: bytes) -> list[bytes]:
     strings, at = [], 0
     while at < len(value):
         end = at + 1 + value[at]
-        if value[at] == 0 or end > len(value):
+        if end > len(value):
             return []
         strings.append(value[at + 1 : end])
         at = end
