@@ -26,6 +26,7 @@ SLICE = 256 * 1024
 """Octets per sendfile: nobody holds the loop longer than for these, and the kernel holds no more unsent."""
 AHEAD = 4 * 1024 * 1024
 """Octets that the kernel is asked to read before they are sent, so that sendfile seldom waits for a disk."""
+FAULTS = {errno.ESTALE: "the file changed while it was sent", errno.EIO: "the file can not be read"}
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 TCP_NOTSENT_LOWAT = 25
 
@@ -52,21 +53,34 @@ class SourceFile:
         return position
 
     def read(self, count: int) -> bytes:
-        """Return up to `count` octets. Raises OSError (EIO) where the file became shorter."""
-        count = min(count, self.size - self.position)
+        """Return up to `count` octets. Raises OSError (ESTALE where the file changed)."""
+        count = self._checked(count)
         data = os.pread(self.fileno(), count, self.source.offset + self.position)
         if len(data) < count:
-            raise OSError(errno.EIO, "file became shorter")
+            raise OSError(errno.ESTALE, "became shorter")
         self.position += count
         return data
 
-    def send(self, peer: int, most: int) -> int:
-        """Send up to `most` octets to a socket, return how many. Raises OSError."""
-        sent = os.sendfile(peer, self.fileno(), self.source.offset + self.position, most)
+    def send(self, peer: int, count: int) -> int:
+        """Send up to `count` octets to a socket, return how many. Raises OSError as `read` does."""
+        count = self._checked(count)
+        if count == 0:
+            return 0
+        self._read_ahead()
+        sent = os.sendfile(peer, self.fileno(), self.source.offset + self.position, count)
+        if sent == 0:
+            raise OSError(errno.ESTALE, "became shorter")
         self.position += sent
         return sent
 
-    def read_ahead(self) -> None:
+    def _checked(self, count: int) -> int:
+        """Return how much of `count` there is. The last part of a file that changed is never given away."""
+        left = self.size - self.position
+        if count >= left and not self.source.unchanged():
+            raise OSError(errno.ESTALE, "changed")
+        return min(count, left)
+
+    def _read_ahead(self) -> None:
         if self._ahead < self.size and self.position + AHEAD // 2 >= self._ahead:
             length = min(AHEAD, self.size - self._ahead)
             os.posix_fadvise(self.fileno(), self.source.offset + self._ahead, length, os.POSIX_FADV_WILLNEED)
@@ -93,6 +107,8 @@ class Lines:
 
 class Transfer(DTPHandler):  # type: ignore[misc]
     """An open data connection: one Source, or one listing, on its way to a client."""
+
+    _lastdata: int
 
     def __init__(self, sock: socket.socket, session: Session) -> None:
         self.timeout = session.service.limits.stall
@@ -126,25 +142,17 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         if self._closed:
             return
         file: SourceFile = self.file_obj
-        left = file.size - file.position
-        if left <= SLICE and not file.source.unchanged():
-            self.fail("the file changed while it was sent")
-            return
         try:
-            file.read_ahead()
-            sent = file.send(self._fileno, min(left, SLICE)) if left else 0
+            self.tot_bytes_sent += file.send(self._fileno, SLICE)
         except BlockingIOError:
             return
         except OSError as error:
-            if error.errno == errno.EIO:
-                self.fail("the file can not be read")
+            if error.errno in FAULTS:
+                self.fail(FAULTS[error.errno])
             else:
                 self.handle_close()
             return
-        self.tot_bytes_sent += sent
-        if left and not sent:
-            self.fail("the file became shorter while it was sent")
-        elif sent == left:
+        if file.position == file.size:
             self.discard_buffers()
             self.handle_close()
 
@@ -162,7 +170,7 @@ class Transfer(DTPHandler):  # type: ignore[misc]
             return
         file: SourceFile | None = self.file_obj
         if file is not None and not self.producer_fifo and not file.source.unchanged():
-            self.fail("the file changed while it was sent")
+            self.fail(FAULTS[errno.ESTALE])
             return
         if self.producer_fifo:
             self.reason = "the client closed the data connection"
@@ -171,8 +179,8 @@ class Transfer(DTPHandler):  # type: ignore[misc]
     def handle_error(self) -> None:
         try:
             raise  # asyncore calls this while it handles the exception
-        except _FileReadWriteError:
-            self.fail("the file can not be read")
+        except _FileReadWriteError as error:
+            self.fail(FAULTS.get(error.args[0].errno, FAULTS[errno.EIO]))
         except OSError as error:
             self.fail(f"the data connection failed: {error.strerror}")
         except Exception:
