@@ -190,6 +190,7 @@ async def boot(result: Result, screen: Screen) -> None:
         lab.push_async_callback(machine.power_off)
         result.story = Story(KERNEL, INITRD, time.time())
         await machine.power_on(cable.machine.fileno())
+        screen.say("the machine is switched on")
         await _watch(result, server, machine, screen)
         result.faults += disagreements(result)
 

@@ -184,9 +184,13 @@ class Story:
         path = path.strip("/")
         self.tftp[path] = octets
         names = {self.kernel.strip("/"): "kernel", self.initrd.strip("/"): "initrd"}
-        self._reach(names.get(path, "loader"), at, f"{path} ({octets:,} octets)")
+        self._reach(names.get(path, "loader"), at, f"{path}, {_amount(octets)}")
 
     def _reach(self, name: str, at: float, detail: str) -> None:
         if name not in self.reached:
             self.reached[name] = Reached(at, detail)
             self.news = max(self.news, at)
+
+
+def _amount(octets: int) -> str:
+    return f"{octets / 1e6:.1f} MB" if octets >= 100_000 else f"{octets / 1e3:.1f} kB"

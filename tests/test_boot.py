@@ -1,0 +1,178 @@
+"""Bare machines boot from the real server, in QEMU, as `fastboot demo` does it.
+
+About half a minute each on an idle machine. Packages that are missing skip these tests, and fail them in CI.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastboot.lab import demo
+from fastboot.lab.machine import Firmware
+from fastboot.lab.story import STEPS
+
+ROOT = Path(__file__).resolve().parent.parent
+Need = Callable[[bool, str], None]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def machine_needs(need: Need) -> Callable[[Firmware], None]:
+    """Skip unless the packages for a firmware, and a private network, are there."""
+
+    def check(firmware: Firmware) -> None:
+        if lacking := demo.missing(firmware):
+            need(False, f"packages are missing: {' '.join(lacking)}")
+        mine = (
+            os.geteuid() == 0 or subprocess.run(["unshare", "-Urn", "true"], capture_output=True).returncode == 0
+        )
+        need(mine, "no root and no user namespaces")
+
+    return check
+
+
+def run(command: list[str], directory: Path) -> tuple[int, dict[str, Any]]:
+    """Run the demo in a child process with its files below `directory`; returns exit code and result."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
+    assert done.stdout, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, result
+
+
+def explain(result: dict[str, Any]) -> str:
+    """Return the result with the ends of the machine's console and the server's log."""
+    parts = [json.dumps(result, indent=2)]
+    for log in ("console.log", "server.log"):
+        path = Path(result["logs"] or "/nowhere") / log
+        if path.exists():
+            parts.append(f"--- {log}\n{path.read_bytes()[-4000:].decode('utf-8', 'replace')}")
+    return "\n".join(parts)
+
+
+def expect_success(code: int, result: dict[str, Any], directory: Path) -> None:
+    assert code == 0 and result["ok"], explain(result)
+    assert [step["step"] for step in result["steps"]] == [step.name for step in STEPS]
+    times = [step["at"] for step in result["steps"]]
+    # The console is read by the demo, events carry the server's time: the two may differ a little.
+    assert all(after > before - 1 for before, after in itertools.pairwise(times)), times
+    media, server = result["media"], result["server"]
+    assert media["matched"] == media["files"] >= 200
+    assert media["octets"] >= 64_000_000
+    assert (server["ftp_files"], server["ftp_octets"]) == (media["files"], media["octets"])
+    assert not list(directory.iterdir()), "a success leaves nothing behind"
+
+
+def children(parent: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def gone(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.fixture
+def directory() -> Any:
+    """A short path: the control socket's may have 107 octets, and pytest's own are long."""
+    with tempfile.TemporaryDirectory(prefix="fbt-") as path:
+        yield Path(path)
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+def test_a_bare_machine_boots_and_fetches_its_media(
+    firmware: Firmware, directory: Path, machine_needs: Callable[[Firmware], None]
+) -> None:
+    machine_needs(firmware)
+    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--json"]
+    code, result = run(command, directory)
+    expect_success(code, result, directory)
+    loaders = {"bios": "boot/boot.ipxe", "uefi": "boot/grubx64.efi"}
+    assert loaders[firmware] in result["server"]["tftp"], "the loader that this firmware should be given"
+
+
+def test_a_machine_boots_pxelinux_without_root(
+    directory: Path, machine_needs: Callable[[Firmware], None], need: Need
+) -> None:
+    """QEMU's PXE ROM is iPXE: here it is told to go on to PXELINUX. The network card is another one as well."""
+    machine_needs("bios")
+    unshared = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", "unshare", "-Urn", "true"]
+    need(subprocess.run(unshared, capture_output=True).returncode == 0, "the kernel allows no user namespaces")
+    script = (
+        "import sys; from fastboot.lab import demo;"
+        "sys.exit(demo.run('bios', nic='e1000', loaders={'ipxe': 'boot/pxelinux.0'}, as_json=True))"
+    )
+    code, result = run([*unshared[:3], sys.executable, "-c", script], directory)
+    expect_success(code, result, directory)
+    assert {"boot/pxelinux.0", "boot/ldlinux.c32"} <= set(result["server"]["tftp"])
+
+
+SPOILED = """
+import sys
+from fastboot.lab import demo, media
+
+honest = media.make
+media.recipe = lambda: iter([("good", 1000), ("dir/bad", 1000)])
+
+def spoiled(root):
+    manifest = honest(root)
+    with (root / "dir" / "bad").open("r+b") as file:
+        octet = file.read(1)[0]
+        file.seek(0)
+        file.write(bytes([octet ^ 1]))
+    return manifest
+
+media.make = spoiled
+sys.exit(demo.run("bios", as_json=True))
+"""
+
+
+def test_one_wrong_bit_fails_the_demo(directory: Path, machine_needs: Callable[[Firmware], None]) -> None:
+    machine_needs("bios")
+    code, result = run([sys.executable, "-c", SPOILED], directory)
+    assert code == 1 and not result["ok"]
+    assert any("./dir/bad" in fault for fault in result["faults"]), explain(result)
+    assert result["media"] | {"digest": ""} == {"files": 2, "octets": 2000, "digest": "", "matched": 1}
+    assert (Path(result["logs"]) / "console.log").exists(), "a failure leaves its logs"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_nothing_outlives_a_demo_that_is_interrupted(
+    number: signal.Signals, code: int, directory: Path, machine_needs: Callable[[Firmware], None]
+) -> None:
+    machine_needs("bios")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "fastboot", "demo"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if "switched on" in line:
+                break
+        started = children(process.pid)
+        assert len(started) == 2, f"the server and the machine run: {told}"
+        process.send_signal(number)
+        rest = process.stdout.read()
+    assert process.returncode == code, rest
+    deadline = time.monotonic() + 10
+    while not all(map(gone, started)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert all(map(gone, started))
+    if number != signal.SIGKILL:
+        assert "interrupted" in rest and not list(directory.iterdir())
