@@ -1,0 +1,294 @@
+"""The command line, as a person or a service manager runs it: processes, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastboot.services.control import ControlClient, NotRunning
+
+FASTBOOT = (sys.executable, "-m", "fastboot")
+
+
+@dataclass
+class Lab:
+    """A configuration file on loopback, with free high ports."""
+
+    path: Path
+    state: Path
+    tftp: int
+    ftp: int
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [*FASTBOOT, *words, "-c", str(self.path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    def edit(self, old: str, new: str) -> None:
+        text = self.path.read_text()
+        assert old in text
+        self.path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    # Not tmp_path: that is closed to every other user, and servers here drop to one.
+    with tempfile.TemporaryDirectory(prefix="fbt-") as directory:
+        Path(directory).chmod(0o755)
+        yield make_lab(Path(directory))
+
+
+def make_lab(directory: Path) -> Lab:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        tftp, ftp = one.getsockname()[1], two.getsockname()[1]
+    (directory / "root").mkdir()
+    (directory / "root" / "file").write_bytes(b"x" * 1000)
+    path = directory / "lab.toml"
+    path.write_text(
+        f'interface = "lo"\nstate = "state"\nroots = ["root"]\ndrain = 30\n'
+        f'[tftp]\nport = {tftp}\n[ftp]\nport = {ftp}\n[[nodes]]\nname = "node01"\nmacs = ["52:54:00:00:00:01"]\n'
+        f'group = "rack7"\n[[nodes]]\nname = "node02"\nmacs = ["52:54:00:00:00:02"]\n'
+    )
+    return Lab(path, directory / "state", tftp, ftp)
+
+
+Serve = Callable[[], "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def serve(lab: Lab) -> Iterator[Serve]:
+    """Return a function that starts the server and returns when it serves."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen([*FASTBOOT, "serve", "-c", str(lab.path)], stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        wait_for(process, "server", "ready")
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait(10)
+        assert process.stderr
+        process.stderr.close()
+
+
+def wait_for(process: subprocess.Popen[str], component: str, event: str) -> dict[str, Any]:
+    """Read the server's log up to an event."""
+    assert process.stderr
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        entry: dict[str, Any] = json.loads(line)
+        if (entry["component"], entry["event"]) == (component, event):
+            return entry
+    raise AssertionError("".join(seen))
+
+
+def begin_transfer(port: int) -> socket.socket:
+    """Ask for a file and leave its first block unanswered: a transfer that is under way until it is given up."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.settimeout(10)
+    sock.sendto(b"\0\1file\0octet\0timeout\x0030\0", ("127.0.0.1", port))
+    sock.recvfrom(2048)
+    return sock
+
+
+def test_from_ready_to_a_clean_end(lab: Lab, serve: Serve) -> None:
+    process = serve()
+    status = lab.run("status", "--json")
+    assert status.returncode == 0
+    facts = json.loads(status.stdout)
+    assert (facts["state"], facts["pid"]) == ("running", process.pid)
+    assert f"process {process.pid}" in lab.run("status").stdout
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    assert lab.run("status").returncode == 3
+    assert not (lab.state / "control.sock").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_drains_the_second_ends(lab: Lab, serve: Serve, number: signal.Signals) -> None:
+    process = serve()
+    with begin_transfer(lab.tftp):
+        process.send_signal(number)
+        wait_for(process, "server", "stopping")
+        assert process.poll() is None, "a transfer is under way, and 30 s to drain"
+        before = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(10) == 128 + number
+        assert time.monotonic() - before < 5
+    with pytest.raises(NotRunning):
+        ControlClient(lab.state).get("/status")
+    serve()  # nothing that was left behind is in the way
+
+
+def test_a_drained_server_ends_by_itself(lab: Lab, serve: Serve) -> None:
+    process = serve()
+    with begin_transfer(lab.tftp) as client:
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "server", "stopping")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as late:
+            late.settimeout(0.3)
+            late.sendto(b"\0\1file\0octet\0", ("127.0.0.1", lab.tftp))
+            with pytest.raises((TimeoutError, ConnectionRefusedError)):
+                late.recvfrom(2048)
+        client.sendto(b"\0\5\0\0enough\0", ("127.0.0.1", lab.tftp))
+        client.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) in (0, 143)
+
+
+def test_sighup_reloads_and_a_wrong_file_keeps_the_old(lab: Lab, serve: Serve) -> None:
+    process = serve()
+    lab.edit('"node02"', '"node03"')
+    process.send_signal(signal.SIGHUP)
+    assert wait_for(process, "server", "reloaded")["changed"] == ["nodes"]
+    lab.edit("[tftp]", "[tftp]\nnonsense = 1")
+    process.send_signal(signal.SIGHUP)
+    entry = wait_for(process, "server", "reload.failed")
+    assert entry["level"] == "error"
+    assert "tftp.nonsense: there is no key 'nonsense'" in entry["text"]
+    assert [node["name"] for node in ControlClient(lab.state).get("/nodes")] == ["node01", "node03"]
+
+
+def test_the_reload_command(lab: Lab, serve: Serve) -> None:
+    serve()
+    assert lab.run("reload").stdout == "reloaded: nothing changed\n"
+    lab.edit(f"port = {lab.tftp}", f"port = {lab.tftp}\nthreads = 2")
+    done = lab.run("reload")
+    assert (done.returncode, done.stderr) == (4, "fastboot: needs a restart: tftp.threads\n")
+
+
+def test_a_second_server_is_told_of_the_first(lab: Lab, serve: Serve) -> None:
+    process = serve()
+    lab.edit(f"port = {lab.tftp}", "port = 0")
+    lab.edit(f"port = {lab.ftp}", "port = 0")
+    done = lab.run("serve")
+    assert done.returncode == 1
+    assert f"is in use by process {process.pid}" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_busy_port_is_one_clear_line(lab: Lab) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", lab.tftp))
+        done = lab.run("serve")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fastboot: tftp.port: ")
+    assert f"process {os.getpid()}" in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[tftp]", "[tftp]\nnonsense = 1", "tftp.nonsense: there is no key"),
+        ('"lo"', '"nonsense0"', "interface: there is no 'nonsense0' here; there are "),
+    ],
+)
+def test_a_wrong_configuration_is_one_clear_line(lab: Lab, old: str, new: str, said: str) -> None:
+    lab.edit(old, new)
+    done = lab.run("serve")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert said in line
+
+
+def test_missing_file_and_wrong_usage(lab: Lab) -> None:
+    lab.path.unlink()
+    done = lab.run("check")
+    assert done.returncode == 2
+    assert done.stderr == f"fastboot: {lab.path}: No such file or directory\n"
+    assert lab.run("nonsense").returncode == 2
+
+
+def test_privileges_are_dropped_before_it_serves(lab: Lab, serve: Serve) -> None:
+    """As root to nobody, with no group, capability or way back; else the key changes nothing."""
+    lab.edit('state = "state"', 'state = "state"\nuser = "nobody"')
+    process = serve()
+    facts = dict(
+        line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if ":" in line
+    )
+    nobody = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
+    assert set(facts["Uid"].split()) == {str(nobody)}
+    assert facts["NoNewPrivs"].strip() == "1"
+    assert int(facts["CapEff"], 16) == 0
+    assert lab.state.stat().st_uid == nobody
+    assert (lab.state / "control.sock").stat().st_uid == nobody
+    if os.geteuid() == 0:
+        assert int(facts["CapPrm"], 16) == int(facts["CapAmb"], 16) == 0
+        assert "0" not in facts["Groups"].split()
+    for task in Path(f"/proc/{process.pid}/task").iterdir():
+        assert f"\nUid:\t{nobody}\t{nobody}\t{nobody}\t{nobody}\n" in (task / "status").read_text()
+
+
+def test_a_user_that_does_not_exist_is_named(lab: Lab) -> None:
+    lab.edit('state = "state"', 'state = "state"\nuser = "nonsense"')
+    done = lab.run("check")
+    if os.geteuid() == 0:
+        assert "user: there is no user 'nonsense' here; make it with: adduser" in done.stdout
+        assert done.returncode == 1
+    else:
+        assert done.returncode == 0
+
+
+def test_nodes_by_set(lab: Lab) -> None:
+    assert [line.split("\t")[0] for line in lab.run("nodes").stdout.splitlines()] == ["node01", "node02"]
+    (node,) = json.loads(lab.run("nodes", "rack7", "--json").stdout)
+    assert (node["name"], node["macs"], node["address"]) == ("node01", ["52:54:00:00:00:01"], None)
+    assert len(json.loads(lab.run("nodes", "node[01-02]", "--json").stdout)) == 2
+    done = lab.run("nodes", "rack8")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "fastboot: there is no node or group 'rack8'; did you mean 'rack7'?\n",
+    )
+
+
+def test_check_finds_what_would_fail(lab: Lab) -> None:
+    lab.edit('roots = ["root"]', 'roots = ["root", "missing"]')
+    with lab.path.open("a") as file:
+        file.write(
+            '[[profiles]]\nname = "live"\nkernel = "vmlinuz"\n[dhcp]\n'
+            '[[dhcp.subnets]]\nnetwork = "10.231.77.0/24"\npools = ["10.231.77.10-10.231.77.20"]\n'
+        )
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", lab.ftp))
+        other.listen()
+        done = lab.run("check", "--json")
+    assert done.returncode == 1
+    errors = [finding["text"] for finding in json.loads(done.stdout) if finding["level"] == "error"]
+    for key in (
+        "dhcp.subnets[0].network: no interface has an address",
+        "ftp.port: ",
+        "roots: ",
+        "profiles live: kernel",
+    ):
+        assert any(error.startswith(key) for error in errors), f"{key} is not in {errors}"
+
+
+def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
+    done = lab.run("check")
+    assert done.returncode == 0, done.stdout
+    serve()
+    assert lab.run("check").returncode == 0, "the ports are those of the server itself"
+
+
+def test_version() -> None:
+    done = subprocess.run([*FASTBOOT, "version", "--json"], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout)["version"]
