@@ -752,6 +752,43 @@ def test_pipelined_commands_after_quit(memory: Memory) -> None:
     assert logs == []
 
 
+class Slow(Memory):
+    """A directory that takes long to read."""
+
+    reading, go = threading.Event(), threading.Event()
+
+    def list(self, path: str, client: Client) -> Any:
+        self.reading.set()
+        assert self.go.wait(10)
+        if path == "/bug":
+            raise ZeroDivisionError
+        return super().list(path, client)
+
+
+def test_slow_listing_holds_nobody_else_up() -> None:
+    slow = Slow({"/a": b"a", "/bug/b": b"b"})
+    with serving(slow) as server, Raw(server) as raw, Raw(server) as gone:
+        data = raw.data()
+        raw.sock.sendall(b"NLST\r\nNOOP\r\nSIZE /a\r\nNLST /bug\r\n")
+        assert slow.reading.wait(5)
+        with server.client() as ftp:
+            assert fetch(ftp, "/a") == b"a"
+        with gone.data():
+            gone.sock.sendall(b"NLST\r\n")
+            gone.close()
+        assert raw.silent(), "replies keep the order of the commands"
+        slow.go.set()
+        assert raw.reply().startswith("125")
+        assert everything(data) == b"a\r\nbug\r\n"
+        replies = [raw.reply()[:3] for _ in range(4)]
+        assert replies == ["200", "213", "503", "226"]
+        server.until(lambda: server.service.counters()["sessions_open"] == 1)
+        data = raw.data()
+        assert raw("NLST /bug").startswith("451")
+        assert raw("NLST /a").startswith("125")
+        assert everything(data) == b"a\r\n"
+
+
 def test_listing_limit(memory: Memory) -> None:
     with serving(memory, Limits(listing=2)) as server, server.client() as ftp:
         ftp.voidcmd("PASV")

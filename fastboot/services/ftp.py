@@ -15,6 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Protocol
@@ -56,7 +57,8 @@ class Catalog(Protocol):
 
     def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
     def stat(self, path: str, client: Client) -> Entry | Refusal: ...
-    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal: ...
+    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
+        """Called in a thread of the service's own: a directory may be large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class FtpService:
         self._empty = asyncio.Event()
         self._listeners: list[Listener] = []
         self._ioloop: HostedLoop | None = None
+        self._lister: ThreadPoolExecutor | None = None
         self._bridge = Bridge(self.log)
 
     async def start(self) -> None:
@@ -149,6 +152,7 @@ class FtpService:
             self.log.warning("too few descriptors for ftp.max_sessions", wanted=wanted)
         logging.getLogger("pyftpdlib").addHandler(self._bridge)
         self._ioloop = HostedLoop(asyncio.get_running_loop())
+        self._lister = ThreadPoolExecutor(1, "ftp-list")
         self._listeners = [Listener(sock, self, self._ioloop) for sock in sockets]
 
     async def stop(self, drain: float = 0) -> None:
@@ -169,6 +173,8 @@ class FtpService:
             self.ending = "the server stopped"
             self._ioloop.close()
             self._ioloop = None
+            if self._lister is not None:
+                self._lister.shutdown(wait=False, cancel_futures=True)
             logging.getLogger("pyftpdlib").removeHandler(self._bridge)
 
     @property
@@ -198,7 +204,11 @@ class FtpService:
             if (transfer := session.data_channel) is not None and transfer.file_obj is not None
         ]
 
-    # --- what sessions report
+    # --- what sessions ask and report
+
+    def list_beside(self, path: str, client: Client) -> asyncio.Future[Sequence[Entry] | Refusal]:
+        """List a directory in the lister's thread: one at a time, so that no client's listings starve the loop."""
+        return asyncio.get_running_loop().run_in_executor(self._lister, self.catalog.list, path, client)
 
     def full(self) -> bool:
         return len(self._sessions) >= self._settings.max_sessions

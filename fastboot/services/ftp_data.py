@@ -22,7 +22,7 @@ from fastboot._core import Source
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session
 
-SLICE = 256 * 1024
+SLICE = 128 * 1024
 """Octets per sendfile: nobody holds the loop longer than for these, and the kernel holds no more unsent."""
 AHEAD = 4 * 1024 * 1024
 """Octets that the kernel is asked to read before they are sent, so that sendfile seldom waits for a disk."""

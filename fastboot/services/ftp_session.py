@@ -7,6 +7,8 @@ import inspect
 import re
 import socket
 import time
+from asyncio import Future
+from collections import deque
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -99,6 +101,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         self.timeout = self.service.limits.idle
         self._before_login = 0
         self._too_long = False
+        self._listing = False
+        self._later: deque[bytes] = deque()
         super().__init__(conn, server, ioloop=ioloop)
         self._available_facts = list(FACTS)
         self._current_facts = list(FACTS)
@@ -172,6 +176,10 @@ class Session(FTPHandler):  # type: ignore[misc]
         too_long, self._too_long = self._too_long, False
         self._in_buffer, self._in_buffer_len = [line], 0
         if self._closed or self._closing or self._quit_pending:
+            return
+        if self._listing:
+            self._later.append(line)
+            self._in_buffer = []
             return
         if not self.authenticated:
             self._before_login += 1
@@ -271,6 +279,11 @@ class Session(FTPHandler):  # type: ignore[misc]
             self.respond(f"425 Can't open a data connection: {error.strerror or error}.")
 
     def push_dtp_data(self, data: object, isproducer: bool = False, file: Any = None, cmd: Any = None) -> None:
+        if self._has_data_connection():
+            super().push_dtp_data(data, isproducer, file, cmd)
+
+    def _has_data_connection(self) -> bool:
+        """Whether data can be sent or will be able to; where not, the command is answered here."""
         channel: Transfer | None = self.data_channel
         doors = (self._dtp_acceptor, self._dtp_connector)
         if self._out_dtp_queue is not None or (channel is not None and channel.busy):
@@ -278,7 +291,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         elif channel is None and all(door is None or door._closed for door in doors):
             self.respond("425 Use PASV, EPSV, PORT or EPRT first.")
         else:
-            super().push_dtp_data(data, isproducer, file, cmd)
+            return True
+        return False
 
     def ftp_ABOR(self, line: str) -> None:
         channel: Transfer | None = self.data_channel
@@ -302,12 +316,16 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._refuse(path, answer)
         return None
 
+    def _failed(self, path: str) -> Refusal:
+        # The catalog may be an embedder's: its fault ends one command, not the session.
+        self.service.log.exception("the catalog failed", path=printable(path))
+        return Refusal(Reason.BROKEN, "can not be read")
+
     def _put(self, question: Any, path: str) -> Any:
         try:
             answer = question(path, self.client)
-        except Exception:  # the catalog may be an embedder's: its fault ends one command, not the session
-            self.service.log.exception("the catalog failed", path=printable(path))
-            return Refusal(Reason.BROKEN, "can not be read")
+        except Exception:
+            return self._failed(path)
         if inspect.isawaitable(answer):
             if inspect.iscoroutine(answer):
                 answer.close()
@@ -371,15 +389,40 @@ class Session(FTPHandler):  # type: ignore[misc]
         )
 
     def _send_listing(self, path: str, cmd: str, text: Any) -> None:
+        if not self._has_data_connection():
+            return
         entry: Entry | None = self._ask(self.service.catalog.stat, path)
         if entry is None:
             return
-        if not entry.is_dir and cmd == "MLSD":
+        if entry.is_dir:
+            # Large directories take long: they are read beside the loop, and this client waits.
+            self._listing = True
+            self.del_channel()
+            future = self.service.list_beside(path, self.client)
+            future.add_done_callback(lambda future: self._listed(path, cmd, text, future))
+        elif cmd == "MLSD":
             self.respond(f"501 {path} is not a directory.")
+        else:
+            self._push_entries([entry], path, cmd, text)
+
+    def _listed(self, path: str, cmd: str, text: Any, future: Future[Any]) -> None:
+        if future.cancelled() or self._closed:
             return
-        entries: Sequence[Entry] | None = self._ask(self.service.catalog.list, path) if entry.is_dir else [entry]
-        if entries is None:
-            return
+        self._listing = False
+        self.add_channel(events=self._wanted_io_events)
+        try:
+            entries = future.result()
+        except Exception:
+            entries = self._failed(path)
+        if isinstance(entries, Refusal):
+            self._refuse(path, entries)
+        else:
+            self._push_entries(entries, path, cmd, text)
+        while self._later and not self._listing and not self._closed:
+            self._in_buffer = [self._later.popleft()]
+            self.found_terminator()
+
+    def _push_entries(self, entries: Sequence[Entry], path: str, cmd: str, text: Any) -> None:
         if len(entries) > self.service.limits.listing:
             self.respond(f"451 {path} has more than {self.service.limits.listing} entries.")
             return

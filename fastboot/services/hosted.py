@@ -12,8 +12,9 @@ from typing import Any
 
 from pyftpdlib.ioloop import Epoll
 
-BATCH = 32
-"""Channels served per turn: with 256 KiB sent for each, about 3 ms of the host's time."""
+BATCH = 4
+"""Channels served per turn. 200 transfers on two cores, 128 KiB each per turn: the host is late by 2.2 ms (p99.9)
+with 4, by 12 ms with 16, and slower in sum (caches)."""
 
 
 class HostedLoop(Epoll):  # type: ignore[misc]
