@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
-from fastboot.config import FOREVER, Config, load, mac
+from fastboot.config import FOREVER, Config, Pool, PortRange, Table, _seconds, _table_in, load, mac
 from fastboot.model import ConfigError
 from fastboot.nodeset import NodeSetError, expand, select
 
+ROOT = Path(__file__).parent.parent
 GOOD = """
 interface = "lo"
 roots = ["boot", "/srv/boot"]
@@ -212,3 +216,48 @@ def test_selecting_nodes(tmp_path: Path) -> None:
     assert select([], nodes) == list(nodes)
     with pytest.raises(NodeSetError, match="there is no node or group 'rack8'; did you mean 'rack7'"):
         select(["rack8"], nodes)
+
+
+def keys(model: type[Table], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = _table_in(field.annotation)
+        if inner in (None, Pool, PortRange):
+            yield prefix + name
+        else:
+            yield from keys(inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def test_every_key_is_documented() -> None:
+    documented = set(
+        re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
+    )
+    assert documented - {"dhcp.subnets"} == set(keys(Config))
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
+def test_every_documented_configuration_is_right(document: str, tmp_path: Path) -> None:
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    table = re.findall(r"^    (name,macs.*|node\d+,.*)$", text, re.MULTILINE)
+    (tmp_path / "nodes.csv").write_text("\n".join(table))
+    for number, block in enumerate(blocks):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(block)
+        load(path)
+
+
+def test_every_documented_default_is_right() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    for key, default in re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", text, re.MULTILINE):
+        model: type[Table] = Config
+        *tables, name = key.split(".")
+        for table in tables:
+            model = _table_in(model.model_fields[table].annotation) or model
+        if default == "dhcp.lease":
+            continue
+        value = tomllib.loads(f"x = {default}")["x"]
+        field = model.model_fields[name]
+        made = field.get_default(call_default_factory=True)
+        made = list(made) if isinstance(made, tuple) else str(made) if isinstance(made, Path) else made
+        assert made == (_seconds(value) if isinstance(made, int) and isinstance(value, str) else value), key
