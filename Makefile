@@ -38,7 +38,7 @@ demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 
 bench: ## Compare TFTP with dnsmasq on this machine
 	@$(PYTHON) tools/bootstrap.py build bench
-	@$(BIN)/python -m bench $(ARGS)
+	@$(BIN)/python -m bench.tftp $(ARGS)
 
 clean: ## Remove what was built or downloaded
 	rm -rf .venv .cache build dist *.egg-info fastboot/_core.c fastboot/_core.html fastboot/_core.*.so
