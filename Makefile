@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 FIRMWARE ?= bios
 ARGS ?=
+# Tests make networks, which takes root: that of a namespace where we are not the real one.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net sh -c 'ip link set lo up && exec "$$0" "$$@"')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build debug test lint type demo bench clean
@@ -21,7 +23,7 @@ debug: ## Build the native core for the debugger (then: make test FASTBOOT_DEBUG
 
 test: ## Run every test, machines booting in QEMU included (one of them: make test ARGS="-k name")
 	@$(PYTHON) tools/bootstrap.py build demo test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(AS_ROOT) $(BIN)/python -m pytest $(ARGS)
 
 lint: build ## Check style: ruff, cython-lint
 	@$(BIN)/ruff check .
@@ -38,7 +40,7 @@ demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 
 bench: ## Compare TFTP with dnsmasq on this machine
 	@$(PYTHON) tools/bootstrap.py build bench
-	@$(BIN)/python -m bench.tftp $(ARGS)
+	@$(AS_ROOT) $(BIN)/python -m bench.tftp $(ARGS)
 
 clean: ## Remove what was built or downloaded
 	rm -rf .venv .cache build dist *.egg-info fastboot/_core.c fastboot/_core.html fastboot/_core.*.so

@@ -269,7 +269,8 @@ def become(config: Config) -> None:
             if account:
                 os.chown(state, account.pw_uid, account.pw_gid)
         except OSError as error:
-            raise FastbootError(f"state: can not make {state}: {error.strerror}") from error
+            who = account.pw_name if account else user_name()
+            raise FastbootError(f"state: can not make {state} for {who}: {error.strerror}") from error
     drop_to(account)
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
         who = user_name()
