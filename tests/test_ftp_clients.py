@@ -113,7 +113,15 @@ def test_curl_many_files_in_one_session(url: str, tree: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "options", ["", "set ftp:passive-mode off;", "set ftp:use-mlsd yes;", "set ftp:sync-mode off;"], ids=str
+    "options",
+    [
+        "",
+        "set ftp:passive-mode off;",
+        "set ftp:use-mlsd yes;",
+        "set ftp:sync-mode off;",
+        "set ftp:passive-mode off; set ftp:sync-mode off;",
+    ],
+    ids=str,
 )
 def test_lftp_mirrors_with_parallel_connections(
     server: Running, url: str, tree: Path, tmp_path: Path, options: str

@@ -229,7 +229,7 @@ class FtpService:
 
     def refused(self, reason: str, peer: str) -> None:
         """Count a guard that held, and tell it at most once a second."""
-        self._counters[f"refused {reason}"] += 1
+        self._counters[f"refused_{reason.replace(' ', '_')}"] += 1
         now = time.monotonic()
         last, untold = self._refusals.get(reason, (float("-inf"), 0))
         if now - last < 1:

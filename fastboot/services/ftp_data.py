@@ -294,10 +294,24 @@ class Active(ActiveDTP):  # type: ignore[misc]
 
     def __init__(self, ip: str, port: int, session: Session) -> None:
         self.timeout = session.service.limits.connect
+        # pyftpdlib replies once it is connected: too late for a client that has sent its next command by then.
+        session.respond("200 Active data connection accepted.")
         super().__init__(ip, port, session)
 
     def handle_connect(self) -> None:
-        super().handle_connect()
+        session: Session = self.cmd_channel
+        self.del_channel()
+        self._idler.cancel()
+        session.data_channel = Transfer(self.socket, session)
+        session._on_dtp_connection()
         # The socket is the Transfer's from here on. Without this, the end of the session unregisters a descriptor
         # number that is another client's by then (pyftpdlib PR 657: concurrent active transfers hang).
         self._closed, self._fileno = True, None
+
+    def handle_timeout(self) -> None:
+        self.handle_close()
+
+    def handle_close(self) -> None:
+        if not self._closed:
+            self.close()
+            self.cmd_channel.no_data_connection("the client's port can not be reached")
