@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fastboot.lab import demo
+from fastboot.lab import rehearsal
 from fastboot.lab.machine import Firmware
 from fastboot.lab.story import STEPS
 
@@ -34,7 +34,7 @@ def machine_needs(need: Need) -> Callable[[Firmware], None]:
     """Skip unless the packages for a firmware, and a private network, are there."""
 
     def check(firmware: Firmware) -> None:
-        if lacking := demo.missing(firmware):
+        if lacking := rehearsal.missing(firmware):
             need(False, f"packages are missing: {' '.join(lacking)}")
         mine = (
             os.geteuid() == 0 or subprocess.run(["unshare", "-Urn", "true"], capture_output=True).returncode == 0

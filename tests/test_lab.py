@@ -9,6 +9,7 @@ import asyncio
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import socket
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import pytest
 
-from fastboot.lab import demo, initrd, media, namespace, network
+from fastboot.lab import demo, initrd, media, namespace, network, rehearsal
 from fastboot.lab.initrd import Entry
 from fastboot.lab.machine import Hardware, plain
 from fastboot.lab.namespace import LabError
@@ -233,7 +234,7 @@ def test_what_the_machine_says_went_wrong_ends_the_story() -> None:
     assert story.done and story.faults == ["the machine says: dhcp no lease"]
 
 
-def make_result(directory: Path) -> demo.Result:
+def make_result(directory: Path) -> rehearsal.Result:
     """Return a result in which machine, host and server agree."""
     for name, size in (("linux", 8), ("initrd.gz", 9)):
         path = directory / "boot" / "lab" / name
@@ -243,11 +244,11 @@ def make_result(directory: Path) -> demo.Result:
     story = story_of_success()
     assert story.checked
     story.checked.digest = manifest.digest()
-    return demo.Result(demo.Scenario(Hardware()), directory, manifest, story)
+    return rehearsal.Result(rehearsal.Scenario(Hardware()), directory, manifest, story)
 
 
 def test_agreement_is_success(tmp_path: Path) -> None:
-    assert demo.disagreements(make_result(tmp_path)) == []
+    assert rehearsal.disagreements(make_result(tmp_path)) == []
 
 
 def wrong_digest(story: Story) -> None:
@@ -308,7 +309,7 @@ def test_every_disagreement_is_a_fault(tmp_path: Path, spoil: Callable[[Story], 
     result = make_result(tmp_path)
     assert result.story
     spoil(result.story)
-    assert any(told in fault for fault in demo.disagreements(result)), demo.disagreements(result)
+    assert any(told in fault for fault in rehearsal.disagreements(result)), rehearsal.disagreements(result)
 
 
 def test_progress_is_of_tftp_first_and_of_the_media_then() -> None:
@@ -547,15 +548,35 @@ async def test_a_missing_program_is_named() -> None:
         await namespace.spawn(["no-such-program"])
 
 
-def test_missing_packages_are_named_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.fixture
+def stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the demo keeps its files in these tests, which must not take pytest into another namespace."""
+
+    def enter() -> None:
+        raise AssertionError("the demo went on")
+
+    monkeypatch.setattr(namespace, "enter", enter)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert {"qemu-system-x86", "iproute2"} <= set(demo.missing("bios"))
+    return tmp_path
+
+
+def test_missing_packages_are_named_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, stay: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(stay))
+    assert {"qemu-system-x86", "iproute2"} <= set(rehearsal.missing("bios"))
     assert demo.run("bios") == 2
     printed = " ".join(capsys.readouterr().out.split())
     assert "apt-get install" in printed and "qemu-system-x86" in printed
+    assert not list(stay.iterdir())
+
+
+def test_a_machine_that_can_not_be_made_is_refused(stay: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.run("uefi", nic="e1000", as_json=True) == 2
+    result = json.loads(capsys.readouterr().out)
+    assert not result["ok"] and "virtio-net-pci only" in result["faults"][0]
+    assert demo.run("bios", nic="rtl8139", as_json=True) == 2
+    assert "write one of e1000" in capsys.readouterr().out
 
 
 if __name__ == "__main__":

@@ -6,101 +6,27 @@ Exit codes: 0 everything worked, 1 a step failed, 2 it can not be run here, 130 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Interface
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
 
-from fastboot.lab import initrd, media, namespace
-from fastboot.lab.machine import OVMF, Firmware, Hardware, Machine, plain
+from fastboot.lab import namespace
+from fastboot.lab.machine import Firmware, Hardware, plain
 from fastboot.lab.namespace import LabError
-from fastboot.lab.network import Network, Router
-from fastboot.lab.screen import Moving, Screen, moving_of, timeline
-from fastboot.lab.server import ServerProcess
-from fastboot.lab.story import STEPS, Story
+from fastboot.lab.rehearsal import Result, Scenario, boot, require
+from fastboot.lab.screen import Screen, timeline
 
-ADDRESS: Final = IPv4Interface("10.77.0.1/24")
-KERNEL: Final = "lab/linux"
-INITRD: Final = "lab/initrd.gz"
-_DEBIAN = Path("/usr/lib/debian-installer/images")
-_TICK = 0.25
 _TAIL = 25
 """Lines of each log that a failure shows, and of each the first `_WIDTH` characters: a firmware draws screens."""
 _WIDTH = 300
-_SETTLE = 5.0
-"""Seconds for the server's last events to arrive after the machine said its last word."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration."""
-
-    hardware: Hardware
-    loaders: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class Result:
-    """How it went. `faults` is empty if and only if everything worked."""
-
-    scenario: Scenario
-    directory: Path
-    manifest: media.Manifest | None = None
-    story: Story | None = None
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        return not self.faults
-
-    def facts(self) -> dict[str, Any]:
-        """Return everything as JSON knows it; times in seconds since power-on."""
-        facts: dict[str, Any] = {
-            "ok": self.ok,
-            "firmware": self.scenario.hardware.firmware,
-            "nic": self.scenario.hardware.nic,
-            "faults": self.faults,
-            "logs": None if self.ok else str(self.directory),
-        }
-        if story := self.story:
-            facts["steps"] = [
-                {
-                    "step": step.name,
-                    "title": step.title,
-                    "at": round(reached.at - story.power_on, 2),
-                    "took": round(took, 2),
-                    "detail": reached.detail,
-                }
-                for step, reached, took in story.timeline()
-            ]
-            facts["failed_step"] = story.current.name if story.current else None
-            facts["server"] = {
-                "acks": story.acks,
-                "tftp": story.tftp,
-                "ftp_files": len(story.sent),
-                "ftp_octets": sum(story.sent.values()),
-            }
-        if self.manifest:
-            checked = self.story.checked if self.story else None
-            facts["media"] = {
-                "files": len(self.manifest.files),
-                "octets": self.manifest.octets,
-                "digest": self.manifest.digest(),
-                "matched": checked.matched if checked else 0,
-            }
-        return facts
 
 
 def run(
@@ -121,8 +47,7 @@ def run(
     result = Result(Scenario(Hardware(firmware, nic=nic), loaders or {}), directory)
     code = 1
     try:
-        if lacking := missing(firmware):
-            raise LabError(f"packages are missing here; on Debian: sudo apt-get install {' '.join(lacking)}")
+        require(result.scenario.hardware)
         namespace.enter()
         asyncio.run(_show(result, console))
         code = 0 if result.ok else 1
@@ -134,146 +59,11 @@ def run(
         console.print("interrupted: the machine and the server are stopped")
         keep, code = False, 130
     finally:
-        if code in (0, 130) and not keep:
+        if (code in (0, 130) and not keep) or not any(directory.iterdir()):
             shutil.rmtree(directory, ignore_errors=True)
     if as_json and code != 130:
         print(json.dumps(result.facts(), indent=2))
     return code
-
-
-def missing(firmware: Firmware) -> list[str]:
-    """Return the Debian packages that a machine with this firmware needs and that are not here."""
-    needs: dict[str, bool] = {
-        "qemu-system-x86": bool(shutil.which("qemu-system-x86_64")),
-        "iproute2": bool(shutil.which("ip")),
-        "busybox-static": _busybox() is not None,
-        "debian-installer-12-netboot-amd64": _netboot() is not None,
-    }
-    if firmware == "bios":
-        roms = ("/usr/lib/ipxe/qemu", "/usr/share/qemu", "/usr/share/ipxe/qemu")
-        needs["ipxe-qemu"] = any(Path(rom, "pxe-virtio.rom").exists() for rom in roms)
-    else:
-        needs["ovmf"] = any(Path(code).exists() for code, _ in OVMF)
-        needs["grub-efi-amd64-signed"] = Path("/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed").exists()
-    return [package for package, here in needs.items() if not here]
-
-
-async def boot(result: Result, screen: Screen) -> None:
-    """Build the lab, boot the machine, and fill in `result`. In a namespace of our own; leaves nothing running.
-
-    Raises LabError where the lab can not be built.
-    """
-    directory, hardware = result.directory, result.scenario.hardware
-    kernel_and_initrd = _netboot()
-    busybox = _busybox()
-    assert kernel_and_initrd and busybox
-    screen.say(f"making a media tree, an initrd and a private network with the server at {ADDRESS.ip}")
-    result.manifest = manifest = media.make(directory / "media")
-    files = {"digests": manifest.listing()}
-    image = initrd.build(kernel_and_initrd[1], hardware.nic, files, busybox)
-    boot_files = directory / "boot" / "lab"
-    boot_files.mkdir(parents=True)
-    (boot_files / "initrd.gz").write_bytes(image)
-    shutil.copyfile(kernel_and_initrd[0], boot_files / "linux")
-    network = Network(ADDRESS)
-    async with contextlib.AsyncExitStack() as lab:
-        router = Router(network.name)
-        lab.callback(router.close)
-        server = ServerProcess(_configuration(result.scenario, network.name, directory), directory)
-        lab.push_async_callback(_stop_server, server, result)
-        screen.say("starting the server: fastboot serve")
-        await server.start()
-        cable = network.plug()
-        lab.callback(cable.close)
-        cable.connect()
-        machine = Machine(hardware, directory)
-        lab.push_async_callback(machine.power_off)
-        result.story = Story(KERNEL, INITRD, time.time())
-        await machine.power_on(cable.machine.fileno())
-        screen.say("the machine is switched on")
-        await _watch(result, server, machine, screen)
-        result.faults += disagreements(result)
-
-
-async def _watch(result: Result, server: ServerProcess, machine: Machine, screen: Screen) -> None:
-    """Feed the story until it is done, a step is overdue, or the machine or the server is gone."""
-    story, manifest = result.story, result.manifest
-    assert story and manifest
-    moving: Moving | None = None
-
-    async def console() -> None:
-        async for line in machine.lines():
-            story.read(time.time(), line)
-
-    async def events() -> None:
-        async for event in server.events():
-            story.hear(event)
-
-    async with _background(console(), events(), server.wait()) as (off, told, gone):
-        while not story.done and not result.faults:
-            screen.update(story, time.time(), moving)
-            await asyncio.wait((off, gone), timeout=_TICK, return_when=asyncio.FIRST_COMPLETED)
-            moving = moving_of(await server.status(), story, manifest.octets)
-            if story.done:
-                break
-            if gone.done():
-                result.faults.append(f"the server ended with exit code {gone.result()}")
-            elif off.done():
-                result.faults.append("the machine went off before it was done")
-            elif late := story.overdue(time.time()):
-                result.faults.append(f"nothing new for {late.limit:.0f} s")
-        screen.update(story, time.time(), None)
-        deadline = time.monotonic() + _SETTLE
-        while story.checked and len(story.sent) < len(manifest.files) and time.monotonic() < deadline:
-            await asyncio.wait((told,), timeout=_TICK)
-
-
-@contextlib.asynccontextmanager
-async def _background(*coroutines: Any) -> AsyncIterator[list[asyncio.Task[Any]]]:
-    """Run coroutines beside the body; those that still run after it are cancelled, faults are raised."""
-    tasks = [asyncio.ensure_future(each) for each in coroutines]
-    try:
-        yield tasks
-    finally:
-        for task in tasks:
-            if not task.done():
-                task.cancel()
-        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(outcome, Exception):
-                raise outcome
-
-
-def disagreements(result: Result) -> list[str]:
-    """Return where machine, host and server do not tell the same: nothing after a success."""
-    story, manifest = result.story, result.manifest
-    assert story and manifest
-    faults = list(story.faults)
-    if (checked := story.checked) is None:
-        return faults
-    faults += [f"never seen: {step.title}" for step in STEPS if step.name not in story.reached]
-    files = len(manifest.files)
-    told = (
-        ("files with the right digest on the machine", checked.matched, files),
-        ("files on the machine", checked.files, files),
-        ("octets of media on the machine", story.octets, manifest.octets),
-        ("the digest of the whole tree on the machine", checked.digest, manifest.digest()),
-        ("files that the server says it sent by FTP", len(story.sent), files),
-        ("octets that the server says it sent by FTP", sum(story.sent.values()), manifest.octets),
-        ("octets of the kernel sent by TFTP", story.tftp.get(KERNEL), _size(result, KERNEL)),
-        ("octets of the initrd sent by TFTP", story.tftp.get(INITRD), _size(result, INITRD)),
-        ("at least two DHCPACKs, to the firmware and to Linux", story.acks >= 2, True),
-    )
-    return faults + [f"{what}: {found}, expected {wanted}" for what, found, wanted in told if found != wanted]
-
-
-def _size(result: Result, path: str) -> int:
-    return (result.directory / "boot" / path).stat().st_size
-
-
-async def _stop_server(server: ServerProcess, result: Result) -> None:
-    code = await server.stop()
-    if result.ok and code:
-        result.faults.append(f"the server did not stop cleanly: exit code {code}")
 
 
 async def _show(result: Result, console: Console) -> None:
@@ -319,65 +109,3 @@ def _explain(result: Result, console: Console) -> None:
             whole = (text for line in lines if (text := plain(line).strip()))
             for text in deque(whole, _TAIL):
                 console.print(Text(f"  {text[:_WIDTH]}", style="dim"), soft_wrap=True)
-
-
-def _configuration(scenario: Scenario, interface: str, directory: Path) -> str:
-    hosts = ADDRESS.network
-    loaders = "".join(f"{name} = {json.dumps(path)}\n" for name, path in scenario.loaders.items())
-    return f"""\
-interface = "{interface}"
-roots = [{json.dumps(str(directory / "boot"))}]
-
-[log]
-format = "json"
-
-[dhcp]
-probe = 1
-[[dhcp.subnets]]
-network = "{hosts}"
-pools = ["{hosts[100]}-{hosts[199]}"]
-
-[tftp]
-
-[ftp]
-
-[[media]]
-name = "demo"
-path = {json.dumps(str(directory / "media"))}
-
-[[profiles]]
-name = "demo"
-media = "demo"
-kernel = "/{KERNEL}"
-initrd = "/{INITRD}"
-arguments = "console=ttyS0 quiet loglevel=3 panic=-1 lab.media={{{{ media }}}}"
-installs = false
-
-[[nodes]]
-name = "bare01"
-macs = ["{scenario.hardware.mac}"]
-profile = "demo"
-
-[boot.loaders]
-{loaders}"""
-
-
-def _netboot() -> tuple[Path, Path] | None:
-    """Return Debian's netboot kernel and initrd, the newest installed."""
-    for kernel in sorted(_DEBIAN.glob("*/amd64/text/debian-installer/amd64/linux"), reverse=True):
-        if (image := kernel.with_name("initrd.gz")).exists():
-            return kernel, image
-    return None
-
-
-def _busybox() -> Path | None:
-    """Return a busybox that runs without shared libraries."""
-    for name in ("/bin/busybox", "/usr/bin/busybox", "/sbin/busybox"):
-        path = Path(name)
-        if path.exists() and b"/ld-linux" not in path.read_bytes()[:4096]:
-            return path
-    return None
-
-
-if __name__ == "__main__":
-    sys.exit(run(*sys.argv[1:2]))  # type: ignore[arg-type]

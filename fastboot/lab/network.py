@@ -50,6 +50,7 @@ class Network:
         ip("link", "add", name, "type", "bridge", "stp_state", "0", "forward_delay", "0")
         # Without duplicate address detection the link-local address serves at once.
         _setting(f"net/ipv6/conf/{name}/accept_dad", "0")
+        _setting(f"net/ipv6/conf/{name}/disable_ipv6", "0")
         ip("address", "add", str(address), "dev", name)
         ip("link", "set", name, "up")
 
