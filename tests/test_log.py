@@ -46,10 +46,11 @@ def test_a_detail_replaces_no_field_of_the_line() -> None:
 
 
 def test_levels() -> None:
-    events = [Event(0, "tftp.sent"), Event(0, "tftp.failed"), Event(0, "ftp.refused")]
-    assert [json.loads(line)["level"] for line in lines("json", *events)] == ["info", "error", "warning"]
-    assert len(lines("json", *events, level="warning")) == 2
-    assert len(lines("json", *events, level="error")) == 1
+    kinds = ("tftp.sent", "tftp.failed", "dhcp.commit_failed", "ftp.refused", "dhcp.other_server", "tftp.probed")
+    events = [Event(0, kind) for kind in kinds]
+    levels = [json.loads(line)["level"] for line in lines("json", *events, level="debug")]
+    assert levels == ["info", "error", "error", "warning", "warning", "debug"]
+    assert [len(lines("json", *events, level=level)) for level in ("info", "warning", "error")] == [5, 4, 2]
 
 
 async def test_losses_are_told() -> None:

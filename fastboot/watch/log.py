@@ -22,15 +22,14 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 ALARMS = {
     "error": 40,
     "failed": 40,
-    "aborted": 30,
-    "conflict": 30,
     "decline": 30,
     "dropped": 30,
     "exhausted": 30,
+    "nak": 30,
+    "other_server": 30,
     "refused": 30,
-    "stalled": 30,
-    "timeout": 30,
     "warning": 30,
+    "probed": 10,
 }
 """Levels by the last word of an event's kind; every other kind is "info"."""
 COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
@@ -100,7 +99,8 @@ class LoggingHandler(logging.Handler):
 
 def level_of(event: Event) -> int:
     """Return the log level of an event, as a number of the standard library's `logging`."""
-    return ALARMS.get(event.kind.rpartition(".")[2], logging.INFO)
+    last = event.kind.rpartition(".")[2]
+    return ALARMS.get(last) or ALARMS.get(last.rpartition("_")[2], logging.INFO)
 
 
 def printable(value: str | bytes) -> str:
