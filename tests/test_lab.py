@@ -181,7 +181,7 @@ def test_the_manifest_is_read_from_the_disk(tmp_path: Path) -> None:
 
 def story_of_success() -> Story:
     story = Story("lab/linux", "lab/initrd.gz", power_on=100.0)
-    story.hear({"time": 102.0, "kind": "dhcp.discover", "mac": "52:54:00:77:00:01"})
+    story.hear({"time": 102.0, "kind": "dhcp.offer", "mac": "52:54:00:77:00:01"})
     story.hear({"time": 102.5, "kind": "dhcp.ack", "details": {"address": "10.77.0.100"}})
     for at, path in ((103, "boot/pxelinux.0"), (104, "pxelinux.cfg/default"), (106, "/lab/linux")):
         story.hear({"time": at, "kind": "tftp.sent", "details": {"path": path, "octets": 8}})
@@ -214,7 +214,7 @@ def test_a_step_that_does_not_come_is_overdue_and_named() -> None:
     assert story.overdue(100.0 + STEPS[0].limit) is None
     late = story.overdue(100.1 + STEPS[0].limit)
     assert late is STEPS[0] and "network card" in late.cause
-    story.hear({"time": 150.0, "kind": "dhcp.discover"})
+    story.hear({"time": 150.0, "kind": "dhcp.offer"})
     assert story.overdue(150.0 + STEPS[1].limit) is None, "every step has its limit from the last news"
     assert story.overdue(151.0 + STEPS[1].limit) is STEPS[1]
 

@@ -145,10 +145,12 @@ async def boot(result: Result, screen: Screen) -> None:
         cable.connect()
         machine = Machine(hardware, directory)
         lab.push_async_callback(machine.power_off)
-        result.story = Story(KERNEL, INITRD, time.time())
+        result.story = story = Story(KERNEL, INITRD, time.time())
         await machine.power_on(cable.machine.fileno())
         screen.say("the machine is switched on")
         await _watch(result, server, machine, screen)
+        if not story.done:
+            result.faults.append(f"frames that the machine and the network exchanged: {cable.frames}")
         result.faults += disagreements(result)
 
 

@@ -24,15 +24,16 @@ class Step:
 STEPS: Final = (
     Step(
         "discover",
-        "DHCPDISCOVER heard",
+        "DHCPDISCOVER heard, DHCPOFFER sent",
         90,
-        "the firmware found no network card that it can boot from, or its frames do not reach the server",
+        "the firmware found no network card that it can boot from, its frames do not reach the server, or the"
+        " server has no address for it",
     ),
     Step(
         "ack",
-        "address offered and acknowledged",
+        "address acknowledged",
         60,
-        "the server gave it no address, or the reply does not reach the machine: see dhcp.* in the server's log",
+        "the offer did not reach the machine or did not please it: see dhcp.* in the server's log",
     ),
     Step(
         "loader",
@@ -142,8 +143,8 @@ class Story:
     def hear(self, event: Mapping[str, Any]) -> None:
         """Take an event of the server, as its control socket tells it."""
         kind, details, at = event["kind"], event.get("details", {}), float(event["time"])
-        if kind in ("dhcp.discover", "dhcp.offer"):
-            self._reach("discover", at, str(event.get("mac") or details.get("mac") or ""))
+        if kind == "dhcp.offer":
+            self._reach("discover", at, str(event.get("mac", "")))
         elif kind == "dhcp.ack":
             self.acks += 1
             self._reach("ack", at, str(details.get("address", "")))
