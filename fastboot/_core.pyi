@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from socket import socket
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from typing_extensions import disjoint_base
 
@@ -170,3 +170,153 @@ class TftpModel:
     def srtt(self) -> int: ...
     @property
     def repeats(self) -> int: ...
+
+class DhcpMessage(NamedTuple):
+    """A DHCP message as it was received (RFC 2131 section 2). IPv4 addresses are integers; `type` is option 53, 0
+    for BOOTP; `chaddr` is all 16 octets; `options` are joined over repeated and overloaded ones (RFC 3396)."""
+
+    op: int
+    type: int
+    htype: int
+    hlen: int
+    xid: int
+    secs: int
+    flags: int
+    ciaddr: int
+    yiaddr: int
+    siaddr: int
+    giaddr: int
+    chaddr: bytes
+    sname: bytes
+    file: bytes
+    options: dict[int, bytes]
+
+_EncodedPlan = tuple[int, int, int, int, bytes, bytes, bytes, bytes]
+"""address (0: from the pools), siaddr, lease seconds (0: the subnet's), tag for events, boot file for the header,
+then encoded options: 1 and 67, those always sent, those sent where option 55 asks for them."""
+
+def parse_dhcp(data: bytes) -> DhcpMessage | str:
+    """Parse a DHCP message, or say why it is none: one of RESPONDER_COUNTERS."""
+
+def emit_dhcp(
+    request: bytes,
+    *,
+    type: int,
+    server: int,
+    yiaddr: int = 0,
+    lease: int = 0,
+    message: bytes | None = None,
+    plan: _EncodedPlan | None = None,
+    mtu: int = 1500,
+) -> bytes:
+    """Return the reply to a request as the Responder sends it. Raises ValueError for a request that is none."""
+
+def udp_packet(source: int, source_port: int, destination: int, port: int, payload: bytes) -> bytes:
+    """Return an IPv4 packet with a UDP datagram, both checksums right (RFC 791, RFC 768). Raises ValueError."""
+
+RESPONDER_COUNTERS: tuple[str, ...]
+"""The counters' names, every reason for silence among them."""
+RESPONDER_EVENT_KINDS: tuple[str, ...]
+RESPONDER_WAYS: tuple[str, ...]
+STATE_NAMES: tuple[str, ...]
+
+_LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float]
+"""address, state, MAC, client identifier, host name, start and end in seconds since the epoch."""
+
+@disjoint_base
+class Leases:
+    """Whose every address is, and which of that is not on disk yet. One thread calls it. `now` is monotonic
+    nanoseconds, `wall` seconds since the epoch at that moment."""
+
+    def __new__(cls, seed: bytes) -> Self:
+        """`seed` is 32 random octets. Raises ValueError."""
+
+    def configure(
+        self,
+        links: list[tuple[int, int, int, list[tuple[int, int]]]],
+        subnets: list[tuple[int, int, int, list[tuple[int, int]]]],
+        nodes: list[tuple[int, list[bytes]]],
+        own: list[int],
+        authoritative: bool,
+    ) -> None:
+        """Take links (interface index, MTU, first address, [(index of a subnet, our address there)]), subnets
+        (network, mask, lease seconds, [(first, last) address of a pool]), nodes (fixed address or 0, MACs) and all
+        addresses of this host. `authoritative`: no other DHCP server is meant to be here. Bindings stay. Raises
+        ValueError for more than 16 subnets on a link, MemoryError."""
+
+    def load(
+        self, rows: Sequence[tuple[int, str, int, bytes, bytes, bytes, float, float]], now: int, wall: float
+    ) -> int:
+        """Take the store's rows; return how many lie in no subnet."""
+
+    def batch(self, now: int, wall: float) -> tuple[int, str] | None:
+        """Return the rows to commit next as (number, JSON); None where there are none or one is in flight."""
+
+    def leases(self, now: int, wall: float) -> list[_LeaseTuple]:
+        """Return what is bound or declined."""
+
+    def lease_at(self, address: int, now: int, wall: float) -> _LeaseTuple | None:
+        """Return who has an address bound or on offer."""
+
+    def release(self, address: int, now: int) -> bool:
+        """Free a bound or declined address, durably. Returns whether it was one and no commit of it is due."""
+
+@disjoint_base
+class Replies(Leases):
+    """What waits for the disk, for the sockets, and for Python."""
+
+    raw: bool
+    """Whether clients without an address get frames; else they get broadcasts."""
+    def attach(self, link: int, fd: int) -> None:
+        """Receive and send a link's datagrams by a bound socket, -1 for none. Raises IndexError."""
+
+    def attach_raw(self, fd: int) -> None:
+        """Send frames by an AF_PACKET SOCK_DGRAM socket, -1 for none (then `raw` is False)."""
+
+    def durable(self, number: int, ok: bool, now: int) -> None:
+        """Say whether a batch is on disk. Raises ValueError where it is not in flight."""
+
+    def flush(self) -> int:
+        """Send what is ready; return how many replies the sockets did not take yet."""
+
+    def replies(self) -> list[tuple[str, int, int, int, int, bytes, bytes]]:
+        """Take the ready replies instead of sending them: way (RESPONDER_WAYS), link, source, destination, port,
+        hardware address, payload; where the way is "hardware", the whole IP packet."""
+
+    def events(self) -> list[tuple[str, bytes, int, int, int, int, bytes]]:
+        """Take what happened: kind, MAC, link, address, tag of the plan, value, text."""
+
+    def counters(self) -> dict[str, int]: ...
+
+@disjoint_base
+class Responder(Replies):
+    """The DHCP server (RFC 2131). Works with or without sockets; see _native/responder.pxi."""
+
+    @property
+    def asking(self) -> int:
+        """How many requests `misses` would return."""
+
+    @property
+    def committing(self) -> int:
+        """How many rows are not on disk yet."""
+
+    def receive(self, data: bytes, link: int, source: int, destination: int, now: int) -> None:
+        """Take a packet that came in by a link, from and to an address. Raises IndexError."""
+
+    def readable(self, link: int, now: int) -> int:
+        """Take what a link's socket holds, at most 256 packets; return how many."""
+
+    def misses(
+        self,
+    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes]]:
+        """Return the requests that wait for a decision, each once: token, link, subnet, our address, MAC, node or
+        -1, options 93, 60, 77, 175."""
+
+    def answer(self, token: bytes, plan: _EncodedPlan | None, scope: str, now: int) -> None:
+        """Decide a miss, None for silence; `scope` as model.Scope. Raises ValueError."""
+
+    def drop(self, token: bytes) -> None:
+        """Leave a miss without an answer, and without a plan for the next."""
+
+    def forget(self) -> None:
+        """Let no plan hold that was decided before."""

@@ -56,6 +56,110 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 include "_native/source.pxi"    # 1  Source: what is sent
 include "_native/engine.pxi"    # 2  Engine: a thread that answers TFTP, uses Source
 
+# ---- DHCP
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.stdint cimport INT64_MAX
+from libc.stdio cimport snprintf
+from libc.stdlib cimport realloc
+from libc.string cimport memmove
+
+from fastboot._native.dhcp cimport (
+    DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
+    DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
+    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER, OPTION_USER_CLASS,
+    OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has,
+    dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
+)
+from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
+from fastboot._native.lease cimport (
+    LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t, lease_add,
+    lease_at, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
+)
+from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
+from fastboot._native.sys cimport AF_PACKET, ETH_P_IP, htonl, htons, ntohl, sockaddr_ll
+from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32, wire_u32
+
+include "_native/leases.pxi"    # 3  Leases: whose every address is
+include "_native/replies.pxi"   # 4  Replies: what waits for the disk and the sockets, uses Leases
+include "_native/responder.pxi"  # 5  Responder: the DHCP server, uses Replies
+
+DhcpMessage = namedtuple(
+    "DhcpMessage",
+    "op type htype hlen xid secs flags ciaddr yiaddr siaddr giaddr chaddr sname file options",
+)
+
+
+def parse_dhcp(bytes data not None):
+    """See _core.pyi."""
+    cdef dhcp_msg_t m
+    cdef const char *octets = data
+    cdef const uint8_t *p = <const uint8_t *>octets
+    cdef int rc = dhcp_parse(p, len(data), &m)
+    if rc < 0:
+        return RESPONDER_COUNTERS[-rc]
+    return DhcpMessage(
+        m.op, m.type, m.htype, m.hlen, m.xid, wire_u16(p + 8), m.flags, m.ciaddr, m.yiaddr, m.siaddr, m.giaddr,
+        m.chaddr[:16], p[44:108], p[108:236],
+        {code: dhcp_value(&m, code)[:dhcp_size(&m, code)] for code in range(256) if dhcp_has(&m, code)},
+    )
+
+
+cdef dhcp_plan_t *plan_of(tuple plan) except NULL:
+    # One block: the struct, then its octets.
+    cdef dhcp_plan_t *made
+    cdef uint8_t *octets
+    cdef bytes file = b"", must = b"", always = b"", asked = b""
+    if plan is None:
+        made = <dhcp_plan_t *>memory_for(1, sizeof(dhcp_plan_t))
+        made.ignore = True
+        return made
+    address, siaddr, lease, tag, file, must, always, asked = plan
+    if len(file) > 127 or len(must) > 300 or len(must) + len(always) > 4096 or len(asked) > 4096:
+        raise ValueError("the plan's file or options are too long")
+    made = <dhcp_plan_t *>memory_for(1, sizeof(dhcp_plan_t) + len(file) + len(must) + len(always) + len(asked))
+    octets = <uint8_t *>made + sizeof(dhcp_plan_t)
+    made.address, made.siaddr, made.lease, made.tag = address, siaddr, lease, tag
+    made.file_size, made.must_size = len(file), len(must)
+    made.always_size, made.asked_size = len(must) + len(always), len(asked)
+    made.file, made.always = octets, octets + len(file)
+    made.asked = made.always + made.always_size
+    whole = file + must + always + asked
+    memcpy(octets, <const char *>whole, len(whole))
+    return made
+
+
+def emit_dhcp(bytes request not None, *, uint8_t type, uint32_t server, uint32_t yiaddr=0, uint32_t lease=0,
+              bytes message=None, tuple plan=None, uint32_t mtu=1500):
+    """See _core.pyi."""
+    cdef dhcp_msg_t m
+    cdef dhcp_reply_t reply
+    cdef dhcp_plan_t *made = NULL
+    cdef uint8_t out[DHCP_LONGEST_REPLY]
+    cdef const char *octets = request
+    cdef int rc = dhcp_parse(<const uint8_t *>octets, len(request), &m)
+    cdef size_t n
+    if rc < 0:
+        raise ValueError(f"the request is no DHCP message: {RESPONDER_COUNTERS[-rc]}")
+    reply.type, reply.server, reply.yiaddr, reply.lease, reply.message = type, server, yiaddr, lease, NULL
+    if message is not None:
+        reply.message = message
+    if plan is not None:
+        made = plan_of(plan)
+    n = dhcp_emit(out, &m, &reply, made, mtu)
+    free(made)
+    return out[:n]
+
+
+def udp_packet(uint32_t source, uint16_t source_port, uint32_t destination, uint16_t port, bytes payload not None):
+    """See _core.pyi."""
+    cdef uint8_t out[DHCP_FRAME + DHCP_LONGEST]
+    cdef const char *octets = payload
+    if len(payload) > DHCP_LONGEST:
+        raise ValueError(f"a payload has at most {DHCP_LONGEST} octets")
+    memcpy(out + DHCP_FRAME, octets, len(payload))
+    dhcp_frame(out, source, source_port, destination, port, len(payload))
+    return out[:DHCP_FRAME + len(payload)]
+
 
 def parse_tftp(bytes packet not None):
     """See _core.pyi."""

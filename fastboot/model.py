@@ -158,11 +158,14 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """An address bound to a client. Times are seconds since the epoch; an infinite lease ends at `inf`."""
+    """An address bound to a client. Times are seconds since the epoch; an infinite lease ends at `inf`.
+
+    `offered`: held for a client that has not asked for it yet; never on disk.
+    """
 
     address: IPv4Address
     mac: str
-    state: Literal["bound", "released", "declined"]
+    state: Literal["bound", "released", "declined", "offered"]
     starts: float
     expires: float
     hostname: str = ""

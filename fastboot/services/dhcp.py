@@ -1,0 +1,479 @@
+"""DHCP: the native responder answers, this module decides for it what it has not met before."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Final
+
+import psutil
+import structlog
+
+from fastboot import config
+from fastboot._core import Responder
+from fastboot.model import (
+    IGNORE,
+    BootRequest,
+    ConfigError,
+    Event,
+    FastbootError,
+    Lease,
+    Node,
+    Plan,
+    Scope,
+    Verdict,
+)
+from fastboot.services.dhcp_plan import architecture_of, encode_plan, features_of, stage_of
+from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
+from fastboot.services.links import Link
+from fastboot.state.store import KEEP_LEASES, Store
+
+log = structlog.get_logger(component="dhcp")
+
+Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
+
+MAX_ADDRESSES = 262_144
+"""Addresses of all pools together: 100 MB of lease table."""
+DECIDE_WITHIN = 30.0
+"""Seconds after which a decision is given up; its request is forgotten after 2."""
+ABOUT_ROOM = 65_536
+BUFFER = 8 << 20
+
+# linux/socket.h; the socket module names them from Python 3.12 or not at all.
+IP_PKTINFO = 8
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+
+SILENT: Final = None
+"""The encoded plan of IGNORE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """The bound sockets of the service: one for each link, one for frames to clients without an address, and one
+    for each link to look for other servers with. `raw` is None, and `probes` empty, without CAP_NET_RAW."""
+
+    udp: tuple[socket.socket, ...]
+    raw: socket.socket | None = None
+    probes: tuple[socket.socket, ...] = ()
+
+    def close(self) -> None:
+        for each in (*self.udp, *([self.raw] if self.raw else []), *self.probes):
+            each.close()
+
+
+def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
+    """Bind what the service needs. Raises FastbootError where the port is taken or forbidden."""
+    with ExitStack() as undo:
+        udp = tuple(undo.enter_context(_udp(link, port)) for link in links)
+        raw: socket.socket | None = None
+        probes: list[socket.socket] = []
+        try:
+            # Protocol 0: it only sends.
+            raw = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0))
+            _buffer(raw, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+            probes = [undo.enter_context(open_probe(link)) for link in links if any(link.mac)]
+        except PermissionError:
+            log.warning(
+                "dhcp.no_raw_socket",
+                text="no CAP_NET_RAW: replies to clients without an address are broadcast, and nobody looks for "
+                "other DHCP servers",
+            )
+        undo.pop_all()
+    return Sockets(udp, raw, tuple(probes))
+
+
+def _udp(link: Link, port: int) -> socket.socket:
+    each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        # The device first: servers on other interfaces may have the same port.
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        _buffer(each, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+        _buffer(each, SO_RCVBUFFORCE, socket.SO_RCVBUF)
+        each.bind(("", port))
+    except OSError as error:
+        each.close()
+        if error.errno == errno.EADDRINUSE:
+            raise FastbootError(
+                f"dhcp: UDP port {port} on {link.name} is taken by another program; see: ss -lunp sport = :{port}"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise FastbootError(
+                f"dhcp: UDP port {port} on {link.name} needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW"
+            ) from error
+        raise FastbootError(f"dhcp: UDP port {port} on {link.name}: {os.strerror(error.errno or 0)}") from error
+    return each
+
+
+def _buffer(each: socket.socket, forced: int, polite: int) -> None:
+    try:
+        each.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+    except PermissionError:
+        each.setsockopt(socket.SOL_SOCKET, polite, BUFFER)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an event says of the machine that asked, beside its MAC."""
+
+    stage: str
+    architecture: int | None
+    loader: str | None
+
+
+class DhcpService:
+    """Serves the links of one server.
+
+    `decide` is asked about every machine or class that is new, or new since a reload; it may return an awaitable.
+    `store` is started and closed by its owner. `sockets` stay the caller's, who closes them after `stop`; without
+    any (tests) packets come in by `receive` and replies are collected by the responder.
+    """
+
+    def __init__(
+        self,
+        settings: config.Dhcp,
+        links: Sequence[Link],
+        nodes: Sequence[Node],
+        store: Store,
+        decide: Decide,
+        emit: Callable[[Event], None],
+        sockets: Sockets | None = None,
+    ) -> None:
+        """Raises ConfigError for subnets that no link can serve."""
+        self._links = tuple(links)
+        self._store = store
+        self._decide = decide
+        self._emit = emit
+        self._sockets = sockets
+        self._responder = Responder(os.urandom(32))
+        self._about: dict[int, About] = {}
+        self._tags: dict[About, int] = {}
+        self._failed: set[str] = set()
+        self._counts = {"decide_failed": 0, "undecided": 0}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._flushing: asyncio.TimerHandle | None = None
+        self._configure(settings, nodes)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Load the leases, look for other servers, then serve. Raises FastbootError naming a server found."""
+        self._loop = asyncio.get_running_loop()
+        rows = self._store.rows()
+        if outside := self._responder.load(rows, time.monotonic_ns(), time.time()):
+            log.info(
+                "dhcp.leases_outside", count=outside, text="leases of no configured subnet are kept, not served"
+            )
+        if self._sockets is None:
+            return
+        await self._probe(self._sockets)
+        self._responder.attach_raw(self._sockets.raw.fileno() if self._sockets.raw else -1)
+        for at, each in enumerate(self._sockets.udp):
+            self._responder.attach(at, each.fileno())
+            self._loop.add_reader(each, self._readable, at)
+
+    async def stop(self, drain: float = 10.0) -> None:
+        """Take no more requests; let commits end and their acknowledgements leave. A second time does nothing."""
+        if self._sockets is not None:
+            for each in self._sockets.udp:
+                if each.fileno() >= 0:
+                    self._loop.remove_reader(each)
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.step()
+        # Not bounded by `drain`: a commit ends, well or badly, and a lease on disk whose ACK never left is a lie.
+        await self._idle.wait()
+        deadline = time.monotonic() + drain
+        while self._sockets is not None and self._responder.flush() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # nothing tells when a packet socket has room
+        if self._flushing:
+            self._flushing.cancel()
+        self._responder.attach_raw(-1)
+        for at in range(len(self._links)):
+            self._responder.attach(at, -1)
+        self._sockets = None
+
+    def reload(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
+        """Take other subnets, pools and nodes; leases stay. Raises ConfigError, and then nothing has changed."""
+        self._configure(settings, nodes)
+
+    def forget(self) -> None:
+        """Forget every decision: `decide` is asked again, for requests that are being decided too."""
+        self._responder.forget()
+
+    # ---- questions
+
+    def leases(self) -> list[Lease]:
+        """Return what is bound or declined now."""
+        return [_lease(row) for row in self._responder.leases(time.monotonic_ns(), time.time())]
+
+    def lease_at(self, address: IPv4Address) -> Lease | None:
+        """Return who has an address, by a lease or by an offer (a Raspberry Pi boots from its offer)."""
+        row = self._responder.lease_at(int(address), time.monotonic_ns(), time.time())
+        return None if row is None else _lease(row)
+
+    def mac_of(self, address: IPv4Address) -> str | None:
+        """Return the MAC of who has an address."""
+        row = self._responder.lease_at(int(address), time.monotonic_ns(), 0.0)
+        return None if row is None else row[2].hex(":")
+
+    def release(self, address: IPv4Address) -> bool:
+        """Give a leased or declined address back to its pool. Returns whether it was one."""
+        released = self._responder.release(int(address), time.monotonic_ns())
+        self.step()
+        return released
+
+    def counters(self) -> Mapping[str, int]:
+        """Return how often everything happened; every silence has a name."""
+        return {**self._responder.counters(), **self._counts}
+
+    def transfers(self) -> Sequence[object]:
+        return ()
+
+    # ---- packets
+
+    def _readable(self, link: int) -> None:
+        self._responder.readable(link, time.monotonic_ns())
+        self.step()
+
+    def step(self) -> None:
+        """Bring everything forward that the responder waits with: decisions, commits, replies, events."""
+        responder = self._responder
+        while responder.asking:
+            for miss in responder.misses():
+                self._ask(*miss)
+        self._commit()
+        if self._sockets is not None and responder.flush() and self._flushing is None:
+            # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
+            self._flushing = self._loop.call_later(0.001, self._flush)
+        self._tell()
+
+    def _flush(self) -> None:
+        self._flushing = None
+        self.step()
+
+    def _commit(self) -> None:
+        batch = self._responder.batch(time.monotonic_ns(), time.time())
+        if batch is not None:
+            number, rows = batch
+            self._idle.clear()
+            self._store.submit(KEEP_LEASES, rows, partial(self._durable, number))
+        elif not self._responder.committing:
+            self._idle.set()
+
+    def _durable(self, number: int, fault: Exception | None) -> None:
+        self._responder.durable(number, fault is None, time.monotonic_ns())
+        if fault is not None:
+            text = f"leases can not be written, so none is given: {fault}"
+            self._emit(Event(time.time(), "dhcp.commit_failed", details={"text": text}))
+        self.step()
+
+    # ---- decisions
+
+    def _ask(
+        self, token: bytes, link: int, subnet: int, server: int, mac: bytes, node: int, architecture: bytes,
+        vendor: bytes, user: bytes, ipxe: bytes,
+    ) -> None:  # fmt: skip
+        request = BootRequest(
+            mac=mac.hex(":"),
+            interface=self._links[link].name,
+            network=self._subnets[subnet].network,
+            server=IPv4Address(server),
+            stage=stage_of(vendor, user, ipxe),
+            architecture=architecture_of(architecture, vendor),
+            vendor_class=vendor,
+            user_class=user,
+            ipxe_features=features_of(ipxe),
+            node=self._nodes[node] if node >= 0 else None,
+        )
+        try:
+            verdict = self._decide(request)
+        except Exception as error:  # decide is the embedder's: whatever it raises must not stop the loop
+            self._decide_failed(token, error)
+            return
+        if inspect.isawaitable(verdict):
+            task = asyncio.ensure_future(self._answer_later(token, request, verdict))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            self._answer(token, request, verdict)
+
+    async def _answer_later(self, token: bytes, request: BootRequest, verdict: Awaitable[Verdict]) -> None:
+        try:
+            async with asyncio.timeout(DECIDE_WITHIN):
+                decided = await verdict
+        except Exception as error:  # as in _ask
+            self._decide_failed(token, error)
+            return
+        self._answer(token, request, decided)
+        self.step()
+
+    def _answer(self, token: bytes, request: BootRequest, verdict: Verdict) -> None:
+        now = time.monotonic_ns()
+        if verdict is None:
+            self._counts["undecided"] += 1
+            self._responder.drop(token)
+        elif verdict is IGNORE:
+            self._responder.answer(token, SILENT, Scope.MACHINE.value, now)
+        else:
+            try:
+                plan = self._encode(request, verdict)
+            except (ValueError, UnicodeError) as error:
+                self._decide_failed(token, error)
+                return
+            self._responder.answer(token, plan, verdict.scope.value, now)
+
+    def _encode(self, request: BootRequest, plan: Plan) -> tuple[int, int, int, int, bytes, bytes, bytes, bytes]:
+        subnet, server = self._place(request, plan.address)
+        about = About(request.stage.value, request.architecture, plan.loader)
+        tag = self._tags.get(about)
+        if tag is None:
+            tag = len(self._tags) + 1
+            if tag <= ABOUT_ROOM:
+                self._tags[about], self._about[tag] = tag, about
+        return encode_plan(plan, subnet, server, request.node, tag)
+
+    def _place(self, request: BootRequest, address: IPv4Address | None) -> tuple[config.Subnet, IPv4Address]:
+        """Return the subnet that a plan is for, and our address there: a fixed address may be of another one."""
+        for subnet in self._subnets:
+            if (address in subnet.network) if address else (subnet.network == request.network):
+                for link in self._links:
+                    if link.name == request.interface:
+                        for own in link.addresses:
+                            if own.ip in subnet.network:
+                                return subnet, own.ip
+                if subnet.network == request.network:
+                    return subnet, request.server
+        return self._place(request, None) if address else (self._subnets[0], request.server)
+
+    def _decide_failed(self, token: bytes, error: Exception) -> None:
+        self._counts["decide_failed"] += 1
+        self._responder.drop(token)
+        kind = type(error).__name__
+        if kind not in self._failed:
+            self._failed.add(kind)
+            log.error("dhcp.decide_failed", text=f"{kind}: {error}; machines that it concerns get no answer")
+
+    # ---- events
+
+    def _tell(self) -> None:
+        for kind, mac, link, address, tag, value, text in self._responder.events():
+            details: dict[str, object] = {"interface": self._links[link].name}
+            if address:
+                details["address"] = str(IPv4Address(address))
+            about = self._about.get(tag)
+            if about is not None:
+                details["stage"] = about.stage
+                if about.architecture is not None:
+                    details["architecture"] = about.architecture
+                if about.loader is not None:
+                    details["loader"] = about.loader
+            if kind in ("offer", "ack"):
+                details["lease"] = value
+            elif kind == "other_server":
+                details["server"] = str(IPv4Address(value))
+            elif kind == "exhausted":
+                details["network"] = str(IPv4Address(value))
+            elif kind == "decline":
+                details["conflict"] = bool(value)
+            if text:
+                details["text" if kind in ("nak", "decline") else "hostname"] = text.decode(
+                    "ascii", "backslashreplace"
+                )
+            self._emit(Event(time.time(), f"dhcp.{kind}", mac.hex(":"), details=details))
+
+    # ---- configuration
+
+    def _configure(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
+        own = _host_addresses() | {entry.ip for link in self._links for entry in link.addresses}
+        links = []
+        for link in self._links:
+            nears = [
+                (at, int(entry.ip))
+                for at, subnet in enumerate(settings.subnets)
+                for entry in [next((one for one in link.addresses if one.ip in subnet.network), None)]
+                if entry is not None
+            ]
+            links.append((link.index, link.mtu, int(link.addresses[0].ip), nears))
+        if not any(link[3] for link in links):
+            have = ", ".join(f"{entry} ({link.name})" for link in self._links for entry in link.addresses)
+            want = ", ".join(str(subnet.network) for subnet in settings.subnets) or "none"
+            raise ConfigError(f"dhcp.subnets: none of {want} holds an address of ours; those are {have}")
+        if sum(len(pool) for subnet in settings.subnets for pool in subnet.pools) > MAX_ADDRESSES:
+            raise ConfigError(
+                f"dhcp.subnets: the pools hold more than {MAX_ADDRESSES} addresses; make them smaller"
+            )
+        subnets = [
+            (
+                int(subnet.network.network_address),
+                int(subnet.network.netmask),
+                subnet.lease or settings.lease,
+                _ranges(subnet, own),
+            )
+            for subnet in settings.subnets
+        ]
+        known = [
+            (int(node.address) if node.address else 0, [bytes.fromhex(mac.replace(":", "")) for mac in node.macs])
+            for node in nodes
+        ]
+        self._responder.configure(links, subnets, known, [int(each) for each in own], not settings.known_servers)
+        self._settings, self._subnets, self._nodes = settings, settings.subnets, tuple(nodes)
+
+    async def _probe(self, sockets: Sockets) -> None:
+        if not self._settings.probe or not sockets.probes:
+            return
+        asked = zip((link for link in self._links if any(link.mac)), sockets.probes, strict=True)
+        try:
+            rivals = await find_rivals(list(asked), self._settings.known_servers, self._settings.probe)
+        except OSError as error:
+            raise FastbootError(f"dhcp: can not look for other DHCP servers: {error.strerror}") from error
+        if rivals:
+            raise refuse(rivals)
+        for each in sockets.probes:
+            each.close()
+
+
+def _ranges(subnet: config.Subnet, own: set[IPv4Address]) -> list[tuple[int, int]]:
+    """Return the pools of a subnet less the addresses of this host and of the gateway."""
+    taken = {int(each) for each in own | ({subnet.gateway} if subnet.gateway else set())}
+    taken |= {int(subnet.network.network_address), int(subnet.network.broadcast_address)}
+    ranges = []
+    for pool in subnet.pools:
+        first = int(pool.first)
+        for address in sorted(each for each in taken if int(pool.first) <= each <= int(pool.last)):
+            if first < address:
+                ranges.append((first, address - 1))
+            first = address + 1
+        if first <= int(pool.last):
+            ranges.append((first, int(pool.last)))
+    return ranges
+
+
+def _host_addresses() -> set[IPv4Address]:
+    return {
+        IPv4Address(entry.address)
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    }
+
+
+def _lease(row: tuple[int, str, bytes, bytes, bytes, float, float]) -> Lease:
+    address, state, mac, client_id, host, starts, expires = row
+    return Lease(
+        IPv4Address(address), mac.hex(":"), state, starts, expires,  # type: ignore[arg-type]
+        host.decode("ascii", "backslashreplace"), client_id,
+    )  # fmt: skip

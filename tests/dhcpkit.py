@@ -1,0 +1,291 @@
+"""Networks, clients and packets for the DHCP tests."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from fastboot import config
+from fastboot._core import DhcpMessage, Responder, parse_dhcp
+from fastboot.model import Node, Plan
+from fastboot.services.dhcp_plan import encode_plan
+from fastboot.services.links import Link, find_links
+
+CLONE_NEWNET = 0x40000000
+ANY, ALL = 0, 0xFFFFFFFF
+DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
+SECOND = 1_000_000_000
+_numbers = itertools.count()
+
+
+def number(address: str) -> int:
+    return int(IPv4Address(address))
+
+
+def need(*programs: str) -> None:
+    """Skip loudly where something is missing; in CI fail."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if os.geteuid() != 0:
+        missing.append("root")
+    if missing:
+        text = f"needs {', '.join(missing)}"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+# ---- packets
+
+
+def message(
+    type_: int,
+    mac: str = "52:54:00:aa:00:01",
+    *,
+    xid: int = 1,
+    flags: int = 0,
+    ciaddr: str = "0.0.0.0",
+    giaddr: str = "0.0.0.0",
+    htype: int = 1,
+    options: tuple[tuple[int, bytes], ...] = (),
+) -> bytes:
+    """Return a client's packet."""
+    hardware = bytes.fromhex(mac.replace(":", ""))
+    head = struct.pack("!BBBBIHH", 1, htype, len(hardware), 0, xid, 0, flags)
+    head += IPv4Address(ciaddr).packed + bytes(8) + IPv4Address(giaddr).packed + hardware.ljust(16, b"\0")
+    body = bytes((53, 1, type_)) if type_ else b""
+    body += b"".join(bytes((code, len(value))) + value for code, value in options)
+    return head + bytes(192) + b"\x63\x82\x53\x63" + body + b"\xff"
+
+
+def asking(address: str, server: str | None = None) -> tuple[tuple[int, bytes], ...]:
+    """Return options 50 and 54."""
+    asked = ((50, IPv4Address(address).packed),)
+    return asked if server is None else ((54, IPv4Address(server).packed), *asked)
+
+
+@dataclass(frozen=True)
+class Reply:
+    way: str
+    source: str
+    destination: str
+    port: int
+    hardware: str
+    payload: bytes
+    frame: bytes
+    message: DhcpMessage
+
+    @property
+    def address(self) -> str:
+        return str(IPv4Address(self.message.yiaddr))
+
+
+def unwrap(reply: tuple[str, int, int, int, int, bytes, bytes]) -> Reply:
+    way, _, source, destination, port, hardware, data = reply
+    payload = data[28:] if way == "hardware" else data
+    parsed = parse_dhcp(payload)
+    assert isinstance(parsed, DhcpMessage), parsed
+    return Reply(
+        way,
+        str(IPv4Address(source)),
+        str(IPv4Address(destination)),
+        port,
+        hardware.hex(":"),
+        payload,
+        data,
+        parsed,
+    )
+
+
+# ---- a responder on a virtual clock
+
+
+@dataclass
+class Office:
+    """A responder with links and subnets, a clock that stands still, a disk that answers when told to."""
+
+    subnets: tuple[config.Subnet, ...] = (
+        config.Subnet(network="10.77.0.0/24", pools=("10.77.0.100-10.77.0.199",), gateway="10.77.0.254"),
+    )
+    links: tuple[tuple[str, ...], ...] = (("10.77.0.1/24",),)
+    nodes: tuple[Node, ...] = ()
+    authoritative: bool = True
+    plan: Plan | None = field(default_factory=lambda: Plan(loader="pxelinux.0"))
+    lease: int = 3600
+    disk: bool = True
+    decide: Callable[[str], Plan | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.now = 1000 * SECOND
+        self.asked = 0
+        self.responder = Responder(os.urandom(32))
+        self.configure()
+
+    def configure(self) -> None:
+        own = [[IPv4Interface(address) for address in addresses] for addresses in self.links]
+        links = [
+            (
+                at + 1,
+                1500,
+                int(addresses[0].ip),
+                [
+                    (number_, int(address.ip))
+                    for number_, subnet in enumerate(self.subnets)
+                    for address in addresses
+                    if address.ip in subnet.network
+                ],
+            )
+            for at, addresses in enumerate(own)
+        ]
+        subnets = [
+            (
+                int(subnet.network.network_address),
+                int(subnet.network.netmask),
+                subnet.lease or self.lease,
+                [(int(pool.first), int(pool.last)) for pool in subnet.pools],
+            )
+            for subnet in self.subnets
+        ]
+        nodes = [
+            (int(node.address or 0), [bytes.fromhex(mac.replace(":", "")) for mac in node.macs])
+            for node in self.nodes
+        ]
+        everywhere = [int(address.ip) for addresses in own for address in addresses]
+        self.responder.configure(links, subnets, nodes, everywhere, self.authoritative)
+
+    def send(self, packet: bytes, *, link: int = 0, source: int = ANY, destination: int = ALL) -> list[Reply]:
+        """Deliver a packet, decide what it asks, commit where the disk works; return what leaves."""
+        self.responder.receive(packet, link, source, destination, self.now)
+        self.answer()
+        if self.disk:
+            self.commit()
+        return self.take()
+
+    def answer(self) -> None:
+        while self.responder.asking:
+            for token, _, subnet, server, mac, node, *_ in self.responder.misses():
+                self.asked += 1
+                plan = self.decide(mac.hex(":")) if self.decide else self.plan
+                encoded = None
+                if plan is not None:
+                    known = self.nodes[node] if node >= 0 else None
+                    encoded = encode_plan(plan, self.subnets[subnet], IPv4Address(server), known, self.asked)
+                self.responder.answer(token, encoded, plan.scope.value if plan else "machine", self.now)
+
+    def commit(self, ok: bool = True) -> list[str]:
+        """Commit everything that waits; return the rows."""
+        written = []
+        while batch := self.responder.batch(self.now, self.wall):
+            written.append(batch[1])
+            self.responder.durable(batch[0], ok, self.now)
+        return written
+
+    def take(self) -> list[Reply]:
+        return [unwrap(reply) for reply in self.responder.replies()]
+
+    def lease_of(self, mac: str = "52:54:00:aa:00:01", xid: int = 1, **more: object) -> str:
+        """Take a client through DISCOVER and REQUEST; return its address."""
+        (offer,) = self.send(message(DISCOVER, mac, xid=xid))
+        assert offer.message.type == OFFER
+        (ack,) = self.send(message(REQUEST, mac, xid=xid, options=asking(offer.address, offer.source)))
+        assert ack.message.type == ACK and ack.address == offer.address
+        return ack.address
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += int(seconds * SECOND)
+
+    @property
+    def wall(self) -> float:
+        return 1_700_000_000 + self.now / SECOND
+
+    @property
+    def counters(self) -> dict[str, int]:
+        return {name: count for name, count in self.responder.counters().items() if count}
+
+
+# ---- networks
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
+
+
+class Namespace:
+    """A named network namespace, so that clients can be started in it."""
+
+    def __init__(self) -> None:
+        self.name = f"fbt-{os.getpid()}-{next(_numbers)}"
+        run("ip", "netns", "add", self.name)
+        self.ip("link", "set", "lo", "up")
+
+    def ip(self, *arguments: str) -> str:
+        return run("ip", "-n", self.name, *arguments)
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *arguments]
+
+    def delete(self) -> None:
+        run("ip", "netns", "delete", self.name)
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Let this thread make its sockets in there."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with (
+            Path("/proc/thread-self/ns/net").open("rb") as here,
+            Path("/run/netns", self.name).open("rb") as there,
+        ):
+            assert libc.setns(there.fileno(), CLONE_NEWNET) == 0
+            try:
+                yield
+            finally:
+                assert libc.setns(here.fileno(), CLONE_NEWNET) == 0
+
+
+@dataclass
+class Wire:
+    """A server's namespace with `s0`, `s1`... and for each a client's namespace whose end is `c0`."""
+
+    server: Namespace
+    clients: list[Namespace]
+
+    def links(self) -> tuple[Link, ...]:
+        with self.server.inside():
+            return find_links([f"s{at}" for at in range(len(self.clients))])
+
+
+@contextmanager
+def wires(*addresses: tuple[str, ...]) -> Iterator[Wire]:
+    """Make a wire for each tuple of addresses of the server on it."""
+    made = [Namespace()]
+    try:
+        server = made[0]
+        for at, own in enumerate(addresses):
+            client = Namespace()
+            made.append(client)
+            mac = f"52:54:00:c0:00:{at:02x}"
+            server.ip(
+                "link", "add", f"s{at}", "type", "veth", "peer", "name", "c0", "address", mac, "netns", client.name
+            )
+            for address in own:
+                server.ip("address", "add", address, "dev", f"s{at}")
+            server.ip("link", "set", f"s{at}", "up")
+            client.ip("link", "set", "c0", "up")
+        yield Wire(server, made[1:])
+    finally:
+        for namespace in made:
+            namespace.delete()
+
+
+def network(text: str) -> IPv4Network:
+    return IPv4Network(text)
