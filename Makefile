@@ -1,6 +1,8 @@
 # Every target sets up what it needs by itself: Debian packages, .venv, the native core (tools/bootstrap.py).
 PYTHON ?= python3
 BIN := .venv/bin
+# cython-lint starts pycodestyle by its name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 FIRMWARE ?= bios
 ARGS ?=
 # Tests make networks, which takes root: that of a namespace where we are not the real one.
@@ -32,7 +34,7 @@ lint: build ## Check style: ruff, cython-lint
 
 type: build ## Check types: mypy, and the native core against its stub
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest fastboot._core
+	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastboot._core
 
 demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 	@$(PYTHON) tools/bootstrap.py build demo
