@@ -24,6 +24,7 @@ from fastboot.lab.machine import Firmware
 from fastboot.lab.story import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 Need = Callable[[bool, str], None]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,7 +47,7 @@ def machine_needs(need: Need) -> Callable[[Firmware], None]:
 
 def run(command: list[str], directory: Path) -> tuple[int, dict[str, Any]]:
     """Run the demo in a child process with its files below `directory`; returns exit code and result."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory)}
+    environment = {**os.environ, "PYTHONPATH": PATH, "TMPDIR": str(directory)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.stdout, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -156,7 +157,7 @@ def test_nothing_outlives_a_demo_that_is_interrupted(
     number: signal.Signals, code: int, directory: Path, machine_needs: Callable[[Firmware], None]
 ) -> None:
     machine_needs("bios")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": PATH, "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fastboot", "demo"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -32,6 +32,7 @@ from fastboot.lab.screen import Moving, moving_of
 from fastboot.lab.story import STEPS, Story
 
 ROOT = Path(__file__).resolve().parent.parent
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 Need = Callable[[bool, str], None]
 SERVER = IPv4Interface("10.77.0.1/24")
 MACHINE_MAC = bytes.fromhex("525400770001")
@@ -334,7 +335,7 @@ def inside(name: str, *, privileged: bool = True) -> str:
     if not privileged:
         # Root may map itself into a user namespace only with CAP_SETFCAP; an ordinary user needs nothing.
         command = ["setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all", *command]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": PATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -527,7 +528,7 @@ def gone(pid: int, limit: float = 10) -> bool:
 
 def test_children_die_with_a_parent_that_is_killed() -> None:
     command = [sys.executable, __file__, "inside_parent"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": PATH}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout
         child = int(parent.stdout.readline())
@@ -544,7 +545,7 @@ async def test_a_child_that_ignores_sigterm_is_killed() -> None:
 
 
 async def test_a_missing_program_is_named() -> None:
-    with pytest.raises(LabError, match="no-such-program: no such program"):
+    with pytest.raises(LabError, match="no-such-program: can not be run"):
         await namespace.spawn(["no-such-program"])
 
 

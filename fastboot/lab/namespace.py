@@ -88,7 +88,7 @@ async def spawn(
 ) -> asyncio.subprocess.Process:
     """Start a child in a session of its own (Ctrl-C reaches only us) that dies with us.
 
-    Raises LabError where the program is missing.
+    Raises LabError where the program can not be run.
     """
     try:
         return await asyncio.create_subprocess_exec(
@@ -101,8 +101,8 @@ async def spawn(
             preexec_fn=_die_with_parent(),
             limit=limit,
         )
-    except FileNotFoundError as error:
-        raise LabError(f"{arguments[0]}: no such program") from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise LabError(f"{arguments[0]}: can not be run: {error.strerror}") from error
 
 
 async def stop(process: asyncio.subprocess.Process, grace: float) -> int:
