@@ -30,7 +30,7 @@ test: ## Run every test, machines booting in QEMU included (one of them: make te
 lint: build ## Check style: ruff, cython-lint
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/cython-lint fastboot
+	@$(BIN)/python tools/lint_native.py
 
 type: build ## Check types: mypy, and the native core against its stub
 	@$(BIN)/mypy
