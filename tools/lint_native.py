@@ -1,7 +1,7 @@
 """cython-lint for a core whose door cimports for the parts that it includes.
 
-cython-lint reads files one by one, so it calls each name unused that only a `.pxi` uses. Here these are taken out of
-its report; a name that no part uses stays in it.
+cython-lint reads files one by one, so it calls each name unused that only a `.pxi` uses. Here these are taken
+out of its report; a name that no part uses stays in it.
 """
 
 from __future__ import annotations
