@@ -33,8 +33,10 @@ from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, load
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
-from fastboot.server import Server, World, node_facts
+from fastboot.server import Server, World, lease_facts, node_facts
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
+from fastboot.state.lock import StateLock
+from fastboot.state.store import read_leases
 from fastboot.watch.log import EventLog, install, plain
 
 DEFAULT = Path("/etc/fastboot/fastboot.toml")
@@ -163,11 +165,16 @@ def leases(
     ] = None,
 ) -> None:
     """List the addresses that are leased."""
-    client = ControlClient(load(config).state)
+    settings = load(config)
+    client = ControlClient(settings.state)
     if release is not None:
         print_json(client.post(f"/leases/{quote(release)}/release"))
         return
-    print_facts(client.get("/leases"), ("address", "mac", "node", "hostname", "state", "expires"), as_json)
+    try:
+        facts = client.get("/leases")
+    except NotRunning:
+        facts = stored_leases(settings)
+    print_facts(facts, ("address", "mac", "node", "hostname", "state", "expires"), as_json)
 
 
 @app.command()
@@ -197,6 +204,21 @@ def version(as_json: AsJson = False) -> None:
         print_json({"version": __version__, "python": sys.version.split()[0]})
     else:
         print(f"fastboot {__version__}")
+
+
+def stored_leases(config: Config) -> list[object]:
+    """Return the leases that a server which does not run has left behind. Raises FastbootError."""
+    if not config.state.exists():
+        return []
+    # SQLite makes files beside its own to read it: they must belong to the server's user, not to root.
+    if os.geteuid() == 0 and (owner := config.state.stat().st_uid):
+        try:
+            drop_to(pwd.getpwuid(owner))
+        except KeyError:
+            raise FastbootError(f"state: {config.state} belongs to a user that does not exist: {owner}") from None
+    names = {mac: node for node in config.all_nodes() for mac in node.macs}
+    with StateLock(config.state):
+        return [plain(lease_facts(lease, names.get(lease.mac))) for lease in read_leases(config.state)]
 
 
 async def run(server: Server, log: EventLog) -> None:
@@ -337,8 +359,8 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> No
 
 
 def _cell(column: str, value: Any) -> str:
+    if column == "expires":
+        return "never" if value is None else datetime.fromtimestamp(value).isoformat(" ", "seconds")
     if value is None:
         return "-"
-    if column == "expires":
-        return "never" if value == float("inf") else datetime.fromtimestamp(value).isoformat(" ", "seconds")
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import inspect
+import math
 import os
 import re
 import socket
@@ -27,11 +28,12 @@ from fastboot.boot.firmware import ARCHITECTURES, LOADERS, find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.config import Config, Table
-from fastboot.model import BootRequest, Client, ConfigError, Event, FastbootError, Node, Refusal, Verdict
-from fastboot.services import ftp, tftp
+from fastboot.model import BootRequest, Client, ConfigError, Event, FastbootError, Lease, Node, Refusal, Verdict
+from fastboot.services import dhcp, ftp, tftp
 from fastboot.services.control import ControlService, NeedsRestart
 from fastboot.services.links import Link, find_links
 from fastboot.state.lock import StateLock
+from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
 
 Resolved = Source | Refusal | None
@@ -63,6 +65,7 @@ class Sockets:
     links: tuple[Link, ...]
     tftp: tuple[tftp.Sockets, ...] = ()
     ftp: tuple[socket.socket, ...] = ()
+    dhcp: dhcp.Sockets | None = None
 
     def close(self) -> None:
         """Close them. For sockets that no server took over; a second time does nothing."""
@@ -70,6 +73,8 @@ class Sockets:
             engine.close()
         for each in self.ftp:
             each.close()
+        if self.dhcp:
+            self.dhcp.close()
 
 
 def open_sockets(config: Config) -> Sockets:
@@ -84,6 +89,8 @@ def open_sockets(config: Config) -> Sockets:
             sockets = replace(sockets, tftp=tftp.open_sockets(config.tftp))
         if config.ftp:
             sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
+        if config.dhcp:
+            sockets = replace(sockets, dhcp=dhcp.open_sockets(links))
     except FastbootError as error:
         sockets.close()
         if isinstance(error.__cause__, OSError):  # the machine's state, not the configuration's fault
@@ -148,6 +155,8 @@ class Server:
         self._hub = Hub()
         self._services: dict[str, Service] = {}
         self._tftp: tftp.TftpService | None = None
+        self._dhcp: dhcp.DhcpService | None = None
+        self._store: Store | None = None
         self._control: ControlService | None = None
         self._lock: StateLock | None = None
         self._reloading = asyncio.Lock()
@@ -169,6 +178,8 @@ class Server:
             self._control = ControlService(self._config.state, self)
             await self._control.start()
             self._build()
+            if self._store:
+                self._store.start()
             for name, service in self._services.items():
                 await service.start()
                 self._tell("server.serving", service=name)
@@ -191,7 +202,9 @@ class Server:
         stops = (service.stop(seconds) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
-        self._tftp = None
+        self._tftp = self._dhcp = None
+        if self._store:
+            await asyncio.to_thread(self._store.close)
         self._sockets.close()
         self._world.close()
         self._tell("server.stopped")
@@ -217,6 +230,8 @@ class Server:
                 if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
                     raise NeedsRestart(fixed)
                 world = World(config)
+                if self._dhcp and config.dhcp:
+                    self._dhcp.reload(config.dhcp, world.nodes)
             except FastbootError as error:
                 self._tell("server.reload.failed", text=str(error))
                 raise
@@ -252,7 +267,8 @@ class Server:
 
     def leases(self) -> list[dict[str, object]]:
         """Return the leases: address, mac, state, times in seconds since the epoch, node."""
-        return []
+        leases = self._dhcp.leases() if self._dhcp else []
+        return [lease_facts(lease, self._world.node_by_mac.get(lease.mac)) for lease in leases]
 
     def nodes(self) -> list[dict[str, object]]:
         """Return the machines that the configuration names."""
@@ -260,7 +276,12 @@ class Server:
 
     def release(self, address: IPv4Address) -> bool:
         """Give a leased address back to its pool. Returns whether it was leased."""
-        return False
+        return self._dhcp is not None and self._dhcp.release(address)
+
+    def forget(self) -> None:
+        """Ask `decide` again about every machine: for a program whose answers have changed."""
+        if self._dhcp:
+            self._dhcp.forget()
 
     @property
     def catalog(self) -> Catalog:
@@ -276,6 +297,12 @@ class Server:
         if config.ftp:
             self._services["ftp"] = ftp.FtpService(
                 config.ftp, sockets.links, Files(self), self._emit, sockets.ftp, self._mac_of
+            )
+        # DHCP last: a machine that is given a loader's name finds the loader.
+        if config.dhcp:
+            self._store = Store(config.state)
+            self._dhcp = self._services["dhcp"] = dhcp.DhcpService(
+                config.dhcp, sockets.links, self._world.nodes, self._store, self.decide, self._emit, sockets.dhcp
             )
 
     async def _read_again(self) -> Config:
@@ -296,8 +323,21 @@ class Server:
         resolved = await answer
         return self._world.catalog.resolve(path, client) if resolved is None else resolved
 
+    def decide(self, request: BootRequest) -> Verdict | Awaitable[Verdict]:
+        """Say what a machine boots."""
+        if self._decide is None:
+            return self._world.policy.decide(request)
+        verdict = self._decide(request)
+        if inspect.isawaitable(verdict):
+            return self._decide_later(verdict, request)
+        return self._world.policy.decide(request) if verdict is None else verdict
+
+    async def _decide_later(self, verdict: Awaitable[Verdict], request: BootRequest) -> Verdict:
+        decided = await verdict
+        return self._world.policy.decide(request) if decided is None else decided
+
     def _mac_of(self, address: IPv4Address) -> str | None:
-        return None
+        return self._dhcp.mac_of(address) if self._dhcp else None
 
     def _emit(self, event: Event) -> None:
         if event.node is None and event.mac is not None and (node := self._world.node_by_mac.get(event.mac)):
@@ -366,6 +406,20 @@ def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:
         elif before != after:
             keys.append(prefix + name)
     return tuple(keys)
+
+
+def lease_facts(lease: Lease, node: Node | None = None) -> dict[str, object]:
+    """Return a lease as commands print it; an infinite one has no end in JSON."""
+    return {
+        "address": lease.address,
+        "mac": lease.mac,
+        "node": node.name if node else None,
+        "hostname": lease.hostname,
+        "client_id": lease.client_id.hex(),
+        "state": lease.state,
+        "starts": lease.starts,
+        "expires": None if lease.expires == math.inf else lease.expires,
+    }
 
 
 def node_facts(node: Node) -> dict[str, object]:
