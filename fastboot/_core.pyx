@@ -10,26 +10,36 @@ from collections import namedtuple
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memset, strlen
 
+from fastboot._native.datagram cimport (
+    BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
+    put_control,
+)
+from fastboot._native.file cimport file_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.sys cimport (
-    AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
-    EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD,
-    EPOLLERR, EPOLLIN, EPOLLOUT, IP_PKTINFO, IPPROTO_IP, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC,
-    MSG_DONTWAIT, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POSIX_FADV_WILLNEED, PROT_READ, RELAXED,
-    S_ISDIR, S_ISREG, SEQ, SOL_UDP, SYS_openat2, UDP_SEGMENT, atomic_add, c_close, c_read, c_write, cmsghdr,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fstat, in_addr, in_pktinfo, iovec, madvise,
-    memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohs, open_how, posix_fadvise, pread,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg, sendmmsg, sendmsg,
-    sockaddr_in, sockaddr_storage, stat_t, syscall,
+    EAGAIN, EFAULT, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLIN, EPOLLOUT, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC,
+    MSG_DONTWAIT, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POSIX_FADV_WILLNEED, PROT_READ,
+    RELAXED, S_ISDIR, S_ISREG, SEQ, SYS_openat2, atomic_add, c_close, c_read, c_write, epoll_create1, epoll_ctl,
+    epoll_event, epoll_wait, errno, eventfd, fstat, in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, msghdr,
+    munmap, nanoseconds, now_ns, ntohs, open_how, posix_fadvise, pread, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_t, pthread_mutex_unlock, recvmmsg, sendmmsg, sendmsg, sockaddr_in, sockaddr_storage, stat_t, syscall,
 )
-from fastboot._native.table cimport place_t, table_mix, table_next, table_put, table_remove, table_t
+from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
-    TFTP_ACCESS, TFTP_ACK, TFTP_BLKSIZE, TFTP_DATA, TFTP_DONE, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII,
-    TFTP_OACK_MAX, TFTP_REFUSED, TFTP_RRQ, TFTP_SENDING, TFTP_SILENT, TFTP_TSIZE, TFTP_UNCONFIRMED, TFTP_UNKNOWN_ID,
-    TFTP_WINDOWSIZE, TFTP_WRQ, ms, tftp_begin, tftp_due, tftp_emit_error, tftp_emit_oack, tftp_on_ack, tftp_on_sent,
-    tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
+    TFTP_ACCESS, TFTP_ACK, TFTP_BLKSIZE, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED,
+    TFTP_RRQ, TFTP_SENDING, TFTP_TSIZE, TFTP_UNKNOWN_ID, TFTP_WINDOWSIZE, TFTP_WRQ, ms, tftp_begin, tftp_due,
+    tftp_emit_error, tftp_emit_oack, tftp_on_ack, tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t,
+    tftp_rewind, tftp_xfer_t,
+)
+from fastboot._native.transfer cimport (
+    COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_PROBE,
+    END_REPLACED, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, MAX_LINKS, MAX_SOCKETS,
+    PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENT_OCTETS, SEGMENTS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING,
+    TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put, ready_remove, recent_t,
+    slot_t,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport wire_u16
@@ -54,7 +64,8 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 
 
 include "_native/source.pxi"    # 1  Source: what is sent
-include "_native/engine.pxi"    # 2  Engine: a thread that answers TFTP, uses Source
+include "_native/crossing.pxi"  # 2  Crossing: how Python and a native thread talk
+include "_native/engine.pxi"    # 3  Engine: a thread that answers TFTP, uses both
 
 # ---- DHCP
 from cpython.unicode cimport PyUnicode_DecodeASCII
@@ -76,12 +87,16 @@ from fastboot._native.lease cimport (
     lease_at, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
-from fastboot._native.sys cimport AF_PACKET, ETH_P_IP, htonl, htons, ntohl, sockaddr_ll
+from fastboot._native.sys cimport (
+    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, ETH_P_IP, IP_PKTINFO, IPPROTO_IP,
+    cmsghdr, htonl, htons, mmsghdr, ntohl, sockaddr_ll,
+)
+from fastboot._native.table cimport table_mix
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32, wire_u32
 
-include "_native/leases.pxi"    # 3  Leases: whose every address is
-include "_native/replies.pxi"   # 4  Replies: what waits for the disk and the sockets, uses Leases
-include "_native/responder.pxi"  # 5  Responder: the DHCP server, uses Replies
+include "_native/leases.pxi"    # 4  Leases: whose every address is
+include "_native/replies.pxi"   # 5  Replies: what waits for the disk and the sockets, uses Leases
+include "_native/responder.pxi"  # 6  Responder: the DHCP server, uses Replies
 
 DhcpMessage = namedtuple(
     "DhcpMessage",
@@ -159,6 +174,29 @@ def udp_packet(uint32_t source, uint16_t source_port, uint32_t destination, uint
     memcpy(out + DHCP_FRAME, octets, len(payload))
     dhcp_frame(out, source, source_port, destination, port, len(payload))
     return out[:DHCP_FRAME + len(payload)]
+
+
+cdef str address_text(uint32_t s_addr):
+    cdef uint8_t *a = <uint8_t *>&s_addr
+    return f"{a[0]}.{a[1]}.{a[2]}.{a[3]}"
+
+cdef object event_to_python(event_t *event):
+    cdef tftp_request_t request
+    cdef sockaddr_in *peer = <sockaddr_in *>&event.peer
+    if event.kind == EVENT_REQUEST:
+        try:
+            tftp_parse_request(&request, event.packet, event.length)
+            return TftpRequest(
+                event.id, (<const char *>request.name)[:request.name_length], request.mode == TFTP_NETASCII,
+                address_text(peer.sin_addr.s_addr), ntohs(peer.sin_port), address_text(event.local.s_addr),
+                event.ifindex, {OPTIONS[request.order[i]]: request.options[request.order[i]].value
+                                for i in range(request.asked)})
+        finally:
+            free(event.packet)
+    if event.kind == EVENT_END:
+        return TftpEnd(event.id, OUTCOMES[event.outcome], event.code, event.octets, event.blocks, event.repeats,
+                       event.nanoseconds / 1e9, event.blksize, event.window)
+    return TftpNotice("drained" if event.kind == EVENT_DRAINED else "no-segmentation", event.ifindex, event.code)
 
 
 def parse_tftp(bytes packet not None):

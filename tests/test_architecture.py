@@ -35,7 +35,7 @@ ARROWS = {
 }
 OPEN = {"model", "_core"}
 DOOR_LINES, PXI_LINES, NATIVE_FUNCTION = 300, 700, 70  # style.md 3.2, rule 9; a function wants to stay under 60
-OVER = {"engine.pxi": 1200}
+OVER = {"engine.pxi": 760}
 """Debts, named: a file listed here waits to be taken apart."""
 FILE_LINES, FUNCTION_LINES = 600, 60
 """A file wants to stay under 500 lines and a function under 50 (DESIGN section 5); past these it must not go."""

@@ -5,176 +5,6 @@
 # Python answers with a command; the end of the transfer is an event again, whose place is kept from the moment
 # the slot is taken.
 
-cdef enum:
-    BATCH = 64             # packets per recvmmsg and messages per sendmmsg
-    BATCH_BLOCKS = 1024    # blocks per sendmmsg
-    SEGMENTS = 64          # per message: Linux before 6.9 takes no more
-    SEGMENT_OCTETS = 65507 # per message: what a UDP datagram over IPv4 holds
-    PACKET = 1024
-    CONTROL = 64           # IP_PKTINFO and UDP_SEGMENT, aligned
-    RECENT = 4096          # transfers that ended lately, whose late packets are no strangers'
-    MAX_SOCKETS = 64
-    MAX_LINKS = 256
-    TICK = 1000000         # ns, of the wheel
-
-    SLOT_FREE = 0
-    SLOT_WAITING = 1       # Python is asked
-    SLOT_LIVE = 2
-    SLOT_REFUSED = 3       # an ERROR is to be sent, then the slot is free
-
-    COMMAND_START = 1
-    COMMAND_REFUSE = 2
-    COMMAND_DRAIN = 3
-    COMMAND_HALT = 4
-
-    EVENT_REQUEST = 1
-    EVENT_END = 2
-    EVENT_NO_SEGMENTATION = 3
-    EVENT_DRAINED = 4
-
-    END_DONE = TFTP_DONE
-    END_UNCONFIRMED = TFTP_UNCONFIRMED
-    END_SILENT = TFTP_SILENT
-    END_PROBE = 4          # ERROR 8 on the OACK: EDK2 asked for the size
-    END_CANCELLED = 5      # ERROR from the client
-    END_CHANGED = 6        # the file was written in place, or became shorter
-    END_REPLACED = 7       # the same port asked for something else
-    END_STOPPED = 8
-
-    # A WAITING slot is given up when Python did not answer: by then the client asks again or has gone.
-    PATIENCE_ANSWER = 30000     # ms
-    # The same request again this soon is a copy in flight (PXELINUX repeats after 110 ms), later a new start.
-    COPY = 1000                 # ms
-    RECENT_FOR = 10000          # ms
-
-cdef struct slot_t:
-    tftp_xfer_t x
-    file_t *file
-    int64_t offset         # of the range in the file
-    uint8_t *request       # the packet, while WAITING
-    uint64_t request_hash
-    sockaddr_storage peer
-    uint32_t peer_length
-    in_addr local          # the address of ours that was asked: replies come from there (NIC ROMs, EDK2)
-    int ifindex
-    uint32_t mtu
-    uint64_t id            # (generation << 32) | index
-    int64_t began
-    int32_t next_ready     # in its socket's list of slots with something to send, plus one; 0 ends it
-    uint16_t request_length
-    uint16_t socket
-    uint16_t error_code
-    uint8_t state
-    uint8_t packet_length  # of the OACK or ERROR
-    bint ready
-    bint segmented
-    bint sized             # tsize was asked
-    uint8_t packet[TFTP_OACK_MAX]
-
-cdef struct endpoint_t:
-    int fd
-    bint requests          # new transfers begin here
-    bint data              # blocks leave from here
-    bint blocked           # its buffer is full: wait for EPOLLOUT
-    int32_t first_ready
-    int32_t last_ready
-
-cdef struct mtu_t:
-    int ifindex
-    uint32_t mtu
-
-cdef struct recent_t:
-    uint64_t hash
-    int64_t when
-
-cdef struct command_t:
-    uint64_t id
-    file_t *file
-    int64_t offset
-    int64_t size
-    uint8_t kind
-    uint8_t code
-    uint8_t length
-    bint unsized
-    char text[TFTP_OACK_MAX - 8]
-
-cdef struct event_t:
-    uint8_t kind
-    uint8_t outcome
-    uint16_t code
-    uint16_t length
-    uint16_t window
-    uint32_t blksize
-    uint64_t id
-    uint8_t *packet        # of a request; the taker frees it
-    sockaddr_storage peer
-    in_addr local
-    int ifindex
-    int64_t octets         # acknowledged
-    int64_t blocks         # sent for the first time
-    int64_t repeats
-    int64_t nanoseconds
-
-cdef struct counts_t:
-    uint64_t requests
-    uint64_t duplicate_request
-    uint64_t malformed
-    uint64_t foreign_interface
-    uint64_t broadcast_request
-    uint64_t write_request
-    uint64_t full
-    uint64_t draining
-    uint64_t stray_ack
-    uint64_t late
-    uint64_t stranger
-    uint64_t unanswered
-    uint64_t send_failed
-    uint64_t socket_full
-    uint64_t timeouts
-    uint64_t blocks
-    uint64_t batches
-
-cdef struct batch_t:
-    # One sendmmsg in the making; messages[i] carries `counts[i]` blocks of slot `slots[i]` from `firsts[i]` on.
-    mmsghdr messages[BATCH]
-    iovec vectors[2 * BATCH_BLOCKS]
-    uint8_t headers[BATCH_BLOCKS][4]
-    uint8_t controls[BATCH][CONTROL]
-    int32_t slots[BATCH]
-    int32_t counts[BATCH]
-    int n
-    int blocks
-    int vectors_used
-
-cdef struct inbox_t:
-    mmsghdr messages[BATCH]
-    iovec vectors[BATCH]
-    sockaddr_storage peers[BATCH]
-    uint8_t packets[BATCH][PACKET]
-    uint8_t controls[BATCH][CONTROL]
-
-
-cdef uint64_t peer_hash(const sockaddr_storage *peer, uint32_t length) noexcept nogil:
-    # Family, port and IPv4 address are the first 8 octets; IPv6 goes on to 28.
-    cdef uint64_t h = 0, word
-    cdef uint32_t at, part
-    for at in range(0, length, 8):
-        part = length - at
-        if part > 8:
-            part = 8
-        word = 0
-        memcpy(&word, <const uint8_t *>peer + at, part)
-        h = table_mix(h ^ word)
-    return h
-
-cdef uint64_t octets_hash(const uint8_t *data, size_t n) noexcept nogil:
-    cdef uint64_t h = n
-    cdef size_t i
-    for i in range(n):
-        h = (h ^ data[i]) * <uint64_t>0x100000001b3
-    return h
-
-
 cdef class Engine:
     cdef slot_t *slots
     cdef int32_t *free
@@ -183,7 +13,7 @@ cdef class Engine:
     cdef table_t table           # by the client's address and port
     cdef wheel_t *wheel
     cdef recent_t *recent
-    cdef batch_t *batch
+    cdef outbox_t *batch
     cdef inbox_t *inbox
     cdef endpoint_t endpoints[MAX_SOCKETS]
     cdef int endpoint_count
@@ -193,11 +23,8 @@ cdef class Engine:
     cdef uint32_t max_blksize
     cdef uint16_t max_window
     cdef int epoll
-    cdef int command_fd
-    cdef int event_fd
-    cdef pthread_mutex_t mutex
-    cdef queue_t commands
-    cdef queue_t events_queue
+    cdef Crossing commands
+    cdef Crossing told
     cdef counts_t counts
     cdef bint segmentation
     cdef bint draining
@@ -206,7 +33,7 @@ cdef class Engine:
     cdef bint ran
 
     def __cinit__(self):
-        self.epoll = self.command_fd = self.event_fd = -1
+        self.epoll = -1
 
     def __init__(self, listen not None, data not None, links not None, *, uint32_t max_transfers=4096,
                  uint32_t max_blksize=1468, uint16_t max_windowsize=64):
@@ -228,7 +55,6 @@ cdef class Engine:
         self.max_blksize = max_blksize
         self.max_window = max_windowsize
         self.segmentation = True
-        pthread_mutex_init(&self.mutex, NULL)
         # calloc leaves pages that no transfer used untouched, so a big table costs address space only.
         self.slots = <slot_t *>calloc(max_transfers, sizeof(slot_t))
         self.free = <int32_t *>calloc(max_transfers, sizeof(int32_t))
@@ -236,18 +62,13 @@ cdef class Engine:
         self.table.mask = places - 1
         self.wheel = <wheel_t *>calloc(1, sizeof(wheel_t))
         self.recent = <recent_t *>calloc(RECENT, sizeof(recent_t))
-        self.batch = <batch_t *>calloc(1, sizeof(batch_t))
+        self.batch = <outbox_t *>calloc(1, sizeof(outbox_t))
         self.inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
-        self.commands.record = sizeof(command_t)
-        self.commands.capacity = max_transfers + 8
-        self.commands.records = <uint8_t *>calloc(self.commands.capacity, sizeof(command_t))
-        self.events_queue.record = sizeof(event_t)
+        self.commands = Crossing(sizeof(command_t), max_transfers + 8)
         # Each slot may owe a request and an end at once, of two generations when Python is slow.
-        self.events_queue.capacity = 4 * max_transfers + 8
-        self.events_queue.records = <uint8_t *>calloc(self.events_queue.capacity, sizeof(event_t))
+        self.told = Crossing(sizeof(event_t), 4 * max_transfers + 8)
         if (self.slots == NULL or self.free == NULL or self.table.places == NULL or self.wheel == NULL
-                or self.recent == NULL or self.batch == NULL or self.inbox == NULL
-                or self.commands.records == NULL or self.events_queue.records == NULL):
+                or self.recent == NULL or self.batch == NULL or self.inbox == NULL):
             raise MemoryError
         self.wheel.hands = <hand_t *>calloc(max_transfers, sizeof(hand_t))
         if self.wheel.hands == NULL:
@@ -257,9 +78,7 @@ cdef class Engine:
             self.free[i] = max_transfers - 1 - i
         self.free_count = max_transfers
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
-        self.command_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        if self.epoll < 0 or self.command_fd < 0 or self.event_fd < 0:
+        if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
         self.sockets = (list(listen), list(data))
         for link in links:
@@ -270,7 +89,7 @@ cdef class Engine:
             self._add(each.fileno(), True, not data)
         for each in data:
             self._add(each.fileno(), False, True)
-        self._watch(MAX_SOCKETS, self.command_fd)
+        self._watch(MAX_SOCKETS, self.commands.fd)
 
     cdef int _add(self, int fd, bint requests, bint data) except -1:
         cdef endpoint_t *e = &self.endpoints[self.endpoint_count]
@@ -298,15 +117,13 @@ cdef class Engine:
                 if self.slots[i].state != SLOT_FREE:
                     self._release(&self.slots[i])
             free(self.slots)
-        if self.commands.records != NULL:
-            while queue_pop(&self.commands, &command):
+        if self.commands is not None:
+            while self.commands.take(&command):
                 if command.file != NULL:
                     file_drop(command.file)
-            free(self.commands.records)
-        if self.events_queue.records != NULL:
-            while queue_pop(&self.events_queue, &event):
+        if self.told is not None:
+            while self.told.take(&event):
                 free(event.packet)
-            free(self.events_queue.records)
         if self.wheel != NULL:
             free(self.wheel.hands)
         free(self.wheel)
@@ -317,15 +134,11 @@ cdef class Engine:
         free(self.inbox)
         if self.epoll >= 0:
             c_close(self.epoll)
-        if self.command_fd >= 0:
-            c_close(self.command_fd)
-        if self.event_fd >= 0:
-            c_close(self.event_fd)
 
     # --- the other threads' side ---------------------------------------------------------------------------
 
     def fileno(self):
-        return self.event_fd
+        return self.told.fd
 
     def start(self, uint64_t id, Source source not None, *, bint tsize=True):
         cdef command_t command
@@ -365,14 +178,7 @@ cdef class Engine:
 
     cdef int _command(self, command_t *command) except -1:
         # Room is never short: one answer per slot, and the two that stop.
-        cdef uint64_t one = 1
-        cdef bint put
-        with nogil:
-            pthread_mutex_lock(&self.mutex)
-            put = queue_push(&self.commands, command)
-            pthread_mutex_unlock(&self.mutex)
-            c_write(self.command_fd, &one, sizeof(one))
-        if not put:
+        if not self.commands.put(command):
             if command.file != NULL:
                 file_drop(command.file)
             raise RuntimeError("more answers than requests")
@@ -380,18 +186,11 @@ cdef class Engine:
 
     def events(self):
         cdef event_t event
-        cdef uint64_t woken
         cdef list out = []
-        cdef bint more
-        c_read(self.event_fd, &woken, sizeof(woken))
-        while True:
-            with nogil:
-                pthread_mutex_lock(&self.mutex)
-                more = queue_pop(&self.events_queue, &event)
-                pthread_mutex_unlock(&self.mutex)
-            if not more:
-                return out
+        self.told.quiet()
+        while self.told.take(&event):
             out.append(event_to_python(&event))
+        return out
 
     def counters(self):
         cdef dict out = self.counts
@@ -473,21 +272,8 @@ cdef class Engine:
             self._end(s, s.x.outcome, 0, now)
             return
         if tftp_due(&s.x) > 0:
-            self._make_ready(s)
+            ready_put(&self.endpoints[s.socket], self.slots, s)
         self._arm(s)
-
-    cdef void _make_ready(self, slot_t *s) noexcept nogil:
-        cdef endpoint_t *e = &self.endpoints[s.socket]
-        cdef int32_t i = <int32_t>(s - self.slots) + 1
-        if s.ready:
-            return
-        s.ready = True
-        s.next_ready = 0
-        if e.last_ready:
-            self.slots[e.last_ready - 1].next_ready = i
-        else:
-            e.first_ready = i
-        e.last_ready = i
 
     # --- receiving ---
 
@@ -495,17 +281,7 @@ cdef class Engine:
         cdef inbox_t *box = self.inbox
         cdef msghdr *h
         cdef int n, i
-        for i in range(BATCH):
-            box.vectors[i].iov_base = box.packets[i]
-            box.vectors[i].iov_len = PACKET
-            h = &box.messages[i].msg_hdr
-            h.msg_name = &box.peers[i]
-            h.msg_namelen = sizeof(sockaddr_storage)
-            h.msg_iov = &box.vectors[i]
-            h.msg_iovlen = 1
-            h.msg_control = box.controls[i]
-            h.msg_controllen = CONTROL
-            h.msg_flags = 0
+        inbox_prepare(box)
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         for i in range(n):
             h = &box.messages[i].msg_hdr
@@ -561,28 +337,32 @@ cdef class Engine:
             return
         self.counts.stranger += 1
         if op != TFTP_ERROR:
-            self._reply_error(socket, h, TFTP_UNKNOWN_ID, b"unknown transfer", 16)
+            self._reply_error_to_sender(socket, h, TFTP_UNKNOWN_ID, b"unknown transfer")
 
     cdef void _reply_error(
-        self, int socket, msghdr *h, uint16_t code, const char *text, size_t length,
+        self, int socket, sockaddr_storage *peer, uint32_t peer_length, in_addr local, uint16_t code, const char *text,
     ) noexcept nogil:
-        # To the sender of `h`, from the address and socket that it came to. Lost if the buffer is full.
+        # Once, outside of any batch; lost if the socket's buffer is full.
         cdef uint8_t packet[64]
         cdef uint8_t control[CONTROL]
         cdef iovec vector
         cdef msghdr out
-        cdef in_pktinfo *info = pktinfo_of(h)
         vector.iov_base = packet
-        vector.iov_len = tftp_emit_error(packet, sizeof(packet), code, text, length)
+        vector.iov_len = tftp_emit_error(packet, sizeof(packet), code, text, strlen(text))
         memset(&out, 0, sizeof(out))
-        out.msg_name = h.msg_name
-        out.msg_namelen = h.msg_namelen
+        out.msg_name = peer
+        out.msg_namelen = peer_length
         out.msg_iov = &vector
         out.msg_iovlen = 1
-        if info != NULL:
-            out.msg_control = control
-            out.msg_controllen = put_pktinfo(control, info.ipi_spec_dst, 0)
+        out.msg_control = control
+        out.msg_controllen = put_control(control, local, 0)
         sendmsg(self.endpoints[socket].fd, &out, MSG_DONTWAIT)
+
+    cdef void _reply_error_to_sender(self, int socket, msghdr *h, uint16_t code, const char *text) noexcept nogil:
+        cdef in_pktinfo *info = pktinfo_of(h)
+        if info != NULL:
+            self._reply_error(
+                socket, <sockaddr_storage *>h.msg_name, h.msg_namelen, info.ipi_spec_dst, code, text)
 
     cdef void _request(
         self, int socket, slot_t *s, uint64_t hash, msghdr *h, const uint8_t *data, size_t n, int64_t now,
@@ -608,15 +388,15 @@ cdef class Engine:
             return
         if wire_u16(data) == TFTP_WRQ:
             self.counts.write_request += 1
-            self._reply_error(socket, h, TFTP_ACCESS, b"read-only", 9)
+            self._reply_error_to_sender(socket, h, TFTP_ACCESS, b"read-only")
             return
         if not tftp_parse_request(&request, data, n):
             self.counts.malformed += 1
-            self._reply_error(socket, h, TFTP_ILLEGAL, b"malformed request", 17)
+            self._reply_error_to_sender(socket, h, TFTP_ILLEGAL, b"malformed request")
             return
         if request.mode == TFTP_MAIL:
             self.counts.malformed += 1
-            self._reply_error(socket, h, TFTP_ILLEGAL, b"mail is not served", 18)
+            self._reply_error_to_sender(socket, h, TFTP_ILLEGAL, b"mail is not served")
             return
         if s != NULL:
             if s.state == SLOT_LIVE:
@@ -635,7 +415,7 @@ cdef class Engine:
         self.counts.duplicate_request += 1
         if s.state == SLOT_LIVE and not s.x.proven and s.x.next > s.x.base:
             tftp_rewind(&s.x)
-            self._make_ready(s)
+            ready_put(&self.endpoints[s.socket], self.slots, s)
         return True
 
     cdef void _open(
@@ -647,7 +427,7 @@ cdef class Engine:
         cdef event_t event
         cdef int32_t i
         # Half of the events' places are kept for ends.
-        if self.free_count == 0 or self.events_queue.count > self.events_queue.capacity // 2:
+        if self.free_count == 0 or self.told.over_half():
             self.counts.full += 1
             return
         memset(&event, 0, sizeof(event))
@@ -690,7 +470,7 @@ cdef class Engine:
         event.peer = s.peer
         event.local = s.local
         event.ifindex = s.ifindex
-        self._emit(&event)
+        self.told.put(&event)
 
     cdef int _pick_socket(self, int socket) noexcept nogil:
         # In turn, so that a late ACK of a client's last transfer misses the next one. With a single port, that.
@@ -712,15 +492,8 @@ cdef class Engine:
 
     cdef void _take_commands(self, int64_t now) noexcept nogil:
         cdef command_t command
-        cdef uint64_t woken
-        cdef bint more
-        c_read(self.command_fd, &woken, sizeof(woken))
-        while True:
-            pthread_mutex_lock(&self.mutex)
-            more = queue_pop(&self.commands, &command)
-            pthread_mutex_unlock(&self.mutex)
-            if not more:
-                return
+        self.commands.quiet()
+        while self.commands.take(&command):
             self._obey(&command, now)
 
     cdef void _obey(self, command_t *command, int64_t now) noexcept nogil:
@@ -741,7 +514,7 @@ cdef class Engine:
             s.state = SLOT_REFUSED
             s.packet_length = <uint8_t>tftp_emit_error(
                 s.packet, sizeof(s.packet), command.code, command.text, command.length)
-            self._make_ready(s)
+            ready_put(&self.endpoints[s.socket], self.slots, s)
         else:
             self._start(s, command, now)
 
@@ -800,17 +573,14 @@ cdef class Engine:
             if not self._plan(s, now):
                 self._send(socket, now)
                 continue
-            e.first_ready = s.next_ready
-            if e.first_ready == 0:
-                e.last_ready = 0
-            s.ready = False
+            ready_remove(e, self.slots, s)
         self._send(socket, now)
 
     cdef bint _plan(self, slot_t *s, int64_t now) noexcept nogil:
         # Put what the slot may send into the batch. False: no room, send first and ask again.
         cdef int64_t first, due, count, most
         if s.state == SLOT_REFUSED or (s.state == SLOT_LIVE and s.x.base == 0 and s.x.next == 0):
-            if self.batch.n == BATCH or self.batch.blocks == BATCH_BLOCKS:
+            if self.batch.n == BATCH or self.batch.segments == BATCH_BLOCKS:
                 return False
             self._add_packet(s)
             return True
@@ -827,7 +597,7 @@ cdef class Engine:
         if not (self.segmentation and s.segmented):
             most = 1
         # A slot's blocks go into one batch or wait for the next: no part of a window is planned twice.
-        if due > 0 and (BATCH_BLOCKS - self.batch.blocks < due
+        if due > 0 and (BATCH_BLOCKS - self.batch.segments < due
                         or BATCH - self.batch.n < (due + most - 1) // most):
             if self.batch.n:
                 return False
@@ -840,38 +610,15 @@ cdef class Engine:
             due -= count
         return True
 
-    cdef msghdr *_add_message(self, slot_t *s, int32_t count, uint16_t segment) noexcept nogil:
-        cdef batch_t *b = self.batch
-        cdef msghdr *h = &b.messages[b.n].msg_hdr
-        h.msg_name = &s.peer
-        h.msg_namelen = s.peer_length
-        h.msg_iov = &b.vectors[b.vectors_used]
-        h.msg_iovlen = 0
-        h.msg_control = b.controls[b.n]
-        h.msg_controllen = put_pktinfo(b.controls[b.n], s.local, segment)
-        h.msg_flags = 0
-        b.slots[b.n] = <int32_t>(s - self.slots)
-        b.counts[b.n] = count
-        b.n += 1
-        b.blocks += count
-        return h
-
-    cdef void _add_vector(self, msghdr *h, void *data, size_t n) noexcept nogil:
-        cdef iovec *v = &self.batch.vectors[self.batch.vectors_used]
-        v.iov_base = data
-        v.iov_len = n
-        self.batch.vectors_used += 1
-        h.msg_iovlen += 1
-
     cdef void _add_packet(self, slot_t *s) noexcept nogil:
-        self._add_vector(self._add_message(s, 1, 0), s.packet, s.packet_length)
+        cdef msghdr *h = self._message(s, 1, 0)
+        outbox_add(self.batch, h, s.packet, s.packet_length)
 
     cdef void _add_blocks(self, slot_t *s, int64_t first, int64_t count) noexcept nogil:
-        cdef msghdr *h
+        cdef int used = self.batch.segments
+        cdef msghdr *h = self._message(s, count, <uint16_t>(s.x.blksize + 4) if count > 1 else 0)
         cdef uint8_t *header
         cdef int64_t block, at, n
-        cdef int used = self.batch.blocks
-        h = self._add_message(s, <int32_t>count, <uint16_t>(s.x.blksize + 4) if count > 1 else 0)
         for block in range(first, first + count):
             header = self.batch.headers[used]
             used += 1
@@ -879,16 +626,20 @@ cdef class Engine:
             header[1] = TFTP_DATA
             header[2] = (block >> 8) & 0xff
             header[3] = block & 0xff
-            self._add_vector(h, header, 4)
+            outbox_add(self.batch, h, header, 4)
             at = (block - 1) * s.x.blksize
             n = s.x.size - at
             if n > s.x.blksize:
                 n = s.x.blksize
             if n > 0:
-                self._add_vector(h, s.file.map + s.offset + at, n)
+                outbox_add(self.batch, h, s.file.map + s.offset + at, n)
+
+    cdef msghdr *_message(self, slot_t *s, int64_t count, uint16_t segment) noexcept nogil:
+        return outbox_message(
+            self.batch, <int32_t>(s - self.slots), <int32_t>count, &s.peer, s.peer_length, s.local, segment)
 
     cdef void _send(self, int socket, int64_t now) noexcept nogil:
-        cdef batch_t *b = self.batch
+        cdef outbox_t *b = self.batch
         cdef int done = 0, n, i
         if b.n == 0:
             return
@@ -897,18 +648,18 @@ cdef class Engine:
             self.counts.batches += 1
             if n > 0:
                 for i in range(done, done + n):
-                    self._sent(&self.slots[b.slots[i]], b.counts[i], now)
+                    self._sent(&self.slots[b.owners[i]], b.counts[i], now)
                 done += n
             elif errno == EAGAIN or errno == ENOBUFS:
                 # What is left is planned again when there is room; its slots keep their place in the queue.
                 self.counts.socket_full += 1
                 for i in range(done, b.n):
-                    self._make_ready(&self.slots[b.slots[i]])
+                    ready_put(&self.endpoints[socket], self.slots, &self.slots[b.owners[i]])
                 self._set_blocked(socket, True)
                 break
             elif errno != EINTR:
                 done = self._failed(done, errno, now)
-        b.n = b.blocks = b.vectors_used = 0
+        b.n = b.segments = b.vectors_used = 0
 
     cdef void _sent(self, slot_t *s, int32_t count, int64_t now) noexcept nogil:
         if s.state == SLOT_REFUSED:
@@ -918,13 +669,13 @@ cdef class Engine:
             tftp_on_sent(&s.x, count, now)
             self._arm(s)
             if tftp_due(&s.x) > 0:
-                self._make_ready(s)
+                ready_put(&self.endpoints[s.socket], self.slots, s)
 
     cdef int _failed(self, int at, int error, int64_t now) noexcept nogil:
         # One message was refused. Returns which to try next: where the slot is planned anew or ends, not the
         # rest of its blocks in this batch.
-        cdef batch_t *b = self.batch
-        cdef int32_t index = b.slots[at]
+        cdef outbox_t *b = self.batch
+        cdef int32_t index = b.owners[at]
         cdef slot_t *s = &self.slots[index]
         cdef bint segmented = b.counts[at] > 1
         cdef event_t event
@@ -932,7 +683,7 @@ cdef class Engine:
             self._changed(s, now)                      # a map past the end of a file that became shorter
         elif segmented and error == EMSGSIZE:
             s.segmented = False                        # the path is narrower than the interface
-            self._make_ready(s)
+            ready_put(&self.endpoints[s.socket], self.slots, s)
         elif segmented and error in (EIO, EINVAL, EOPNOTSUPP):
             if self.segmentation:
                 self.segmentation = False
@@ -940,38 +691,22 @@ cdef class Engine:
                 event.kind = EVENT_NO_SEGMENTATION
                 event.ifindex = s.ifindex
                 event.code = <uint16_t>error
-                self._emit(&event)
-            self._make_ready(s)
+                self.told.put(&event)
+            ready_put(&self.endpoints[s.socket], self.slots, s)
         else:
             # As if lost on the wire: a firewall's EPERM, no route for a moment. The timer goes on.
             self.counts.send_failed += 1
             self._sent(s, b.counts[at], now)
             return at + 1
-        while at < b.n and b.slots[at] == index:
+        while at < b.n and b.owners[at] == index:
             at += 1
         return at
 
     # --- ends ---
 
     cdef void _changed(self, slot_t *s, int64_t now) noexcept nogil:
-        self._reply_error_to(s, 0, b"file changed while it was sent", 30)
+        self._reply_error(s.socket, &s.peer, s.peer_length, s.local, 0, b"file changed while it was sent")
         self._end(s, END_CHANGED, 0, now)
-
-    cdef void _reply_error_to(self, slot_t *s, uint16_t code, const char *text, size_t length) noexcept nogil:
-        cdef uint8_t packet[64]
-        cdef uint8_t control[CONTROL]
-        cdef iovec vector
-        cdef msghdr out
-        vector.iov_base = packet
-        vector.iov_len = tftp_emit_error(packet, sizeof(packet), code, text, length)
-        memset(&out, 0, sizeof(out))
-        out.msg_name = &s.peer
-        out.msg_namelen = s.peer_length
-        out.msg_iov = &vector
-        out.msg_iovlen = 1
-        out.msg_control = control
-        out.msg_controllen = put_pktinfo(control, s.local, 0)
-        sendmsg(self.endpoints[s.socket].fd, &out, MSG_DONTWAIT)
 
     cdef void _end(self, slot_t *s, uint8_t outcome, uint16_t code, int64_t now) noexcept nogil:
         cdef event_t event
@@ -986,7 +721,7 @@ cdef class Engine:
         event.nanoseconds = now - s.began
         event.blksize = s.x.blksize
         event.window = s.x.window
-        self._emit(&event)
+        self.told.put(&event)
         self._free(s, now)
 
     cdef void _free(self, slot_t *s, int64_t now) noexcept nogil:
@@ -997,7 +732,7 @@ cdef class Engine:
         r.when = now
         table_remove(&self.table, hash, i)
         wheel_remove(self.wheel, i)
-        self._unready(s)
+        ready_remove(&self.endpoints[s.socket], self.slots, s)
         self._release(s)
         self.free[self.free_count] = i
         self.free_count += 1
@@ -1014,99 +749,9 @@ cdef class Engine:
             file_drop(s.file)
             s.file = NULL
 
-    cdef void _unready(self, slot_t *s) noexcept nogil:
-        cdef endpoint_t *e = &self.endpoints[s.socket]
-        cdef int32_t i = <int32_t>(s - self.slots) + 1
-        cdef int32_t at = e.first_ready, before = 0
-        if not s.ready:
-            return
-        s.ready = False
-        while at and at != i:
-            before = at
-            at = self.slots[at - 1].next_ready
-        if at == 0:
-            return
-        if before:
-            self.slots[before - 1].next_ready = s.next_ready
-        else:
-            e.first_ready = s.next_ready
-        if e.last_ready == i:
-            e.last_ready = before
-
     cdef void _tell_drained(self) noexcept nogil:
         cdef event_t event
         if self.free_count == <int32_t>self.capacity:
             memset(&event, 0, sizeof(event))
             event.kind = EVENT_DRAINED
-            self._emit(&event)
-
-    cdef void _emit(self, event_t *event) noexcept nogil:
-        cdef uint64_t one = 1
-        cdef bint first
-        pthread_mutex_lock(&self.mutex)
-        first = self.events_queue.count == 0
-        queue_push(&self.events_queue, event)
-        pthread_mutex_unlock(&self.mutex)
-        if first:
-            c_write(self.event_fd, &one, sizeof(one))
-
-
-cdef int64_t octets_done(tftp_xfer_t *x) noexcept nogil:
-    cdef int64_t done = (x.base - 1) * x.blksize
-    if done < 0:
-        return 0
-    return done if done < x.size else x.size
-
-cdef in_pktinfo *pktinfo_of(msghdr *h) noexcept nogil:
-    cdef cmsghdr *c = CMSG_FIRSTHDR(h)
-    while c != NULL:
-        if c.cmsg_level == IPPROTO_IP and c.cmsg_type == IP_PKTINFO:
-            return <in_pktinfo *>CMSG_DATA(c)
-        c = CMSG_NXTHDR(h, c)
-    return NULL
-
-cdef size_t put_pktinfo(uint8_t *control, in_addr local, uint16_t segment) noexcept nogil:
-    # The source address, never the interface: the route decides that. And UDP_SEGMENT where not 0.
-    cdef msghdr h
-    cdef cmsghdr *c
-    cdef in_pktinfo *info
-    h.msg_control = control
-    h.msg_controllen = CONTROL
-    memset(control, 0, CONTROL)
-    c = CMSG_FIRSTHDR(&h)
-    c.cmsg_level = IPPROTO_IP
-    c.cmsg_type = IP_PKTINFO
-    c.cmsg_len = CMSG_LEN(sizeof(in_pktinfo))
-    info = <in_pktinfo *>CMSG_DATA(c)
-    info.ipi_spec_dst = local
-    if segment == 0:
-        return CMSG_SPACE(sizeof(in_pktinfo))
-    c = CMSG_NXTHDR(&h, c)
-    c.cmsg_level = SOL_UDP
-    c.cmsg_type = UDP_SEGMENT
-    c.cmsg_len = CMSG_LEN(sizeof(uint16_t))
-    memcpy(CMSG_DATA(c), &segment, sizeof(uint16_t))
-    return CMSG_SPACE(sizeof(in_pktinfo)) + CMSG_SPACE(sizeof(uint16_t))
-
-
-cdef str address_text(uint32_t s_addr):
-    cdef uint8_t *a = <uint8_t *>&s_addr
-    return f"{a[0]}.{a[1]}.{a[2]}.{a[3]}"
-
-cdef object event_to_python(event_t *event):
-    cdef tftp_request_t request
-    cdef sockaddr_in *peer = <sockaddr_in *>&event.peer
-    if event.kind == EVENT_REQUEST:
-        try:
-            tftp_parse_request(&request, event.packet, event.length)
-            return TftpRequest(
-                event.id, (<const char *>request.name)[:request.name_length], request.mode == TFTP_NETASCII,
-                address_text(peer.sin_addr.s_addr), ntohs(peer.sin_port), address_text(event.local.s_addr),
-                event.ifindex, {OPTIONS[request.order[i]]: request.options[request.order[i]].value
-                                for i in range(request.asked)})
-        finally:
-            free(event.packet)
-    if event.kind == EVENT_END:
-        return TftpEnd(event.id, OUTCOMES[event.outcome], event.code, event.octets, event.blocks, event.repeats,
-                       event.nanoseconds / 1e9, event.blksize, event.window)
-    return TftpNotice("drained" if event.kind == EVENT_DRAINED else "no-segmentation", event.ifindex, event.code)
+            self.told.put(&event)

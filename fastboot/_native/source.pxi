@@ -1,13 +1,6 @@
 # Source: a byte range of one open file, counted. Python, engine and pump each hold a count of the file;
 # the last one closes it, so a recycled descriptor can never send another file.
 
-cdef struct file_t:
-    int64_t count          # atomic; whoever takes it to 0 frees
-    int fd
-    uint8_t *map           # the whole file, from its first TFTP use; written once, under the GIL
-    int64_t size           # at open; the map's length
-    stat_t opened
-
 cdef file_t *file_new(int fd) noexcept nogil:
     # Takes over the descriptor. NULL with errno set, descriptor untouched, where it is no regular file.
     cdef file_t *f = <file_t *>calloc(1, sizeof(file_t))

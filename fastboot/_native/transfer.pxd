@@ -1,0 +1,175 @@
+# What the engine knows of a transfer, and the records that cross between it and Python. Pure.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from fastboot._native.file cimport file_t
+from fastboot._native.sys cimport in_addr, sockaddr_storage
+from fastboot._native.tftp cimport (
+    TFTP_DONE, TFTP_OACK_MAX, TFTP_SILENT, TFTP_UNCONFIRMED, tftp_xfer_t,
+)
+
+cdef enum:
+    SEGMENTS = 64          # per message: Linux before 6.9 takes no more
+    SEGMENT_OCTETS = 65507 # per message: what a UDP datagram over IPv4 holds
+    RECENT = 4096          # transfers that ended lately, whose late packets are no strangers'
+    MAX_SOCKETS = 64
+    MAX_LINKS = 256
+    TICK = 1000000         # ns, of the wheel
+
+    SLOT_FREE = 0
+    SLOT_WAITING = 1       # Python is asked
+    SLOT_LIVE = 2
+    SLOT_REFUSED = 3       # an ERROR is to be sent, then the slot is free
+
+    COMMAND_START = 1
+    COMMAND_REFUSE = 2
+    COMMAND_DRAIN = 3
+    COMMAND_HALT = 4
+
+    EVENT_REQUEST = 1
+    EVENT_END = 2
+    EVENT_NO_SEGMENTATION = 3
+    EVENT_DRAINED = 4
+
+    END_DONE = TFTP_DONE
+    END_UNCONFIRMED = TFTP_UNCONFIRMED
+    END_SILENT = TFTP_SILENT
+    END_PROBE = 4          # ERROR 8 on the OACK: EDK2 asked for the size
+    END_CANCELLED = 5      # ERROR from the client
+    END_CHANGED = 6        # the file was written in place, or became shorter
+    END_REPLACED = 7       # the same port asked for something else
+    END_STOPPED = 8
+
+    # A WAITING slot is given up when Python did not answer: by then the client asks again or has gone.
+    PATIENCE_ANSWER = 30000     # ms
+    # The same request again this soon is a copy in flight (PXELINUX repeats after 110 ms), later a new start.
+    COPY = 1000                 # ms
+    RECENT_FOR = 10000          # ms
+
+cdef struct slot_t:
+    tftp_xfer_t x
+    file_t *file
+    int64_t offset         # of the range in the file
+    uint8_t *request       # the packet, while WAITING
+    uint64_t request_hash
+    sockaddr_storage peer
+    uint32_t peer_length
+    in_addr local          # the address of ours that was asked: replies come from there (NIC ROMs, EDK2)
+    int ifindex
+    uint32_t mtu
+    uint64_t id            # (generation << 32) | index
+    int64_t began
+    int32_t next_ready     # neighbours in its socket's queue of slots with something to send,
+    int32_t last_ready     # plus one; 0 is the end
+    uint16_t request_length
+    uint16_t socket
+    uint16_t error_code
+    uint8_t state
+    uint8_t packet_length  # of the OACK or ERROR
+    bint ready
+    bint segmented
+    bint sized             # tsize was asked
+    uint8_t packet[TFTP_OACK_MAX]
+
+cdef struct endpoint_t:
+    int fd
+    bint requests          # new transfers begin here
+    bint data              # blocks leave from here
+    bint blocked           # its buffer is full: wait for EPOLLOUT
+    int32_t first_ready
+    int32_t last_ready
+
+cdef struct mtu_t:
+    int ifindex
+    uint32_t mtu
+
+cdef struct recent_t:
+    uint64_t hash
+    int64_t when
+
+cdef struct command_t:
+    uint64_t id
+    file_t *file
+    int64_t offset
+    int64_t size
+    uint8_t kind
+    uint8_t code
+    uint8_t length
+    bint unsized
+    char text[TFTP_OACK_MAX - 8]
+
+cdef struct event_t:
+    uint8_t kind
+    uint8_t outcome
+    uint16_t code
+    uint16_t length
+    uint16_t window
+    uint32_t blksize
+    uint64_t id
+    uint8_t *packet        # of a request; the taker frees it
+    sockaddr_storage peer
+    in_addr local
+    int ifindex
+    int64_t octets         # acknowledged
+    int64_t blocks         # sent for the first time
+    int64_t repeats
+    int64_t nanoseconds
+
+cdef struct counts_t:
+    uint64_t requests
+    uint64_t duplicate_request
+    uint64_t malformed
+    uint64_t foreign_interface
+    uint64_t broadcast_request
+    uint64_t write_request
+    uint64_t full
+    uint64_t draining
+    uint64_t stray_ack
+    uint64_t late
+    uint64_t stranger
+    uint64_t unanswered
+    uint64_t send_failed
+    uint64_t socket_full
+    uint64_t timeouts
+    uint64_t blocks
+    uint64_t batches
+
+cdef inline uint64_t octets_hash(const uint8_t *data, size_t n) noexcept nogil:
+    cdef uint64_t h = n
+    cdef size_t i
+    for i in range(n):
+        h = (h ^ data[i]) * <uint64_t>0x100000001b3
+    return h
+
+cdef inline int64_t octets_done(tftp_xfer_t *x) noexcept nogil:
+    cdef int64_t done = (x.base - 1) * x.blksize
+    if done < 0:
+        return 0
+    return done if done < x.size else x.size
+
+
+cdef inline void ready_put(endpoint_t *e, slot_t *slots, slot_t *s) noexcept nogil:
+    # At the end of its socket's queue of slots that have something to send.
+    cdef int32_t i = <int32_t>(s - slots) + 1
+    if s.ready:
+        return
+    s.ready = True
+    s.next_ready = 0
+    s.last_ready = e.last_ready
+    if e.last_ready:
+        slots[e.last_ready - 1].next_ready = i
+    else:
+        e.first_ready = i
+    e.last_ready = i
+
+cdef inline void ready_remove(endpoint_t *e, slot_t *slots, slot_t *s) noexcept nogil:
+    if not s.ready:
+        return
+    s.ready = False
+    if s.last_ready:
+        slots[s.last_ready - 1].next_ready = s.next_ready
+    else:
+        e.first_ready = s.next_ready
+    if s.next_ready:
+        slots[s.next_ready - 1].last_ready = s.last_ready
+    else:
+        e.last_ready = s.last_ready
