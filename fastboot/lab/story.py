@@ -24,7 +24,7 @@ class Step:
 STEPS: Final = (
     Step(
         "discover",
-        "DHCPDISCOVER heard, DHCPOFFER sent",
+        "DHCPDISCOVER in, DHCPOFFER out",
         90,
         "the firmware found no network card that it can boot from, its frames do not reach the server, or the"
         " server has no address for it",
