@@ -637,7 +637,9 @@ def test_session_limit_counts_sessions_only(memory: Memory) -> None:
         server.until(lambda: server.service.counters()["sessions_open"] == 2)
         with server.client() as ftp:
             assert fetch(ftp, "/README")
-        for client in clients:
+        server.call(lambda: server.service.reload(config.Ftp(max_sessions=4)))
+        more = [Raw(server), Raw(server)]
+        for client in [*clients, *more]:
             client.close()
         assert server.of("ftp.refused") == [{"peer": "127.0.0.1", "reason": "too many sessions", "times": 1}]
 

@@ -108,6 +108,10 @@ def test_timers() -> None:
         assert names[0] == "early" and names.count("every") in (3, 4, 5) and "never" not in names
         times = {name: when for name, when in rung if when}
         assert 0.04 < times["early"] < 0.15 and 0.19 < times["late"] < 0.3
+        turns = []
+        loop.call_later(0.0001, lambda: [turns.append(1), loop.call_later(0, lambda: turns.append(2))])
+        await asyncio.sleep(0.05)
+        assert turns == [1, 2]
         loop.close()
         loop.close()
 

@@ -177,6 +177,10 @@ class FtpService:
                 self._lister.shutdown(wait=False, cancel_futures=True)
             logging.getLogger("pyftpdlib").removeHandler(self._bridge)
 
+    def reload(self, settings: config.Ftp) -> None:
+        """Take a new `max_sessions`; sessions that are open stay. Port and passive ports need a restart."""
+        self._settings = settings
+
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Where the service listens."""

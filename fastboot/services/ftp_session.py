@@ -102,6 +102,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._before_login = 0
         self._too_long = False
         self._listing = False
+        self._gone = False
         self._later: deque[bytes] = deque()
         super().__init__(conn, server, ioloop=ioloop)
         self._available_facts = list(FACTS)
@@ -135,6 +136,13 @@ class Session(FTPHandler):  # type: ignore[misc]
         if self._out_dtp_queue is None and (self.data_channel is None or not self.data_channel.busy):
             self.respond("421 The server is stopping.")
             self.close_when_done()
+
+    def handle_close(self) -> None:
+        # At the end of this turn: a reply may find the client gone in the middle of a command, and pyftpdlib goes
+        # on with that command, on attributes that `close` deletes.
+        if not self._gone:
+            self._gone = True
+            self.ioloop.call_later(0, self.close)
 
     def close(self) -> None:
         if self._closed:
@@ -175,7 +183,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         line = TELNET.sub(b"", b"".join(self._in_buffer))
         too_long, self._too_long = self._too_long, False
         self._in_buffer, self._in_buffer_len = [line], 0
-        if self._closed or self._closing or self._quit_pending:
+        if self._gone or self._closed or self._closing or self._quit_pending:
             return
         if self._listing:
             self._later.append(line)
@@ -202,7 +210,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         super().pre_process_command(line, cmd, arg)
 
     def push(self, data: str) -> None:
-        super(FTPHandler, self).push(data.encode(self.encoding, self.unicode_errors))
+        if not self._gone:
+            super(FTPHandler, self).push(data.encode(self.encoding, self.unicode_errors))
 
     def respond(self, resp: str, logfun: object = None) -> None:
         self._last_response = resp

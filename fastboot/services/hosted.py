@@ -23,7 +23,8 @@ class HostedLoop(Epoll):  # type: ignore[misc]
     def __init__(self, host: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._host = host
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due_at = 0.0
         self._pumping = False
         self._ended = False
         self._fresh: set[int] = set()
@@ -73,10 +74,10 @@ class HostedLoop(Epoll):  # type: ignore[misc]
             return
         when = self._host.time() + delay
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._due_at <= when:
                 return
             self._timer.cancel()
-        self._timer = self._host.call_at(when, self._due)
+        self._timer, self._due_at = self._host.call_at(when, self._due), when
 
     def _due(self) -> None:
         self._timer = None
