@@ -34,17 +34,19 @@ def run(
     *,
     nic: str = "virtio-net-pci",
     loaders: Mapping[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
     as_json: bool = False,
     keep: bool = False,
 ) -> int:
     """Boot one machine and tell how it went; returns the exit code.
 
     Moves this process into a namespace of its own: call it once, in a process with one thread. `nic` is one of
-    `initrd.NICS`. `keep` leaves the logs of a success behind as well.
+    `initrd.NICS`; `loaders` and `files` are those of a Scenario. `keep` leaves the logs of a success
+    behind too.
     """
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
-    result = Result(Scenario(Hardware(firmware, nic=nic), loaders or {}), directory)
+    result = Result(Scenario(Hardware(firmware, nic=nic), loaders or {}, files or {}), directory)
     code = 1
     try:
         require(result.scenario.hardware)

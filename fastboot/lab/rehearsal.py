@@ -32,10 +32,12 @@ _SETTLE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration."""
+    """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration, `files` texts that its root
+    holds besides kernel and initrd."""
 
     hardware: Hardware
     loaders: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -126,12 +128,13 @@ async def boot(result: Result, screen: Screen) -> None:
     assert kernel_and_initrd and busybox
     screen.say(f"making a media tree, an initrd and a private network with the server at {ADDRESS.ip}")
     result.manifest = manifest = media.make(directory / "media")
-    files = {"digests": manifest.listing()}
-    image = initrd.build(kernel_and_initrd[1], hardware.nic, files, busybox)
-    boot_files = directory / "boot" / "lab"
-    boot_files.mkdir(parents=True)
-    (boot_files / "initrd.gz").write_bytes(image)
-    shutil.copyfile(kernel_and_initrd[0], boot_files / "linux")
+    image = initrd.build(kernel_and_initrd[1], hardware.nic, {"digests": manifest.listing()}, busybox)
+    root = directory / "boot"
+    (root / INITRD).parent.mkdir(parents=True)
+    (root / INITRD).write_bytes(image)
+    shutil.copyfile(kernel_and_initrd[0], root / KERNEL)
+    for name, text in result.scenario.files.items():
+        (root / name).write_text(text, encoding="utf-8")
     network = Network(ADDRESS)
     async with contextlib.AsyncExitStack() as lab:
         with contextlib.suppress(OSError):  # a kernel without IPv6: iPXE waits for nobody's answer
