@@ -750,9 +750,33 @@ def test_client_that_reads_no_replies(memory: Memory) -> None:
 
 def test_pipelined_commands_after_quit(memory: Memory) -> None:
     with capture_logs() as logs, serving(memory) as server, Raw(server) as raw:
-        raw.sock.sendall(b"QUIT\r\nRETR /README\r\nLIST\r\n")
+        raw.sock.sendall(b"QUIT\r\nRETR /nope\r\nLIST\r\n")
         assert raw.reply().startswith("221")
         assert raw.reply() == ""
+        server.until(lambda: not server.service.counters()["sessions_open"])
+        assert server.of("ftp.failed") == []
+    assert logs == []
+
+
+class Vanishing(Memory):
+    """The client goes between its command and the reply."""
+
+    raw: Raw
+
+    def resolve(self, path: str, client: Client) -> Any:
+        self.raw.lines.close()
+        reset(self.raw.sock)
+        return super().resolve(path, client)
+
+
+def test_client_that_is_gone_when_its_reply_comes(large: Source) -> None:
+    vanishing = Vanishing({"/large": large})
+    with capture_logs() as logs, serving(vanishing) as server:
+        vanishing.raw = Raw(server)
+        data = vanishing.raw.data(buffer=8192)
+        vanishing.raw.sock.sendall(b"RETR /large\r\n")
+        with data, pytest.raises(ConnectionResetError):
+            everything(data)
         server.until(lambda: not server.service.counters()["sessions_open"])
     assert logs == []
 
