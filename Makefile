@@ -6,7 +6,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 FIRMWARE ?= bios
 ARGS ?=
 # Tests make networks, which takes root: that of a namespace where we are not the real one.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net sh -c 'ip link set lo up && exec "$$0" "$$@"')
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net --mount \
+  sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$0" "$$@"' env LOGNAME=uid-$(shell id -u))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build debug test lint type demo bench clean

@@ -49,11 +49,13 @@ RELOADABLE = (
     "dhcp.lease",
     "dhcp.subnets",
     "drain",
+    "ftp.max_sessions",
     "media",
     "nodes",
     "nodes_file",
     "profiles",
     "roots",
+    "tftp.max_file",
 )
 """Keys, and tables ending in a dot, that a running server takes; a change of any other needs a restart."""
 
@@ -155,6 +157,7 @@ class Server:
         self._hub = Hub()
         self._services: dict[str, Service] = {}
         self._tftp: tftp.TftpService | None = None
+        self._ftp: ftp.FtpService | None = None
         self._dhcp: dhcp.DhcpService | None = None
         self._store: Store | None = None
         self._control: ControlService | None = None
@@ -202,7 +205,7 @@ class Server:
         stops = (service.stop(seconds) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
-        self._tftp = self._dhcp = None
+        self._tftp = self._ftp = self._dhcp = None
         if self._store:
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
@@ -239,7 +242,9 @@ class Server:
                 changed = (*changed, "nodes")
             old, self._world, self._config = self._world, world, config
             if self._tftp:
-                self._tftp.reload(self.resolve)
+                self._tftp.reload(self.resolve, config.tftp)
+            if self._ftp and config.ftp:
+                self._ftp.reload(config.ftp)
             old.close()
             self._tell("server.reloaded", changed=changed)
             return changed
@@ -295,7 +300,7 @@ class Server:
                 config.tftp, sockets.links, self.resolve, self._emit, sockets.tftp, self._mac_of
             )
         if config.ftp:
-            self._services["ftp"] = ftp.FtpService(
+            self._ftp = self._services["ftp"] = ftp.FtpService(
                 config.ftp, sockets.links, Files(self), self._emit, sockets.ftp, self._mac_of
             )
         # DHCP last: a machine that is given a loader's name finds the loader.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dhcpkit import need, wires
 
 from fastboot.services.control import ControlClient, NotRunning
 
@@ -66,16 +68,17 @@ def make_lab(directory: Path) -> Lab:
     return Lab(path, directory / "state", tftp, ftp)
 
 
-Serve = Callable[[], "subprocess.Popen[str]"]
+Serve = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
 def serve(lab: Lab) -> Iterator[Serve]:
-    """Return a function that starts the server and returns when it serves."""
+    """Return a function that starts the server, after the words given, and returns when it serves."""
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> subprocess.Popen[str]:
-        process = subprocess.Popen([*FASTBOOT, "serve", "-c", str(lab.path)], stderr=subprocess.PIPE, text=True)
+    def start(*within: str) -> subprocess.Popen[str]:
+        command = [*within, *FASTBOOT, "serve", "-c", str(lab.path)]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         started.append(process)
         wait_for(process, "server", "ready")
         return process
@@ -298,6 +301,37 @@ def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
     assert done.returncode == 0, done.stdout
     serve()
     assert lab.run("check").returncode == 0, "the ports are those of the server itself"
+
+
+def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:
+    """The whole server in a network of its own; then the lease without a server, and with the next one."""
+    need("ip", "udhcpc")
+    lab.edit('interface = "lo"', 'interface = "s0"')
+    with lab.path.open("a") as file:
+        file.write(
+            '[dhcp]\nprobe = 0\n[[dhcp.subnets]]\nnetwork = "10.77.0.0/24"\npools = ["10.77.0.100-10.77.0.101"]\n'
+        )
+    with wires(("10.77.0.1/24",)) as wire:
+        process = serve(*wire.server.command())
+        client = wire.clients[0].command("udhcpc", "-i", "c0", "-n", "-q", "-f", "-s", "/bin/true")
+        done = subprocess.run(client, capture_output=True, text=True, timeout=30)
+        (address,) = re.findall(r"lease of (\S+) obtained from 10\.77\.0\.1", done.stdout + done.stderr)
+        process.kill()
+        process.wait(10)
+        (lease,) = json.loads(lab.run("leases", "--json").stdout)
+        assert (lease["address"], lease["mac"], lease["state"]) == (address, "52:54:00:c0:00:00", "bound")
+        process = serve(*wire.server.command())
+        (again,) = json.loads(lab.run("leases", "--json").stdout)
+        assert again == {
+            **lease,
+            "starts": pytest.approx(lease["starts"]),
+            "expires": pytest.approx(lease["expires"]),
+        }
+        assert lab.run("leases", "--release", address).returncode == 0
+        assert lab.run("leases", "--release", address).returncode == 1
+        assert lab.run("leases").stdout == "none\n"
+        process.terminate()
+        assert process.wait(30) == 0
 
 
 def test_version() -> None:

@@ -218,6 +218,16 @@ async def test_a_reload_names_what_needs_a_restart(make: Make) -> None:
         assert await tftp_get(config.tftp.port, "file"), "the old roots are served on"
 
 
+async def test_a_reload_changes_limits(make: Make) -> None:
+    config = make()
+    assert config.tftp and config.ftp
+    tftp, ftp = {"port": config.tftp.port, "max_file": 100}, {"port": config.ftp.port, "max_sessions": 1}
+    async with Server(config) as server:
+        assert await server.reload(make(tftp=tftp, ftp=ftp)) == ("tftp.max_file", "ftp.max_sessions")
+        with pytest.raises(FileNotFoundError, match="too big"):
+            await tftp_get(config.tftp.port, "file")
+
+
 async def test_a_wrong_configuration_keeps_the_old_one(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "lab.toml"
     path.write_text('interface = "lo"\nwrong = 1\n')

@@ -209,9 +209,10 @@ class TftpService:
             sockets.close()
         self._threads.clear()
 
-    def reload(self, resolve: Resolve) -> None:
-        """Ask `resolve` from the next request on; transfers under way keep their file."""
+    def reload(self, resolve: Resolve, settings: config.Tftp | None = None) -> None:
+        """From the next request on, ask `resolve` and keep a new `max_file`; running transfers keep their file."""
         self._resolve = resolve
+        self._settings = settings or self._settings
         self._warm.clear()
 
     def counters(self) -> dict[str, int]:
