@@ -23,12 +23,14 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from fastboot.lab import demo, initrd, media, namespace, network, rehearsal
 from fastboot.lab.initrd import Entry
 from fastboot.lab.machine import Hardware, plain
 from fastboot.lab.namespace import LabError
-from fastboot.lab.screen import Moving, moving_of
+from fastboot.lab.screen import Moving, Screen, moving_of, timeline
+from fastboot.lab.server import ServerProcess
 from fastboot.lab.story import STEPS, Story
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -320,6 +322,46 @@ def test_progress_is_of_tftp_first_and_of_the_media_then() -> None:
     assert moving_of(status, story, 15) == Moving("lab/linux", 4, 8)
     story.read(101.0, "@lab fetching 2 10")
     assert moving_of({}, story, 15) == Moving("2 files,", 10, 15)
+
+
+def shown(*, terminal: bool) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100)
+    whole = story_of_success()
+    story = Story("lab/linux", "lab/initrd.gz", power_on=100.0)
+    with Screen(console, "a title") as screen:
+        for name in ("discover", "ack"):
+            story.reached[name] = whole.reached[name]
+            screen.update(story, 103.0, Moving("lab/linux", 2_000_000, 8_000_000))
+        screen.update(whole, 117.0, None)
+    return out.getvalue()
+
+
+def test_plain_lines_tell_every_step_once() -> None:
+    printed = shown(terminal=False)
+    assert "\x1b" not in printed
+    for step in STEPS:
+        assert printed.count(f" s  {step.title}: ") == 1
+
+
+def test_a_terminal_shows_what_is_under_way() -> None:
+    printed = shown(terminal=True)
+    assert "lab/linux 2.0 of 8.0 MB" in printed and "\x1b[" in printed
+
+
+def test_the_timeline_tells_when_and_how_long() -> None:
+    out = io.StringIO()
+    Console(file=out, width=100).print(timeline(story_of_success()))
+    rows = {line.split("  ")[1].strip(): line.split() for line in out.getvalue().splitlines() if "✓" in line}
+    assert "12.1" in rows["Linux is up"] and "5.1" in rows["Linux is up"]
+
+
+async def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
+    server = ServerProcess("nonsense = 1\n", tmp_path)
+    with pytest.raises(LabError, match="ended at once with exit code 2"):
+        await server.start()
+    await server.stop()
+    assert "nonsense" in server.log.read_text()
 
 
 def test_a_console_is_told_without_its_control_sequences() -> None:

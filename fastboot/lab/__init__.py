@@ -1,1 +1,13 @@
-"""The rehearsal lab: private networks, virtual machines and simulated clients."""
+"""The rehearsal lab: machines boot from the real server on a private network, where possible without root.
+
+namespace   a network namespace of our own; child processes that die with us
+network     a bridge with the server's address, a cable for each machine, the answer to IPv6 router solicitations
+machine     a virtual machine in QEMU: firmware, network card, empty disk, serial console
+initrd      cpio, and the initrd that tries the media out (`initrd/init`)
+media       a media tree that is the same every time, and what it holds
+server      `fastboot serve` in a child process, watched through its control socket
+story       the steps of a boot, from events and console lines; no I/O
+rehearsal   all of these together: one machine, the whole way, the verdict
+screen      the story on a terminal
+demo        `fastboot demo`
+"""

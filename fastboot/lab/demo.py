@@ -24,6 +24,7 @@ from fastboot.lab.namespace import LabError
 from fastboot.lab.rehearsal import Result, Scenario, boot, require
 from fastboot.lab.screen import Screen, timeline
 
+_FAILED, _CAN_NOT, _INTERRUPTED = 1, 2, 130
 _TAIL = 25
 """Lines of each log that a failure shows, and of each the first `_WIDTH` characters: a firmware draws screens."""
 _WIDTH = 300
@@ -47,23 +48,23 @@ def run(
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
     result = Result(Scenario(Hardware(firmware, nic=nic), loaders or {}, files or {}), directory)
-    code = 1
+    code = _CAN_NOT
     try:
         require(result.scenario.hardware)
         namespace.enter()
+        code = _FAILED
         asyncio.run(_show(result, console))
-        code = 0 if result.ok else 1
+        code = 0 if result.ok else _FAILED
     except LabError as error:
         result.faults.append(str(error))
-        code = 1 if result.story else 2
         _explain(result, console)
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted: the machine and the server are stopped")
-        keep, code = False, 130
+        keep, code = False, _INTERRUPTED
     finally:
-        if (code in (0, 130) and not keep) or not any(directory.iterdir()):
+        if (code in (0, _INTERRUPTED) and not keep) or not any(directory.iterdir()):
             shutil.rmtree(directory, ignore_errors=True)
-    if as_json and code != 130:
+    if as_json and code != _INTERRUPTED:
         print(json.dumps(result.facts(), indent=2))
     return code
 

@@ -234,7 +234,7 @@ def _size(result: Result, path: str) -> int:
 
 async def _stop_server(server: ServerProcess, result: Result) -> None:
     code = await server.stop()
-    if result.ok and code:
+    if result.story and code:
         result.faults.append(f"the server did not stop cleanly: exit code {code}")
 
 
