@@ -231,6 +231,10 @@ class Leases:
     def __new__(cls, seed: bytes) -> Self:
         """`seed` is 32 random octets. Raises ValueError."""
 
+    @property
+    def committing(self) -> int:
+        """How many rows are not on disk yet."""
+
     def configure(
         self,
         links: list[tuple[int, int, int, list[tuple[int, int]]]],
@@ -296,10 +300,6 @@ class Responder(Replies):
     def asking(self) -> int:
         """How many requests `misses` would return."""
 
-    @property
-    def committing(self) -> int:
-        """How many rows are not on disk yet."""
-
     def receive(self, data: bytes, link: int, source: int, destination: int, now: int) -> None:
         """Take a packet that came in by a link, from and to an address. Raises IndexError."""
 
@@ -307,10 +307,10 @@ class Responder(Replies):
         """Take what a link's socket holds, at most 256 packets; return how many."""
 
     def misses(
-        self,
+        self, most: int = 4096
     ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes]]:
-        """Return the requests that wait for a decision, each once: token, link, subnet, our address, MAC, node or
-        -1, options 93, 60, 77, 175."""
+        """Return at most so many of the requests that wait for a decision, each once: token, link, subnet, our
+        address, MAC, node or -1, options 93, 60, 77, 175."""
 
     def answer(self, token: bytes, plan: _EncodedPlan | None, scope: str, now: int) -> None:
         """Decide a miss, None for silence; `scope` as model.Scope. Raises ValueError."""

@@ -173,7 +173,7 @@ class Office:
 
     def answer(self) -> None:
         while self.responder.asking:
-            for token, _, subnet, server, mac, node, *_ in self.responder.misses():
+            for token, _, subnet, server, mac, node, *_ in self.responder.misses(1):
                 self.asked += 1
                 plan = self.decide(mac.hex(":")) if self.decide else self.plan
                 encoded = None

@@ -543,6 +543,10 @@ cdef class Leases:
 
     # ---- questions from Python
 
+    @property
+    def committing(self):
+        return self.row_count
+
     cdef tuple lease_tuple(self, lease_t *lease, double zero):
         cdef bytes text = lease.now.text[:lease.now.id_size + lease.now.host_size] if lease.now.text != NULL else b""
         return (

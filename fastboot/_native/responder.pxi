@@ -321,16 +321,19 @@ cdef class Responder(Replies):
         cdef held_t *h = &self.held[id % RESPONDER_HELD]
         return h if h.id == id else NULL
 
-    def misses(self):
+    def misses(self, int most=RESPONDER_HELD):
         cdef held_t *h
         cdef miss_t miss
         cdef list told = []
         cdef uint32_t server
-        while self.untold_count:
+        while self.untold_count and len(told) < most:
             h = self.held_by(self.untold[self.untold_first])
             self.untold_first = (self.untold_first + 1) % RESPONDER_HELD
             self.untold_count -= 1
             if h == NULL or self.prepare(h.data, h.size, h.link, h.source, h.destination):
+                continue
+            if self.find_plan() != NULL:
+                self.go_on(h)                           # it was decided for another meanwhile
                 continue
             memset(&miss, 0, sizeof(miss))
             miss.id, miss.class_key, miss.machine_key = h.id, self.class_key, self.machine_key
@@ -693,7 +696,3 @@ cdef class Responder(Replies):
     @property
     def asking(self):
         return self.untold_count
-
-    @property
-    def committing(self):
-        return self.row_count

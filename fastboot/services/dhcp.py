@@ -253,7 +253,8 @@ class DhcpService:
         """Bring everything forward that the responder waits with: decisions, commits, replies, events."""
         responder = self._responder
         while responder.asking:
-            for miss in responder.misses():
+            # One at a time: the answer may be that of the next ones too.
+            for miss in responder.misses(1):
                 self._ask(*miss)
         self._commit()
         if self._sockets is not None and responder.flush() and self._flushing is None:
