@@ -152,7 +152,7 @@ class Server:
         self._config = config
         self._decide, self._resolve = decide, resolve
         self._load = load
-        self._world = World(config)
+        self._world = self._old = World(config)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -209,7 +209,8 @@ class Server:
         if self._store:
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
-        self._world.close()
+        for world in {self._world, self._old}:
+            world.close()
         self._tell("server.stopped")
         self._hub.close()
         if self._control:
@@ -232,22 +233,35 @@ class Server:
                 changed = changed_keys(self._config, config)
                 if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
                     raise NeedsRestart(fixed)
-                world = World(config)
-                if self._dhcp and config.dhcp:
-                    self._dhcp.reload(config.dhcp, world.nodes)
+                # Thousands of nodes take longer than the loop may be busy.
+                world = await asyncio.to_thread(World, config)
+                try:
+                    self._adopt(config, world)
+                except FastbootError:
+                    world.close()
+                    raise
             except FastbootError as error:
                 self._tell("server.reload.failed", text=str(error))
                 raise
-            if world.nodes != self._world.nodes and "nodes" not in changed:
+            if world.nodes != self._old.nodes and "nodes" not in changed:
                 changed = (*changed, "nodes")
-            old, self._world, self._config = self._world, world, config
-            if self._tftp:
-                self._tftp.reload(self.resolve, config.tftp)
-            if self._ftp and config.ftp:
-                self._ftp.reload(config.ftp)
-            old.close()
             self._tell("server.reloaded", changed=changed)
             return changed
+
+    def _adopt(self, config: Config, world: World) -> None:
+        """Give a world to the services in one step of the loop. Raises FastbootError; then nothing has changed."""
+        if self._state in ("stopping", "stopped"):
+            raise FastbootError("the server is stopping")
+        if self._dhcp and config.dhcp:
+            self._dhcp.reload(config.dhcp, world.nodes)
+        # A listing that runs in a thread may still use the world before this one: its directories stay open.
+        if self._old is not self._world:
+            self._old.close()
+        self._old, self._world, self._config = self._world, world, config
+        if self._tftp:
+            self._tftp.reload(self.resolve, config.tftp)
+        if self._ftp and config.ftp:
+            self._ftp.reload(config.ftp)
 
     def events(self, *, replay: bool = False) -> Subscription:
         """Return an async iterator over events from now on, after the recent ones if `replay`."""

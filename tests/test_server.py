@@ -7,16 +7,29 @@ import gc
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dhcpkit import need, wires
 
 import fastboot
 from fastboot.config import Config, load
-from fastboot.model import Client, ConfigError, Event, FastbootError, Reason, Refusal
+from fastboot.model import (
+    BootRequest,
+    Client,
+    ConfigError,
+    Event,
+    FastbootError,
+    Plan,
+    Reason,
+    Refusal,
+    Verdict,
+)
 from fastboot.server import Server, changed_keys, open_sockets
 from fastboot.services.control import NeedsRestart
 from fastboot.state.lock import StateInUse
@@ -129,6 +142,8 @@ async def test_nothing_is_left_behind(make: Make) -> None:
     for _ in range(20):
         async with Server(make()) as server:
             server.events()
+            for _ in range(3):
+                await server.reload(server._config)
     assert (descriptors(), len(asyncio.all_tasks())) == before
 
 
@@ -193,6 +208,43 @@ async def test_a_program_resolves_by_itself(make: Make) -> None:
         with pytest.raises(FileNotFoundError, match="not you"):
             await tftp_get(config.tftp.port, "secret")
     assert {client.protocol for client in asked} == {"tftp"}
+
+
+async def test_a_program_decides_by_itself(make: Make) -> None:
+    need("ip", "udhcpc")
+    asked: list[BootRequest] = []
+
+    async def decide(request: BootRequest) -> Verdict:
+        asked.append(request)
+        await asyncio.sleep(0)
+        return Plan(address=IPv4Address("10.77.0.150")) if request.mac.endswith(":00") else None
+
+    dhcp = {"probe": 0, "subnets": [{"network": "10.77.0.0/24", "pools": ["10.77.0.10-10.77.0.20"]}]}
+    nodes = [{"name": "second", "macs": ["52:54:00:c0:00:01"], "address": "10.77.0.99"}]
+    with wires(("10.77.0.1/24",)) as wire:
+        (client,) = wire.clients
+        with wire.server.inside():
+            server = Server(make(interface="s0", dhcp=dhcp, nodes=nodes), decide=decide)
+            await server.start()
+        events = server.events()
+        try:
+            for mac, address in (("52:54:00:c0:00:00", "10.77.0.150"), ("52:54:00:c0:00:01", "10.77.0.99")):
+                client.ip("link", "set", "c0", "address", mac)
+                words = client.command("udhcpc", "-i", "c0", "-n", "-q", "-f", "-s", "/bin/true")
+                await asyncio.to_thread(subprocess.run, words, capture_output=True, timeout=30)
+                ack = await until(events, "dhcp.ack")
+                assert (ack.mac, ack.details["address"]) == (mac, address)
+            assert ack.node == "second"
+            assert {request.mac for request in asked} == {"52:54:00:c0:00:00", "52:54:00:c0:00:01"}
+            assert {lease["address"] for lease in server.leases()} == {
+                IPv4Address("10.77.0.150"),
+                IPv4Address("10.77.0.99"),
+            }
+            assert [lease["node"] for lease in server.leases() if lease["mac"] == "52:54:00:c0:00:01"] == [
+                "second"
+            ]
+        finally:
+            await server.stop()
 
 
 async def test_a_reload_changes_files_and_keeps_ports(make: Make, tmp_path: Path) -> None:
