@@ -102,7 +102,6 @@ def _explain(result: Result, console: Console) -> None:
         console.print(timeline(story))
         if step := story.current:
             console.print(Text(f"Failed at: {step.title}", style="bold red"))
-            console.print(Text(f"Most likely: {step.cause}."))
     for fault in result.faults:
         console.print(Text(f"- {fault}", style="red"))
     logs = [result.directory / "console.log", result.directory / "server.log"]

@@ -183,7 +183,7 @@ async def _watch(result: Result, server: ServerProcess, machine: Machine, screen
             elif off.done():
                 result.faults.append("the machine went off before it was done")
             elif late := story.overdue(time.time()):
-                result.faults.append(f"nothing new for {late.limit:.0f} s")
+                result.faults.append(f"nothing new for {late.limit:.0f} s; most likely {late.cause}")
         screen.update(story, time.time(), None)
         deadline = time.monotonic() + _SETTLE
         while story.checked and len(story.sent) < len(manifest.files) and time.monotonic() < deadline:
@@ -234,7 +234,7 @@ def _size(result: Result, path: str) -> int:
 
 async def _stop_server(server: ServerProcess, result: Result) -> None:
     code = await server.stop()
-    if result.story and code:
+    if result.story and result.ok and code:
         result.faults.append(f"the server did not stop cleanly: exit code {code}")
 
 
