@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,30 @@ def need() -> Callable[[bool, str], None]:
             pytest.skip(reason)
 
     return check
+
+
+@pytest.fixture
+def as_nobody() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context without root's power over files, also where a user namespace has no other user."""
+    return _as_nobody
+
+
+@contextmanager
+def _as_nobody() -> Iterator[None]:
+    user = os.geteuid()
+    libc = ctypes.CDLL(None)
+    header, had = struct.pack("=Ii", 0x20080522, 0), ctypes.create_string_buffer(24)  # capability.h, version 3
+    assert libc.capget(header, had) == 0
+    if user == 0 and "4294967295" not in Path("/proc/self/uid_map").read_text():
+        _, permitted, inheritable, _, *high = struct.unpack("=6I", had.raw)
+        assert libc.capset(header, struct.pack("=6I", 0, permitted, inheritable, 0, *high)) == 0
+    else:
+        os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        assert libc.capset(header, had.raw) == 0
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -279,7 +280,9 @@ def test_special_files(tmp_path: Path, make: Make) -> None:
         assert reason_of(catalog.list("media/proc/cwd", CLIENT)) is Reason.BROKEN
 
 
-def test_after_privileges_are_dropped(tmp_path: Path, make: Make) -> None:
+def test_after_privileges_are_dropped(
+    tmp_path: Path, make: Make, as_nobody: Callable[[], AbstractContextManager[None]]
+) -> None:
     # pytest's directories are closed to other users: the descriptor that was opened before is enough.
     root = tmp_path / "root"
     put(root / "open")
@@ -288,17 +291,13 @@ def test_after_privileges_are_dropped(tmp_path: Path, make: Make) -> None:
     (root / "private").chmod(0)
     root.chmod(0o755)
     catalog = make(root)
-    user = os.geteuid()
-    os.seteuid(user or 65534)
-    try:
+    with as_nobody():
         assert text_of(catalog.resolve("open", CLIENT)) == "inside"
         for name in ("closed", "private/file"):
             assert reason_of(catalog.resolve(name, CLIENT)) is Reason.FORBIDDEN
         assert reason_of(catalog.list("private", CLIENT)) is Reason.FORBIDDEN
         complaints = catalog.check()
-    finally:
-        os.seteuid(user)
-        (root / "private").chmod(0o700)
+    (root / "private").chmod(0o700)
     assert [line.partition(":")[0] for line in complaints] == [f"{root}/closed", f"{root}/private"]
 
 
