@@ -302,10 +302,10 @@ cdef inline void tftp_sample(tftp_xfer_t *x, int64_t rtt) noexcept nogil:
         x.interval = ms(MOST_INTERVAL)
 
 cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexcept nogil:
-    # False: an acknowledgement of nothing that is in flight, ignored.
+    # False: an acknowledgement of nothing that was sent, or of what is long past: ignored.
     cdef int64_t n = x.base + <int16_t>(block - <uint16_t>x.base)
     cdef int64_t sent
-    if x.outcome != TFTP_SENDING or n < 0 or n < x.base - 1 or n >= x.next:
+    if x.outcome != TFTP_SENDING or n < 0 or n < x.base - 1 or n >= x.high:
         return False
     x.heard = now
     x.proven = True
@@ -314,6 +314,9 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
         if sent > 0:
             tftp_sample(x, now - sent)
         x.base = n + 1
+        if x.next < x.base:        # about to be repeated, but it had arrived
+            x.next = x.base
+            x.rewound = x.next < x.high
         x.deadline = now + tftp_interval(x)
         if x.base > x.last:
             x.outcome = TFTP_DONE
