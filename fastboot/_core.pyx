@@ -91,7 +91,6 @@ from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, ETH_P_IP, IP_PKTINFO, IPPROTO_IP,
     cmsghdr, htonl, htons, mmsghdr, ntohl, sockaddr_ll,
 )
-from fastboot._native.table cimport table_mix
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32, wire_u32
 
 include "_native/leases.pxi"    # 4  Leases: whose every address is

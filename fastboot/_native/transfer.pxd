@@ -9,7 +9,7 @@ from fastboot._native.tftp cimport (
 
 cdef enum:
     SEGMENTS = 64          # per message: Linux before 6.9 takes no more
-    SEGMENT_OCTETS = 65507 # per message: what a UDP datagram over IPv4 holds
+    SEGMENT_OCTETS = 65507  # per message: what a UDP datagram over IPv4 holds
     RECENT = 4096          # transfers that ended lately, whose late packets are no strangers'
     MAX_SOCKETS = 64
     MAX_LINKS = 256

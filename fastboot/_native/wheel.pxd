@@ -60,9 +60,9 @@ cdef inline void wheel_set(wheel_t *w, int32_t i, int64_t tick) noexcept nogil:
 cdef inline int64_t wheel_next(wheel_t *w) noexcept nogil:
     # The first tick with a record, or -1.
     cdef int32_t slot = <int32_t>(w.now % WHEEL_SLOTS)
-    cdef int32_t word = slot // 64, n
+    cdef int32_t word = slot // 64, _
     cdef uint64_t bits = w.busy[word] & (~<uint64_t>0 << (slot % 64))
-    for n in range(WHEEL_WORDS + 1):
+    for _ in range(WHEEL_WORDS + 1):
         if bits:
             slot = word * 64 + first_bit(bits)
             return w.now + ((slot - w.now) % WHEEL_SLOTS + WHEEL_SLOTS) % WHEEL_SLOTS
