@@ -97,6 +97,12 @@ class TftpNotice(NamedTuple):
     error: int
 
 @disjoint_base
+class Crossing:
+    """A bounded queue between Python and a native thread. Of the core's own use; it has no methods."""
+
+    def __new__(cls, record: int, capacity: int) -> Self: ...
+
+@disjoint_base
 class Engine:
     """Answers TFTP on its sockets, in the thread that calls run(). Requests go up as events, files come down by
     start(). The other methods are called from one other thread."""
