@@ -72,7 +72,7 @@ from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport INT64_MAX
 from libc.stdio cimport snprintf
 from libc.stdlib cimport realloc
-from libc.string cimport memmove
+from libc.string cimport memchr, memmove
 
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,

@@ -820,6 +820,15 @@ def test_a_new_host_name_is_worth_a_commit() -> None:
     assert ack.message.type == ACK
 
 
+def test_a_host_name_may_end_in_a_nul() -> None:
+    office = Office()
+    for xid, name in enumerate((b"node", b"node\0", b"node\0rest")):
+        office.send(message(DISCOVER, A, xid=xid))
+        assert len(office.send(message(REQUEST, A, xid=xid, options=(*asking(FIRST, OURS), (12, name))))) == 1
+    assert office.counters["renewed_without_commit"] == 2
+    assert office.responder.leases(office.now, office.wall)[0][4] == b"node"
+
+
 def test_a_shorter_lease_is_not_outlived() -> None:
     office = Office()
     office.lease_of(A)

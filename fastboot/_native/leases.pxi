@@ -331,7 +331,7 @@ cdef class Leases:
     cdef uint32_t rest(self, const lease_t *lease, digest_t who, const dhcp_msg_t *m, uint32_t wanted) noexcept nogil:
         # Seconds left of a lease in its first quarter, which is on disk; 0: a new one is due.
         cdef int64_t left
-        cdef size_t host = dhcp_size(m, OPTION_HOST_NAME)
+        cdef size_t host = host_of(m)
         if lease.now.state != LEASE_BOUND or not digest_same(lease.now.who, who):
             return 0
         if lease.now.expires == INT64_MAX:
@@ -340,7 +340,7 @@ cdef class Leases:
             left = (lease.now.expires - self.now) // SECOND
             if (self.now - lease.now.starts) * 4 >= lease.now.expires - lease.now.starts:
                 return 0
-        if left > wanted or (host and not self.same_host(lease, m, min(host, <size_t>LEASES_HOST))):
+        if left > wanted or (host and not self.same_host(lease, m, host)):
             return 0
         return left
 
@@ -409,7 +409,7 @@ cdef class Leases:
     cdef bint bind(self, int32_t i, digest_t who, const dhcp_msg_t *m, uint32_t seconds) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
         cdef size_t id_size = min(dhcp_size(m, OPTION_CLIENT_ID), <size_t>LEASES_ID)
-        cdef size_t host_size = min(dhcp_size(m, OPTION_HOST_NAME), <size_t>LEASES_HOST)
+        cdef size_t host_size = host_of(m)
         if not self.stage(i):
             return False
         if lease.listed:
@@ -591,6 +591,13 @@ cdef void *memory_for(size_t n, size_t size) except NULL:
     if memory == NULL:
         raise MemoryError
     return memory
+
+cdef size_t host_of(const dhcp_msg_t *m) noexcept nogil:
+    # Octets of the host name: some clients end it with a NUL (RFC 2132 3.14 knows none).
+    cdef const uint8_t *name = dhcp_value(m, OPTION_HOST_NAME)
+    cdef size_t n = min(dhcp_size(m, OPTION_HOST_NAME), <size_t>LEASES_HOST)
+    cdef const void *end = memchr(name, 0, n)
+    return n if end == NULL else <const uint8_t *>end - name
 
 cdef void text_put_address(pen_t *p, uint32_t address) noexcept nogil:
     cdef char text[16]
