@@ -122,11 +122,14 @@ async def _find(link: Link, probe: socket.socket, known: Sequence[IPv4Address]) 
 
 
 def questions(link: Link, xid: int) -> list[bytes]:
-    """Return what is asked, as IP packets: a DISCOVER, and an INFORM, which is answered without a ping before."""
+    """Return what is asked, as IP packets: an INFORM, then a DISCOVER.
+
+    dnsmasq pings for 3 s before an OFFER and hears nothing meanwhile; it answers an INFORM at once.
+    """
     own = int(link.addresses[0].ip)
     return [
-        udp_packet(0, 68, BROADCAST, 67, client_message(DISCOVER, link.mac, xid, broadcast=True)),
         udp_packet(own, 68, BROADCAST, 67, client_message(INFORM, link.mac, xid, address=own)),
+        udp_packet(0, 68, BROADCAST, 67, client_message(DISCOVER, link.mac, xid, broadcast=True)),
     ]
 
 
