@@ -78,7 +78,8 @@ def cpu_seconds(pid: int) -> float:
 class Host:
     """A second network namespace, joined to ours by a veth pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate: str | None = None) -> None:
+        """`rate` shapes what the server sends, with a switch's small buffer (4 MB at 1 Gb/s is 32 ms)."""
         self.holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         ours = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{self.holder.pid}/ns/net").readlink() == ours:
@@ -95,6 +96,9 @@ class Host:
             self.inside([*ip, "link", "set", "bench1", "up"]),
         ):
             subprocess.run(command, check=True)
+        if rate:
+            shape = ["tc", "qdisc", "add", "dev", "bench1", "root", "tbf", "rate", rate, "burst", "128k"]
+            subprocess.run(self.inside([*shape, "limit", "4mb"]), check=True)
 
     def inside(self, command: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", *command]
@@ -162,11 +166,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--blksize", type=int, default=1468)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--link", help="shape the server's port by tbf to a rate such as 1gbit")
     parser.add_argument("--only", help="one server's name")
     settings = parser.parse_args()
     clients = load_clients()
     namespace.enter()
-    host = Host()
+    host = Host(settings.link)
     figures: dict[str, list[dict[str, Any]]] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="fastboot-bench-") as folder:
