@@ -285,7 +285,8 @@ cdef class Engine:
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         for i in range(n):
             h = &box.messages[i].msg_hdr
-            if h.msg_flags & MSG_TRUNC or box.messages[i].msg_len < 4:
+            # Nobody can be answered at port 0.
+            if h.msg_flags & MSG_TRUNC or box.messages[i].msg_len < 4 or (<sockaddr_in *>h.msg_name).sin_port == 0:
                 self.counts.malformed += 1
                 continue
             self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
@@ -681,10 +682,10 @@ cdef class Engine:
         cdef event_t event
         if s.state == SLOT_LIVE and error == EFAULT:
             self._changed(s, now)                      # a map past the end of a file that became shorter
-        elif segmented and error == EMSGSIZE:
-            s.segmented = False                        # the path is narrower than the interface
+        elif segmented and error in (EMSGSIZE, EINVAL):
+            s.segmented = False                        # the path is narrower than the interface (older kernels: EINVAL)
             ready_put(&self.endpoints[s.socket], self.slots, s)
-        elif segmented and error in (EIO, EINVAL, EOPNOTSUPP):
+        elif segmented and error in (EIO, EOPNOTSUPP):
             if self.segmentation:
                 self.segmentation = False
                 memset(&event, 0, sizeof(event))
