@@ -838,6 +838,25 @@ def test_a_shorter_lease_is_not_outlived() -> None:
     assert int.from_bytes(ack.message.options[51]) == 600
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(60, 5000), min_size=1, max_size=60), st.lists(st.integers(1, 2000), max_size=8))
+def test_leases_of_different_lengths_end_each_at_its_time(lengths: list[int], pauses: list[int]) -> None:
+    """Against a list of ends: the heap of ends must hold for any order of beginnings, renewals and ends."""
+    office = Office(decide=lambda mac: Plan(lease=lengths[int(mac[-2:], 16)], scope=Scope.MACHINE))
+    ends: dict[str, int] = {}
+    for pause in (0, *pauses):
+        office.pass_time(pause)
+        for at, length in enumerate(lengths):
+            mac = f"52:54:00:00:00:{at:02x}"
+            if pause == 0 or (at + pause) % 3 == 0:
+                office.lease_of(mac)
+                begun = ends.get(mac, 0) - length * SECOND
+                if (office.now - begun) * 4 >= length * SECOND:
+                    ends[mac] = office.now + length * SECOND
+        alive = {mac for mac, end in ends.items() if end > office.now}
+        assert {lease[2].hex(":") for lease in office.responder.leases(office.now, office.wall)} == alive
+
+
 def test_an_infinite_lease() -> None:
     office = Office(lease=config.FOREVER)
     office.lease_of(A)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
@@ -325,6 +325,18 @@ async def test_an_acknowledgement_under_way_leaves_before_the_stop(tmp_path: Pat
         )  # fmt: skip
         await here.service.stop()
         assert (await station.hear()).message.type == ACK
+
+
+async def test_a_service_that_never_started_can_be_stopped(tmp_path: Path) -> None:
+    need("ip")
+    with wires(("10.77.0.1/24",)) as wire:
+        links = wire.links()
+        with wire.server.inside(), closing(Store(tmp_path)) as store:
+            sockets = open_sockets(links)
+            settings = config.Dhcp(subnets=(ONE,))
+            service = DhcpService(settings, links, (), store, lambda request: None, lambda event: None, sockets)
+            await service.stop()
+            sockets.close()
 
 
 async def test_reload(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def row(
     host: str = "",
     mac: str = "52:54:00:aa:00:01",
 ) -> list[object]:
-    return [address, state, 1, mac, "0102", host, 1e9, expires]
+    return [address, state, 1, mac, "0102", host, 1e12, None if expires is None else expires * 1000]
 
 
 async def keep(store: Store, *rows: list[object], statement: str = KEEP_LEASES) -> Exception | None:
@@ -58,7 +58,7 @@ async def test_rows_come_back(tmp_path: Path) -> None:
     found = {row.address: row for row in rows_in(tmp_path)}
     assert [found[int(IPv4Address(f"10.0.0.{at}"))].state for at in (1, 2, 3)] == ["released", "bound", "declined"]
     second = found[int(IPv4Address("10.0.0.2"))]
-    assert second.expires == math.inf
+    assert (second.starts, second.expires) == (1e9, math.inf)
     assert (second.mac, second.client_id) == (bytes.fromhex("525400aa0001"), b"\x01\x02")
 
 
@@ -223,7 +223,7 @@ async def main():
     loop = asyncio.get_running_loop()
     for batch in range(1_000_000):
         place = f"10.{batch >> 8 & 255}.{batch & 255}"
-        rows = [[f"{place}.{at}", "bound", 1, "", "", "", 1e9, 4e9] for at in range(20)]
+        rows = [[f"{place}.{at}", "bound", 1, "", "", "", 1e12, 4e12] for at in range(20)]
         done = loop.create_future()
         store.submit(KEEP_LEASES, json.dumps(rows), done.set_result)
         assert await done is None

@@ -522,12 +522,13 @@ cdef class Leases:
         text_put_hex(p, lease.now.text, lease.now.id_size, 0)
         wire_put(p, b'","', 3)
         text_put_json(p, lease.now.text + lease.now.id_size, lease.now.host_size)
-        n = snprintf(text, sizeof(text), b'",%.3f,', lease.now.starts / 1e9 + zero)
+        # Milliseconds: a locale can make a comma of a decimal point.
+        n = snprintf(text, sizeof(text), b'",%lld,', <long long>((lease.now.starts / 1e9 + zero) * 1e3))
         wire_put(p, text, n)
         if lease.now.expires == INT64_MAX:
             wire_put(p, b"null]", 5)
         else:
-            n = snprintf(text, sizeof(text), b"%.3f]", lease.now.expires / 1e9 + zero)
+            n = snprintf(text, sizeof(text), b"%lld]", <long long>((lease.now.expires / 1e9 + zero) * 1e3))
             wire_put(p, text, n)
 
     cdef uint32_t settle_rows(self, bint ok) noexcept nogil:

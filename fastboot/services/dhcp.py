@@ -164,13 +164,14 @@ class DhcpService:
         self._idle = asyncio.Event()
         self._idle.set()
         self._flushing: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # once started
         self._configure(settings, nodes)
 
     # ---- life
 
     async def start(self) -> None:
         """Load the leases, look for other servers, then serve. Raises FastbootError naming a server found."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         rows = self._store.rows()
         if outside := self._responder.load(rows, time.monotonic_ns(), time.time()):
             log.info(
@@ -182,11 +183,11 @@ class DhcpService:
         self._responder.attach_raw(self._sockets.raw.fileno() if self._sockets.raw else -1)
         for at, each in enumerate(self._sockets.udp):
             self._responder.attach(at, each.fileno())
-            self._loop.add_reader(each, self._readable, at)
+            loop.add_reader(each, self._readable, at)
 
     async def stop(self, drain: float = 10.0) -> None:
         """Take no more requests; let commits end and their acknowledgements leave. A second time does nothing."""
-        if self._sockets is not None:
+        if self._loop is not None and self._sockets is not None:
             for each in self._sockets.udp:
                 if each.fileno() >= 0:
                     self._loop.remove_reader(each)
@@ -257,7 +258,7 @@ class DhcpService:
             for miss in responder.misses(1):
                 self._ask(*miss)
         self._commit()
-        if self._sockets is not None and responder.flush() and self._flushing is None:
+        if self._loop is not None and self._sockets is not None and responder.flush() and self._flushing is None:
             # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
             self._flushing = self._loop.call_later(0.001, self._flush)
         self._tell()

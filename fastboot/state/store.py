@@ -51,13 +51,13 @@ KEEP_LEASES: Final = """
     INSERT INTO lease (address, state, htype, mac, client_id, hostname, starts, expires)
     SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
            json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-           json_extract(value, '$[6]'), json_extract(value, '$[7]')
+           json_extract(value, '$[6]') / 1000.0, json_extract(value, '$[7]') / 1000.0
     FROM json_each(?) WHERE true
     ON CONFLICT (address) DO UPDATE SET
         state = excluded.state, htype = excluded.htype, mac = excluded.mac, client_id = excluded.client_id,
         hostname = excluded.hostname, starts = excluded.starts, expires = excluded.expires
 """
-"""Keeps the rows that `Responder.batch` writes."""
+"""Keeps the rows that `Responder.batch` writes; their times are milliseconds."""
 
 State = Literal["bound", "released", "declined"]
 Done = Callable[[Exception | None], None]
@@ -132,7 +132,7 @@ class Store:
             fault: Exception | None = None
             try:
                 self._writer.execute(statement, (argument,))
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is: no acknowledgement, and the thread goes on
                 fault = error
             self._loop.call_soon_threadsafe(done, fault)
             since += 1

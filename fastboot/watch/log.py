@@ -28,6 +28,7 @@ ALARMS = {
     "nak": 30,
     "other_server": 30,
     "refused": 30,
+    "taken": 30,
     "warning": 30,
     "probed": 10,
 }
