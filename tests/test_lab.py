@@ -326,7 +326,8 @@ def test_progress_is_of_tftp_first_and_of_the_media_then() -> None:
 
 def shown(*, terminal: bool) -> str:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100)
+    # TERM=dumb, as CI may have it, has no live display.
+    console = Console(file=out, force_terminal=terminal, width=100, _environ={"TERM": "xterm"})
     whole = story_of_success()
     story = Story("lab/linux", "lab/initrd.gz", power_on=100.0)
     with Screen(console, "a title") as screen:
