@@ -8,24 +8,41 @@ import os
 from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memset, strlen
+from cpython.unicode cimport PyUnicode_DecodeASCII
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 
 from fastboot._native.datagram cimport (
     BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
     put_control,
 )
+from fastboot._native.dhcp cimport (
+    DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
+    DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
+    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER, OPTION_USER_CLASS,
+    OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has,
+    dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
+)
+from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
+from fastboot._native.lease cimport (
+    LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t, lease_add,
+    lease_at, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
+)
+from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.sys cimport (
-    EAGAIN, EFAULT, EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLERR, EPOLLIN, EPOLLOUT, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC,
-    MSG_DONTWAIT, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POSIX_FADV_WILLNEED, PROT_READ,
-    RELAXED, S_ISDIR, S_ISREG, SEQ, SYS_openat2, atomic_add, c_close, c_read, c_write, epoll_create1, epoll_ctl,
-    epoll_event, epoll_wait, errno, eventfd, fstat, in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, msghdr,
-    munmap, nanoseconds, now_ns, ntohs, open_how, posix_fadvise, pread, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_t, pthread_mutex_unlock, recvmmsg, sendmmsg, sendmsg, sockaddr_in, sockaddr_storage, stat_t, syscall,
+    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
+    EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETH_P_IP, IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED,
+    MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POSIX_FADV_WILLNEED,
+    PROT_READ, RELAXED, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, c_close, c_read, c_write, cmsghdr,
+    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fstat, htonl, htons, in_addr, in_pktinfo,
+    iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs, open_how,
+    posix_fadvise, pread, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg,
+    sendmmsg, sendmsg, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
 )
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
@@ -37,12 +54,14 @@ from fastboot._native.tftp cimport (
 from fastboot._native.transfer cimport (
     COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_PROBE,
     END_REPLACED, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, MAX_LINKS, MAX_SOCKETS,
-    PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENT_OCTETS, SEGMENTS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING,
-    TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put, ready_remove, recent_t,
-    slot_t,
+    PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING,
+    TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put, ready_remove,
+    recent_t, slot_t,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
-from fastboot._native.wire cimport wire_u16
+from fastboot._native.wire cimport (
+    pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16, wire_u32,
+)
 
 cdef enum:
     RESOLVE_NO_MAGICLINKS = 0x02
@@ -66,33 +85,6 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 include "_native/source.pxi"    # 1  Source: what is sent
 include "_native/crossing.pxi"  # 2  Crossing: how Python and a native thread talk
 include "_native/engine.pxi"    # 3  Engine: a thread that answers TFTP, uses both
-
-# ---- DHCP
-from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.stdint cimport INT64_MAX
-from libc.stdio cimport snprintf
-from libc.stdlib cimport realloc
-from libc.string cimport memchr, memmove
-
-from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
-    DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
-    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER, OPTION_USER_CLASS,
-    OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has,
-    dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
-)
-from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
-from fastboot._native.lease cimport (
-    LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t, lease_add,
-    lease_at, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
-)
-from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
-from fastboot._native.sys cimport (
-    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, ETH_P_IP, IP_PKTINFO, IPPROTO_IP,
-    cmsghdr, htonl, htons, mmsghdr, ntohl, sockaddr_ll,
-)
-from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32, wire_u32
-
 include "_native/leases.pxi"    # 4  Leases: whose every address is
 include "_native/replies.pxi"   # 5  Replies: what waits for the disk and the sockets, uses Leases
 include "_native/responder.pxi"  # 6  Responder: the DHCP server, uses Replies
