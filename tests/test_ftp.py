@@ -875,9 +875,9 @@ def test_nonsense_ends_in_replies(memory: Memory) -> None:
     ]
     with capture_logs() as logs, serving(memory, Limits(connect=0.05)) as server:
         for _ in range(60):
-            with Raw(server, login=chance.random() < 0.9) as raw, contextlib.suppress(OSError):
+            login = chance.random() < 0.9
+            with Raw(server, login=login) as raw, contextlib.suppress(OSError), contextlib.ExitStack() as peers:
                 raw.sock.settimeout(5)
-                peers = []
                 for _ in range(chance.randrange(60)):
                     if chance.random() < 0.1:
                         line = chance.randbytes(chance.choice([1, 10, 5000]))
@@ -889,9 +889,8 @@ def test_nonsense_ends_in_replies(memory: Memory) -> None:
                         if match := re.findall(rb"\(127,0,0,1,(\d+),(\d+)\)", raw.sock.recv(100_000)):
                             address = "127.0.0.1", int(match[-1][0]) * 256 + int(match[-1][1])
                             with contextlib.suppress(ConnectionError):
-                                peers.append(socket.create_connection(address, 5))
-                for peer in peers:
-                    reset(peer) if chance.random() < 0.5 else peer.close()
+                                peer = socket.create_connection(address, 5)
+                                peers.callback(chance.choice([reset, socket.socket.close]), peer)
         server.until(lambda: not server.service.counters()["sessions_open"])
         with server.client() as ftp:
             assert fetch(ftp, "/README")

@@ -62,7 +62,7 @@ def run(
         console.print("interrupted: the machine and the server are stopped")
         keep, code = False, _INTERRUPTED
     finally:
-        if (code in (0, _INTERRUPTED) and not keep) or not any(directory.iterdir()):
+        if (code in (0, _INTERRUPTED) and not keep) or not any(directory.glob("*")):
             shutil.rmtree(directory, ignore_errors=True)
     if as_json and code != _INTERRUPTED:
         print(json.dumps(result.facts(), indent=2))
