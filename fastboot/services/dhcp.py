@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
 import os
 import socket
@@ -34,7 +33,7 @@ from fastboot.model import (
 )
 from fastboot.services.dhcp_plan import architecture_of, encode_plan, features_of, stage_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
-from fastboot.services.links import Link
+from fastboot.services.links import Link, enlarge, open_udp
 from fastboot.state.store import KEEP_LEASES, Store
 
 log = structlog.get_logger(component="dhcp")
@@ -46,12 +45,6 @@ MAX_ADDRESSES = 262_144
 DECIDE_WITHIN = 30.0
 """Seconds after which a decision is given up; its request is forgotten after 2."""
 ABOUT_ROOM = 65_536
-BUFFER = 8 << 20
-
-# linux/socket.h; the socket module names them from Python 3.12 or not at all.
-IP_PKTINFO = 8
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-
 SILENT: Final = None
 """The encoded plan of IGNORE."""
 
@@ -73,13 +66,13 @@ class Sockets:
 def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
     """Bind what the service needs. Raises FastbootError where the port is taken or forbidden."""
     with ExitStack() as undo:
-        udp = tuple(undo.enter_context(_udp(link, port)) for link in links)
+        udp = tuple(undo.enter_context(open_udp("dhcp", port, link=link)) for link in links)
         raw: socket.socket | None = None
         probes: list[socket.socket] = []
         try:
             # Protocol 0: it only sends.
             raw = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0))
-            _buffer(raw, SO_SNDBUFFORCE, socket.SO_SNDBUF)
+            enlarge(raw)
             probes = [undo.enter_context(open_probe(link)) for link in links if any(link.mac)]
         except PermissionError:
             log.warning(
@@ -89,37 +82,6 @@ def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
             )
         undo.pop_all()
     return Sockets(udp, raw, tuple(probes))
-
-
-def _udp(link: Link, port: int) -> socket.socket:
-    each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        # The device first: servers on other interfaces may have the same port.
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
-        each.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        _buffer(each, SO_SNDBUFFORCE, socket.SO_SNDBUF)
-        _buffer(each, SO_RCVBUFFORCE, socket.SO_RCVBUF)
-        each.bind(("", port))
-    except OSError as error:
-        each.close()
-        if error.errno == errno.EADDRINUSE:
-            raise FastbootError(
-                f"dhcp: UDP port {port} on {link.name} is taken by another program; see: ss -lunp sport = :{port}"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise FastbootError(
-                f"dhcp: UDP port {port} on {link.name} needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW"
-            ) from error
-        raise FastbootError(f"dhcp: UDP port {port} on {link.name}: {os.strerror(error.errno or 0)}") from error
-    return each
-
-
-def _buffer(each: socket.socket, forced: int, polite: int) -> None:
-    try:
-        each.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
-    except PermissionError:
-        each.setsockopt(socket.SOL_SOCKET, polite, BUFFER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,14 @@ from ipaddress import IPv4Address, IPv4Interface
 
 import psutil
 
-from fastboot.model import ConfigError
+from fastboot.model import ConfigError, FastbootError
+
+BUFFER = 8 << 20
+"""Octets of each socket's buffers: what the default of 208 KiB holds is three segmented messages."""
+
+# linux/in.h and linux/socket.h; the socket module names them from Python 3.12 or not at all.
+IP_PKTINFO, IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 8, 10, 0
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +66,43 @@ def find_links(names: Sequence[str]) -> tuple[Link, ...]:
             )
         links.append(Link(name, socket.if_nametoindex(name), mac, states[name].mtu, tuple(own)))
     return tuple(links)
+
+
+def open_udp(key: str, port: int, *, link: Link | None = None, shared: bool = False) -> socket.socket:
+    """Bind a UDP socket that tells to which of our addresses a packet was sent.
+
+    `link` keeps it to one interface, so that the port is free on others; `shared` lets more sockets of ours have
+    it. Raises FastbootError, which begins with the configuration's `key`.
+    """
+    each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        # A path narrower than the interface may cut packets: many ROMs know nothing of path MTU discovery.
+        each.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
+        enlarge(each)
+        if shared:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if link is not None:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        each.bind(("", port))
+    except OSError as error:
+        each.close()
+        where = f"{key}: UDP port {port}" + (f" on {link.name}" if link else "")
+        if error.errno == errno.EADDRINUSE:
+            text = "is taken by another program"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            text = "needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW"
+        else:
+            text = f"can not be bound: {os.strerror(error.errno or 0)}"
+        raise FastbootError(f"{where} {text}") from error
+    return each
+
+
+def enlarge(each: socket.socket) -> None:
+    """Give a socket big buffers, or the biggest that an ordinary user may have."""
+    for forced, polite in ((SO_SNDBUFFORCE, socket.SO_SNDBUF), (SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+        try:
+            each.setsockopt(socket.SOL_SOCKET, forced, BUFFER)
+        except PermissionError:
+            each.setsockopt(socket.SOL_SOCKET, polite, BUFFER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
 import os
 import socket
@@ -21,7 +20,7 @@ import structlog
 from fastboot import config
 from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal
-from fastboot.services.links import Link
+from fastboot.services.links import Link, open_udp
 
 log = structlog.get_logger(component="tftp")
 
@@ -44,11 +43,6 @@ KINDS: Final = {
 }
 """The event for each outcome of a transfer; any other is `tftp.failed`."""
 
-# linux/socket.h; the socket module names them from Python 3.12 or not at all.
-IP_PKTINFO = 8
-IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 10, 0
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
-
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
@@ -69,7 +63,7 @@ def open_sockets(settings: config.Tftp) -> tuple[Sockets, ...]:
     with ExitStack() as undo:
         port = settings.port
         for _ in range(settings.threads):
-            listen = undo.enter_context(_udp(port, shared=settings.threads > 1))
+            listen = undo.enter_context(open_udp("tftp.port", port, shared=settings.threads > 1))
             port = listen.getsockname()[1]
             data = []
             for _ in range(0 if settings.single_port else DATA_SOCKETS):
@@ -88,41 +82,13 @@ def open_sockets(settings: config.Tftp) -> tuple[Sockets, ...]:
 
 def _udp_within(ports: list[int] | None) -> socket.socket | None:
     if ports is None:
-        return _udp(0)
+        return open_udp("tftp.data_ports", 0)
     while ports:
         try:
-            return _udp(ports.pop(0))
+            return open_udp("tftp.data_ports", ports.pop(0))
         except FastbootError:
             continue
     return None
-
-
-def _udp(port: int, *, shared: bool = False) -> socket.socket:
-    each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-        each.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
-        for forced, polite, size in (
-            (SO_SNDBUFFORCE, socket.SO_SNDBUF, 8 << 20),
-            (SO_RCVBUFFORCE, socket.SO_RCVBUF, 8 << 20),
-        ):
-            try:
-                each.setsockopt(socket.SOL_SOCKET, forced, size)
-            except PermissionError:
-                each.setsockopt(socket.SOL_SOCKET, polite, size)
-        if shared:
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        each.bind(("", port))
-    except OSError as error:
-        each.close()
-        if error.errno == errno.EADDRINUSE:
-            raise FastbootError(f"tftp.port: UDP port {port} is taken by another program") from error
-        if error.errno == errno.EACCES:
-            raise FastbootError(
-                f"tftp.port: binding UDP port {port} needs root or CAP_NET_BIND_SERVICE"
-            ) from error
-        raise
-    return each
 
 
 @dataclass(slots=True)
