@@ -157,6 +157,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Transfer:
+    """A file on its way to a client, as of about now. `bytes` of `size` have arrived (TFTP) or left (FTP), counted
+    from the start of the file: a resumed transfer is ahead."""
+
+    protocol: Literal["tftp", "ftp", "http"]
+    peer: IPv4Address
+    path: str
+    bytes: int
+    size: int
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """An address bound to a client. Times are seconds since the epoch; an infinite lease ends at `inf`.
 

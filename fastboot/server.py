@@ -7,19 +7,15 @@ privileges, the event loop's policy), so several servers can run in one program.
 from __future__ import annotations
 
 import asyncio
-import errno
 import inspect
 import math
 import os
-import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address
-from typing import Any, Protocol, cast
-
-import psutil
+from typing import Protocol
 
 from fastboot import __version__
 from fastboot._core import Source
@@ -28,7 +24,18 @@ from fastboot.boot.firmware import ARCHITECTURES, LOADERS, find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.config import Config, Table
-from fastboot.model import BootRequest, Client, ConfigError, Event, FastbootError, Lease, Node, Refusal, Verdict
+from fastboot.model import (
+    BootRequest,
+    Client,
+    ConfigError,
+    Event,
+    FastbootError,
+    Lease,
+    Node,
+    Refusal,
+    Transfer,
+    Verdict,
+)
 from fastboot.services import dhcp, ftp, tftp
 from fastboot.services.control import ControlService, NeedsRestart
 from fastboot.services.links import Link, find_links
@@ -93,10 +100,8 @@ def open_sockets(config: Config) -> Sockets:
             sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
         if config.dhcp:
             sockets = replace(sockets, dhcp=dhcp.open_sockets(links))
-    except FastbootError as error:
+    except FastbootError:
         sockets.close()
-        if isinstance(error.__cause__, OSError):  # the machine's state, not the configuration's fault
-            raise FastbootError(f"{error}{port_holder(str(error), error.__cause__)}") from error.__cause__
         raise
     return sockets
 
@@ -107,7 +112,7 @@ class Service(Protocol):
     async def start(self) -> None: ...
     async def stop(self, drain: float) -> None: ...
     def counters(self) -> Mapping[str, int]: ...
-    def transfers(self) -> Sequence[object]: ...
+    def transfers(self) -> Sequence[Transfer]: ...
 
 
 class World:
@@ -277,9 +282,7 @@ class Server:
             "interfaces": {link.name: link.addresses for link in self._sockets.links},
             "services": {name: {"counters": service.counters()} for name, service in self._services.items()},
             "transfers": [
-                transfer_facts(name, transfer)
-                for name, service in self._services.items()
-                for transfer in service.transfers()
+                asdict(transfer) for service in self._services.values() for transfer in service.transfers()
             ],
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
@@ -384,27 +387,6 @@ class Files:
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         return self._server.catalog.list(path, client)
-
-
-def transfer_facts(protocol: str, transfer: object) -> dict[str, object]:
-    """Return a transfer as commands print it, whichever service carries it."""
-    given: dict[str, object] = dict(transfer) if isinstance(transfer, Mapping) else asdict(cast(Any, transfer))
-    names = {"done": "bytes", "sent": "bytes"}
-    return {"protocol": protocol, **{names.get(key, key): value for key, value in given.items()}}
-
-
-def port_holder(text: str, error: OSError) -> str:
-    """Return who has the port that an error of `open_sockets` names, in brackets; empty where nobody tells."""
-    ports = {int(number) for number in re.findall(r"\b\d{1,5}\b", text)}
-    if error.errno != errno.EADDRINUSE:
-        return ""
-    try:
-        for entry in psutil.net_connections("udp4" if text.startswith(("tftp", "dhcp")) else "tcp4"):
-            if entry.laddr and entry.laddr.port in ports and entry.pid:
-                return f" (by {psutil.Process(entry.pid).name()}, process {entry.pid})"
-    except psutil.Error:
-        pass
-    return ""
 
 
 def check_loaders(config: Config) -> None:

@@ -29,6 +29,7 @@ from fastboot.model import (
     Node,
     Plan,
     Scope,
+    Transfer,
     Verdict,
 )
 from fastboot.services.dhcp_plan import architecture_of, encode_plan, features_of, stage_of
@@ -203,7 +204,7 @@ class DhcpService:
         """Return how often everything happened; every silence has a name."""
         return {**self._responder.counters(), **self._counts}
 
-    def transfers(self) -> Sequence[object]:
+    def transfers(self) -> Sequence[Transfer]:
         return ()
 
     # ---- packets

@@ -23,13 +23,13 @@ from typing import Any, Protocol
 import structlog
 from pyftpdlib.servers import FTPServer
 
-from fastboot import config
+from fastboot import config, model
 from fastboot._core import Source
-from fastboot.model import Client, ConfigError, Event, Refusal
+from fastboot.model import Client, Event, Refusal
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_session import Session, printable
 from fastboot.services.hosted import HostedLoop
-from fastboot.services.links import Link
+from fastboot.services.links import Link, open_tcp
 
 BACKLOG = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -78,35 +78,12 @@ class Limits:
     """Entries of a directory that is listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """A transfer on its way. `sent` and `size` count from the start of the file, so a resumed one is ahead."""
-
-    peer: IPv4Address
-    mac: str | None
-    path: str
-    sent: int
-    size: int
-    seconds: float
-
-
 def open_sockets(settings: config.Ftp, links: Sequence[Link]) -> list[socket.socket]:
-    """Bind one TCP socket to each address of the links. Raises ConfigError."""
-    sockets: list[socket.socket] = []
-    for address in dict.fromkeys(own.ip for link in links for own in link.addresses):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sockets.append(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((str(address), settings.port))
-        except OSError as error:
-            for opened in sockets:
-                opened.close()
-            advice = {
-                errno.EADDRINUSE: "another FTP server runs there; stop it or choose another port",
-                errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
-            }.get(error.errno or 0, "choose another port or interface")
-            raise ConfigError(f"ftp.port: {address}:{settings.port}: {error.strerror}; {advice}") from error
+    """Bind one TCP socket to each address of the links. Raises FastbootError."""
+    with contextlib.ExitStack() as undo:
+        addresses = dict.fromkeys(own.ip for link in links for own in link.addresses)
+        sockets = [undo.enter_context(open_tcp("ftp.port", address, settings.port)) for address in addresses]
+        undo.pop_all()
     return sockets
 
 
@@ -193,19 +170,12 @@ class FtpService:
         counts["transfers_open"] = len(self.transfers())
         return counts
 
-    def transfers(self) -> list[Progress]:
+    def transfers(self) -> list[model.Transfer]:
         """Return the transfers that are on their way."""
         return [
-            Progress(
-                session.client.address,
-                session.client.mac,
-                transfer.file_obj.name,
-                transfer.file_obj.position,
-                transfer.file_obj.size,
-                transfer.get_elapsed_time(),
-            )
+            model.Transfer("ftp", session.client.address, file.name, file.position, file.size, session.client.mac)
             for session in self._sessions
-            if (transfer := session.data_channel) is not None and transfer.file_obj is not None
+            if session.data_channel is not None and (file := session.data_channel.file_obj) is not None
         ]
 
     # --- what sessions ask and report

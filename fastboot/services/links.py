@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 
@@ -75,7 +76,7 @@ def open_udp(key: str, port: int, *, link: Link | None = None, shared: bool = Fa
     it. Raises FastbootError, which begins with the configuration's `key`.
     """
     each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
+    with _bound(each, f"{key}: UDP port {port}" + (f" on {link.name}" if link else ""), port):
         each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A path narrower than the interface may cut packets: many ROMs know nothing of path MTU discovery.
         each.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
@@ -86,17 +87,41 @@ def open_udp(key: str, port: int, *, link: Link | None = None, shared: bool = Fa
             each.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, link.name.encode())
             each.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         each.bind(("", port))
+    return each
+
+
+def open_tcp(key: str, address: IPv4Address, port: int) -> socket.socket:
+    """Bind a TCP socket to one of our addresses. Raises FastbootError, which begins with `key`."""
+    each = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    with _bound(each, f"{key}: TCP port {port} of {address}", port):
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        each.bind((str(address), port))
+    return each
+
+
+@contextmanager
+def _bound(each: socket.socket, where: str, port: int) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
+        kind = "udp4" if each.type == socket.SOCK_DGRAM else "tcp4"
         each.close()
-        where = f"{key}: UDP port {port}" + (f" on {link.name}" if link else "")
         if error.errno == errno.EADDRINUSE:
-            text = "is taken by another program"
+            text = f"is taken by {_holder(kind, port)}; stop that, or choose another port"
         elif error.errno in (errno.EACCES, errno.EPERM):
             text = "needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW"
         else:
             text = f"can not be bound: {os.strerror(error.errno or 0)}"
         raise FastbootError(f"{where} {text}") from error
-    return each
+
+
+def _holder(kind: str, port: int) -> str:
+    """Name the program that has a port, where /proc tells us."""
+    with suppress(psutil.Error):
+        for entry in psutil.net_connections(kind):
+            if entry.laddr and entry.laddr.port == port and entry.pid:
+                return f"{psutil.Process(entry.pid).name()} (process {entry.pid})"
+    return "another program"
 
 
 def enlarge(each: socket.socket) -> None:

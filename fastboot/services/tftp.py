@@ -19,7 +19,7 @@ import structlog
 
 from fastboot import config
 from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
-from fastboot.model import Client, Event, FastbootError, Reason, Refusal
+from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
 
 log = structlog.get_logger(component="tftp")
@@ -92,7 +92,7 @@ def _udp_within(ports: list[int] | None) -> socket.socket | None:
 
 
 @dataclass(slots=True)
-class Transfer:
+class Asked:
     """One request under way. Holding the source keeps its map shared with every other client of the file."""
 
     request: TftpRequest
@@ -136,7 +136,7 @@ class TftpService:
             for each in self._sockets
         )
         self._threads: list[threading.Thread] = []
-        self._transfers: dict[tuple[Engine, int], Transfer] = {}
+        self._under_way: dict[tuple[Engine, int], Asked] = {}
         self._warm: WeakSet[Source] = WeakSet()
         self._answers: set[asyncio.Task[None]] = set()
         self._drained: dict[Engine, asyncio.Event] = {}
@@ -188,16 +188,14 @@ class TftpService:
                 total[name] = total.get(name, 0) + count
         return total
 
-    def transfers(self) -> list[dict[str, object]]:
-        """Return what is under way: peer, path, octets done, octets in all."""
-        out: list[dict[str, object]] = []
-        for engine in self._engines:
-            for id, done, size in engine.transfers():
-                if under_way := self._transfers.get((engine, id)):
-                    out.append(
-                        {"peer": under_way.request.peer, "path": under_way.path, "done": done, "size": size}
-                    )
-        return out
+    def transfers(self) -> list[Transfer]:
+        """Return the transfers that are on their way."""
+        return [
+            Transfer("tftp", under_way.client.address, under_way.path, done, size, under_way.client.mac)
+            for engine in self._engines
+            for id, done, size in engine.transfers()
+            if (under_way := self._under_way.get((engine, id)))
+        ]
 
     def _take_events(self, engine: Engine) -> None:
         for event in engine.events():
@@ -211,44 +209,44 @@ class TftpService:
     def _asked(self, engine: Engine, request: TftpRequest) -> None:
         address = IPv4Address(request.peer)
         client = Client(address, IPv4Address(request.server), "tftp", self._mac_of(address))
-        transfer = Transfer(request, client, request.name.decode("utf-8", "surrogateescape"))
+        asked = Asked(request, client, request.name.decode("utf-8", "surrogateescape"))
         try:
-            answer = self._resolve(transfer.path, client)
+            answer = self._resolve(asked.path, client)
         except Exception:  # resolve may be an embedding program's: its fault must not end the service
-            log.exception("resolve failed", path=transfer.path)
-            self._refuse(engine, transfer, Refusal(Reason.BROKEN, "internal error"))
+            log.exception("resolve failed", path=asked.path)
+            self._refuse(engine, asked, Refusal(Reason.BROKEN, "internal error"))
             return
         if isinstance(answer, Refusal):
-            self._refuse(engine, transfer, answer)
+            self._refuse(engine, asked, answer)
         elif isinstance(answer, Source) and answer in self._warm and not request.netascii:
-            self._start(engine, transfer, answer)
+            self._start(engine, asked, answer)
         else:
-            task = asyncio.get_running_loop().create_task(self._answer_later(engine, transfer, answer))
+            task = asyncio.get_running_loop().create_task(self._answer_later(engine, asked, answer))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
 
     async def _answer_later(
-        self, engine: Engine, transfer: Transfer, answer: Source | Refusal | Awaitable[Source | Refusal]
+        self, engine: Engine, asked: Asked, answer: Source | Refusal | Awaitable[Source | Refusal]
     ) -> None:
         loop = asyncio.get_running_loop()
         try:
             source = await answer if inspect.isawaitable(answer) else answer
-            if isinstance(source, Source) and not (refusal := self._too_big(source, transfer.request)):
-                if transfer.request.netascii:
+            if isinstance(source, Source) and not (refusal := self._too_big(source, asked.request)):
+                if asked.request.netascii:
                     source = await loop.run_in_executor(None, source.netascii)
                 await loop.run_in_executor(None, source.warm)
                 self._warm.add(source)
-                self._start(engine, transfer, source)
+                self._start(engine, asked, source)
                 return
             if isinstance(source, Refusal):
                 refusal = source
         except OSError as error:
             refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
         except Exception:  # as in _asked
-            log.exception("resolve failed", path=transfer.path)
+            log.exception("resolve failed", path=asked.path)
             refusal = Refusal(Reason.BROKEN, "internal error")
         assert refusal is not None
-        self._refuse(engine, transfer, refusal)
+        self._refuse(engine, asked, refusal)
 
     def _too_big(self, source: Source, request: TftpRequest) -> Refusal | None:
         if self._settings.max_file and source.size > self._settings.max_file:
@@ -257,29 +255,29 @@ class TftpService:
             return Refusal(Reason.FORBIDDEN, "too big for netascii, ask for octet")
         return None
 
-    def _start(self, engine: Engine, transfer: Transfer, source: Source) -> None:
-        if refusal := self._too_big(source, transfer.request):
-            self._refuse(engine, transfer, refusal)
+    def _start(self, engine: Engine, asked: Asked, source: Source) -> None:
+        if refusal := self._too_big(source, asked.request):
+            self._refuse(engine, asked, refusal)
             return
-        transfer.source = source
-        self._transfers[engine, transfer.request.id] = transfer
+        asked.source = source
+        self._under_way[engine, asked.request.id] = asked
         # RFC 2349 section 3: the size that travels is not the file's in netascii.
-        engine.start(transfer.request.id, source, tsize=not transfer.request.netascii)
-        self._tell("tftp.started", transfer, size=source.size, options=transfer.request.options)
+        engine.start(asked.request.id, source, tsize=not asked.request.netascii)
+        self._tell("tftp.started", asked, size=source.size, options=asked.request.options)
 
-    def _refuse(self, engine: Engine, transfer: Transfer, refusal: Refusal) -> None:
+    def _refuse(self, engine: Engine, asked: Asked, refusal: Refusal) -> None:
         self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
-        engine.refuse(transfer.request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
+        engine.refuse(asked.request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
         kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
-        self._tell(kind, transfer, reason=refusal.reason.value, text=refusal.text)
+        self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text)
 
     def _ended(self, engine: Engine, end: TftpEnd) -> None:
-        transfer = self._transfers.pop((engine, end.id), None)
-        if transfer is None:
+        asked = self._under_way.pop((engine, end.id), None)
+        if asked is None:
             return
         details = end._asdict()
         del details["id"]
-        self._tell(KINDS.get(end.outcome, "tftp.failed"), transfer, **details)
+        self._tell(KINDS.get(end.outcome, "tftp.failed"), asked, **details)
 
     def _noticed(self, engine: Engine, notice: TftpNotice) -> None:
         if notice.kind == "drained":
@@ -287,7 +285,7 @@ class TftpService:
         else:
             log.warning("UDP segmentation refused, sending block by block", error=os.strerror(notice.error))
 
-    def _tell(self, kind: str, transfer: Transfer, **details: object) -> None:
-        request = transfer.request
-        details = {"path": transfer.path, "peer": request.peer, "port": request.port, **details}
-        self._emit(Event(time.time(), kind, transfer.client.mac, None, details))
+    def _tell(self, kind: str, asked: Asked, **details: object) -> None:
+        request = asked.request
+        details = {"path": asked.path, "peer": request.peer, "port": request.port, **details}
+        self._emit(Event(time.time(), kind, asked.client.mac, None, details))
