@@ -209,7 +209,7 @@ def report(figures: dict[str, list[dict[str, Any]]], settings: argparse.Namespac
     ratio = None
     if "fastboot" in medians and "dnsmasq" in medians:
         ratio = medians["fastboot"]["cpu_per_gb"] / medians["dnsmasq"]["cpu_per_gb"]
-        print(f"fastboot's CPU per GB is {ratio:.3f} of dnsmasq's (the bar of the main job: 0.333)")
+        print(f"fastboot's CPU per GB is {ratio:.3f} of dnsmasq's")
     machine = {"kernel": platform.release(), "cores": os.cpu_count()}
     print(json.dumps({"settings": vars(settings), "machine": machine, "rounds": figures, "ratio": ratio}))
 
