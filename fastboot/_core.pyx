@@ -53,10 +53,10 @@ from fastboot._native.tftp cimport (
 )
 from fastboot._native.transfer cimport (
     COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_PROBE,
-    END_REPLACED, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, MAX_LINKS, MAX_SOCKETS,
-    PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING,
-    TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put, ready_remove,
-    recent_t, slot_t,
+    END_REPLACED, END_SILENT, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, MAX_LINKS,
+    MAX_SOCKETS, PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED,
+    SLOT_WAITING, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put,
+    ready_remove, recent_t, slot_t,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport (

@@ -45,6 +45,3 @@ cdef class Crossing:
         # Before taking: what is put from now on wakes again.
         cdef uint64_t woken
         c_read(self.fd, &woken, sizeof(woken))
-
-    cdef bint over_half(self) noexcept nogil:
-        return self.queue.count > self.queue.capacity // 2

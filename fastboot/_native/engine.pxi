@@ -10,6 +10,8 @@ cdef class Engine:
     cdef int32_t *free
     cdef int32_t free_count
     cdef uint32_t capacity
+    cdef uint32_t asked          # questions to Python that it has not answered
+    cdef uint32_t most_asked
     cdef table_t table           # by the client's address and port
     cdef wheel_t *wheel
     cdef recent_t *recent
@@ -64,9 +66,11 @@ cdef class Engine:
         self.recent = <recent_t *>calloc(RECENT, sizeof(recent_t))
         self.batch = <outbox_t *>calloc(1, sizeof(outbox_t))
         self.inbox = <inbox_t *>calloc(1, sizeof(inbox_t))
-        self.commands = Crossing(sizeof(command_t), max_transfers + 8)
-        # Each slot may owe a request and an end at once, of two generations when Python is slow.
-        self.told = Crossing(sizeof(event_t), 4 * max_transfers + 8)
+        # A client that asks for something else every moment leaves questions behind: these are bounded, not the slots.
+        self.most_asked = 2 * max_transfers + 8
+        self.commands = Crossing(sizeof(command_t), self.most_asked + 8)
+        # Every question, an end for every answer and every slot, and notices.
+        self.told = Crossing(sizeof(event_t), 2 * self.most_asked + max_transfers + 16)
         if (self.slots == NULL or self.free == NULL or self.table.places == NULL or self.wheel == NULL
                 or self.recent == NULL or self.batch == NULL or self.inbox == NULL):
             raise MemoryError
@@ -177,7 +181,7 @@ cdef class Engine:
         self._command(&command)
 
     cdef int _command(self, command_t *command) except -1:
-        # Room is never short: one answer per slot, and the two that stop.
+        # Room is never short: one answer per question, and the two that stop.
         if not self.commands.put(command):
             if command.file != NULL:
                 file_drop(command.file)
@@ -427,8 +431,7 @@ cdef class Engine:
         cdef uint64_t generation
         cdef event_t event
         cdef int32_t i
-        # Half of the events' places are kept for ends.
-        if self.free_count == 0 or self.told.over_half():
+        if self.free_count == 0 or self.asked == self.most_asked:
             self.counts.full += 1
             return
         memset(&event, 0, sizeof(event))
@@ -471,6 +474,7 @@ cdef class Engine:
         event.peer = s.peer
         event.local = s.local
         event.ifindex = s.ifindex
+        self.asked += 1
         self.told.put(&event)
 
     cdef int _pick_socket(self, int socket) noexcept nogil:
@@ -500,6 +504,8 @@ cdef class Engine:
     cdef void _obey(self, command_t *command, int64_t now) noexcept nogil:
         cdef slot_t *s = &self.slots[<uint32_t>command.id]
         cdef uint32_t i
+        if command.kind in (COMMAND_START, COMMAND_REFUSE) and self.asked > 0:
+            self.asked -= 1
         if command.kind == COMMAND_DRAIN:
             self.draining = True
             self._tell_drained()
@@ -509,8 +515,8 @@ cdef class Engine:
                     self._end(&self.slots[i], END_STOPPED, 0, now)
             self.halted = True
         elif s.id != command.id or s.state != SLOT_WAITING:
-            if command.file != NULL:                   # gone in the meantime
-                file_drop(command.file)
+            if command.kind == COMMAND_START:
+                self._too_late(command, END_REPLACED if s.id != command.id else END_SILENT)
         elif command.kind == COMMAND_REFUSE:
             s.state = SLOT_REFUSED
             s.packet_length = <uint8_t>tftp_emit_error(
@@ -518,6 +524,16 @@ cdef class Engine:
             ready_put(&self.endpoints[s.socket], self.slots, s)
         else:
             self._start(s, command, now)
+
+    cdef void _too_late(self, command_t *command, uint8_t outcome) noexcept nogil:
+        # Python holds the file until it hears of an end.
+        cdef event_t event
+        memset(&event, 0, sizeof(event))
+        event.kind = EVENT_END
+        event.outcome = outcome
+        event.id = command.id
+        self.told.put(&event)
+        file_drop(command.file)
 
     cdef void _start(self, slot_t *s, command_t *command, int64_t now) noexcept nogil:
         cdef tftp_request_t request
