@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import heapq
 import os
 import random
@@ -193,6 +194,12 @@ class Client:
             expected += 1
 
 
+def fetch_through(address: Address, name: str, **options: object) -> str:
+    """Return the digest of what a client of its own gets."""
+    with Client(address, wait=1.0) as client:
+        return hashlib.sha256(client.fetch(name, **options)).hexdigest()
+
+
 # ---- the server
 
 
@@ -243,6 +250,12 @@ class Running:
         while not condition():
             assert time.monotonic() < end, f"{self.counters()} {[event.kind for event in self.events[-9:]]}"
             time.sleep(0.002)
+
+    def is_idle(self) -> bool:
+        """Whether every transfer that was told to start was told to have ended."""
+        kinds = [event.kind for event in list(self.events)]
+        ended = sum(kind in ENDS for kind in kinds) - kinds.count("tftp.missing") - kinds.count("tftp.refused")
+        return kinds.count("tftp.started") == ended and not self.service.transfers()
 
     def counted(self, name: str, least: int = 1) -> int:
         """Wait until a counter is that high; return it."""
@@ -299,8 +312,8 @@ def serving(
 
 @dataclass
 class Relay:
-    """Stands before a server and loses, repeats and delays what passes, with a seed. Later on its first packets,
-    so that a handshake's 250 ms are the exception: `after` packets of each flow and direction pass untouched."""
+    """Stands before a server and loses, repeats and delays what passes, with a seed. The first `after` packets of
+    each flow and direction pass untouched."""
 
     server: Address
     loss: float = 0.0

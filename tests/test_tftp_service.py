@@ -1,0 +1,401 @@
+"""The TFTP service from outside: limits, decisions that take time or fail, ports, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tftpkit import (
+    DATA,
+    HOST,
+    LOOPBACK,
+    OACK,
+    Address,
+    Client,
+    Files,
+    TftpError,
+    ack,
+    error,
+    fetch_through,
+    number_of,
+    op_of,
+    rrq,
+    serving,
+)
+
+from fastboot import config
+from fastboot._core import Source
+from fastboot.model import Client as Asker
+from fastboot.model import Event, FastbootError, Refusal
+from fastboot.services.tftp import Resolve, TftpService, open_sockets
+
+SMALL = random.Random(1).randbytes(200_000)
+
+
+@pytest.fixture
+def files() -> Files:
+    sizes = {f"size-{size}": SMALL[:size] for size in (0, 1, 7, 8, 512, 513, 65536)}
+    return Files({"small": SMALL, "text": b"one\ntwo\n", **sizes})
+
+
+# --- limits ---
+
+
+def test_full_is_counted_and_harms_nobody(files: Files) -> None:
+    with serving(files, max_transfers=2) as server, server.client() as one, server.client() as two:
+        for client in (one, two):
+            client.ask("small", blksize=1468, windowsize=4)
+            client.receive()
+        with server.client() as third:
+            third.ask("small")
+            server.counted("full")
+            assert third.hears_nothing(0.02)
+            for client in (one, two):
+                client.send(ack(0))
+                assert [number_of(client.receive()) for _ in range(4)] == [1, 2, 3, 4]
+                client.send(error(0))
+            server.until(server.is_idle)
+            assert third.fetch("small", blksize=1468) == SMALL
+            with pytest.raises(TftpError, match=r"^1 "):
+                third.fetch("nothing")
+
+
+def test_slots_come_back(files: Files) -> None:
+    """Every way to end, many more times than there are slots."""
+    with serving(files, max_transfers=4) as server, server.client() as client:
+        for _ in range(25):
+            assert client.fetch("size-513") == SMALL[:513]
+            with pytest.raises(TftpError, match=r"^1 "):
+                client.fetch("nothing")
+            client.ask("small", tsize=0)
+            client.receive()
+            client.send(error(8))
+            client.ask("small", blksize=600)
+            client.ask("size-1")
+            while op_of(client.receive()) != DATA:
+                pass
+            client.send(ack(1))
+            server.until(server.is_idle)
+        assert server.counters()["full"] == 0
+
+
+def test_a_storm_of_replacing_requests_loses_no_answer(files: Files) -> None:
+    """One port asks for ever something else: an answer is due for each, most of them to nobody."""
+    with serving(files, max_transfers=2) as server, server.client() as client:
+        for number in range(3000):
+            client.send(rrq(f"size-{(1, 7, 8)[number % 3]}"), server.address)
+        client.send(error(0), server.address)
+        with server.client() as other:
+            assert other.fetch("size-65536", blksize=1468, tries=40) == SMALL[:65536]
+        client.send(rrq("nothing"), server.address)
+        server.until(server.is_idle)
+
+
+def test_max_file(files: Files) -> None:
+    with serving(files, max_file=512) as server, server.client() as client:
+        assert client.fetch("size-512") == SMALL[:512]
+        for _ in range(2):
+            with pytest.raises(TftpError, match=r"^2 too big"):
+                client.fetch("size-513", tsize=0)
+
+
+# --- resolve ---
+
+
+def test_resolve_may_take_its_time(files: Files) -> None:
+    gate = threading.Event()
+    asked: list[str] = []
+
+    async def resolve(path: str, client: Asker) -> Source | Refusal:
+        asked.append(path)
+        await asyncio.get_running_loop().run_in_executor(None, gate.wait)
+        return files(path, client)
+
+    with serving(resolve) as server, server.client() as client, server.client() as other:
+        for _ in range(3):
+            client.ask("small", blksize=1468)
+        server.counted("duplicate_request", 2)
+        assert client.hears_nothing(0.02)
+        gate.set()
+        assert op_of(client.receive()) == OACK
+        client.send(error(0))
+        assert asked == ["small"]
+        assert other.fetch("size-513") == SMALL[:513]
+        with pytest.raises(TftpError, match=r"^1 "):
+            other.fetch("nothing")
+
+
+def test_a_client_that_went_while_resolve_thought(files: Files) -> None:
+    gate = threading.Event()
+
+    async def resolve(path: str, client: Asker) -> Source | Refusal:
+        if path == "small":
+            await asyncio.get_running_loop().run_in_executor(None, gate.wait)
+        return files(path, client)
+
+    with serving(resolve) as server, server.client() as client:
+        client.ask("small", blksize=1468)
+        client.ask("size-513")
+        assert op_of(client.receive()) == DATA
+        gate.set()
+        client.send(ack(1))
+        assert client.receive() == b"\0\3\0\2" + SMALL[512:513]
+        client.send(ack(2))
+        assert client.hears_nothing(0.05)
+        server.until(server.is_idle)
+
+
+def test_a_resolve_that_fails(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    def resolve(path: str, client: Asker) -> Source | Refusal:
+        if path == "bad":
+            raise RuntimeError("an embedder's fault")
+        return files(path, client)
+
+    with serving(resolve) as server, server.client() as client:
+        for _ in range(3):
+            with pytest.raises(TftpError, match=r"^2 internal error$"):
+                client.fetch("bad")
+            assert client.fetch("size-512") == SMALL[:512]
+    assert "an embedder's fault" in capsys.readouterr().out
+
+
+def test_an_awaited_resolve_that_fails(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    async def resolve(path: str, client: Asker) -> Source | Refusal:
+        if path == "bad":
+            raise RuntimeError("an embedder's fault")
+        if path == "io":
+            raise OSError(5, "the disk")
+        return files(path, client)
+
+    with serving(resolve) as server, server.client() as client:
+        with pytest.raises(TftpError, match=r"^2 internal error$"):
+            client.fetch("bad")
+        with pytest.raises(TftpError, match=r"^2 Input/output error$"):
+            client.fetch("io")
+        assert client.fetch("size-512") == SMALL[:512]
+    assert "an embedder's fault" in capsys.readouterr().out
+
+
+def test_reload_asks_the_new_resolve(files: Files) -> None:
+    with serving(files) as server, server.client() as client, server.client() as other:
+        client.ask("small", blksize=1468)
+        client.receive()
+
+        async def reload() -> None:
+            server.service.reload(Files({"small": b"new"}), config.Tftp(max_file=100))
+
+        server.wait(reload())
+        assert other.fetch("small") == b"new"
+        client.send(ack(0))
+        assert client.receive() == b"\0\3\0\1" + SMALL[:1468]
+        client.send(error(0))
+
+
+# --- ports ---
+
+
+def test_a_single_port(files: Files) -> None:
+    with serving(files, single_port=True) as server, ThreadPoolExecutor(10) as pool:
+        assert set(pool.map(lambda _: fetch_through(server.address, "small", windowsize=4), range(10))) == {
+            hashlib.sha256(SMALL).hexdigest()
+        }
+        with server.client() as client:
+            for name, size in (("size-513", 513), ("size-512", 512), ("size-0", 0)):
+                assert client.fetch(name) == SMALL[:size]
+                assert client.peer == server.address
+            with pytest.raises(TftpError, match=r"^1 "):
+                client.fetch("nothing")
+            assert client.peer == server.address
+            client.send(ack(1))
+            assert client.hears_nothing(0.02)
+
+
+def free_ports(count: int) -> int:
+    """Return the first of that many ports in a row that nobody has."""
+    for first in range(20_000 + os.getpid() % 1000, 60_000, count):
+        taken = []
+        try:
+            for port in range(first, first + count):
+                each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                taken.append(each)
+                each.bind(("", port))
+        except OSError:
+            continue
+        finally:
+            for each in taken:
+                each.close()
+        return first
+    raise AssertionError("no free ports")
+
+
+def test_data_ports(files: Files) -> None:
+    first = free_ports(6)
+    with serving(files, data_ports=f"{first}-{first + 2}") as server:
+        seen = set()
+        for _ in range(9):
+            with server.client() as client:
+                client.fetch("size-513")
+                assert client.peer is not None
+                seen.add(client.peer[1])
+        assert seen == {first, first + 1, first + 2}
+
+
+def test_ports_that_are_taken_are_named() -> None:
+    first = free_ports(3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.bind(("", first))
+        with pytest.raises(FastbootError, match=f"tftp.port: UDP port {first} is taken"):
+            open_sockets(config.Tftp(port=first))
+        with pytest.raises(FastbootError, match=r"tftp.data_ports: no free port left"):
+            open_sockets(config.Tftp(port=0, data_ports=f"{first}-{first}"))
+        for sockets in (made := open_sockets(config.Tftp(port=0, data_ports=f"{first}-{first + 2}"))):
+            assert {each.getsockname()[1] for each in sockets.data} == {first + 1, first + 2}
+            sockets.close()
+        assert len(made) == 1
+
+
+def test_two_services_in_one_process() -> None:
+    with serving(Files({"f": b"one"})) as one, serving(Files({"f": b"two"})) as two:
+        with one.client() as client, two.client() as other:
+            assert (client.fetch("f"), other.fetch("f")) == (b"one", b"two")
+        assert one.counters()["requests"] == two.counters()["requests"] == 1
+        assert one.events[0].details["port"] != two.events[0].details["port"]
+
+
+# --- start and stop ---
+
+
+async def start(resolve: Resolve) -> tuple[TftpService, Address, list[Event]]:
+    settings = config.Tftp(port=0)
+    sockets = open_sockets(settings)
+    address = (HOST, sockets[0].listen.getsockname()[1])
+    events: list[Event] = []
+    service = TftpService(settings, (LOOPBACK,), resolve, events.append, sockets)
+    await service.start()
+    return service, address, events
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_stop_lets_transfers_finish(files: Files) -> None:
+    service, address, events = await start(files)
+    with Client(address) as client, Client(address) as late:
+        await asyncio.to_thread(client.fetch, "size-1")
+        client.ask("size-65536", blksize=1468, windowsize=4)
+        await asyncio.to_thread(client.receive)
+        began = time.monotonic()
+        stopping = asyncio.create_task(service.stop(drain=8))
+        await asyncio.sleep(0.05)
+        late.ask("small")
+        await until(lambda: service.counters()["draining"] == 1)
+        assert await asyncio.to_thread(late.hears_nothing, 0.05)
+        assert not stopping.done()
+        client.send(ack(0))
+        blocks = 0
+        while blocks < 65536 // 1468 + 1:
+            packet = await asyncio.to_thread(client.receive)
+            blocks = number_of(packet)
+            if blocks % 4 == 0 or len(packet) < 1472:
+                client.send(ack(blocks))
+        await stopping
+        assert time.monotonic() - began < 4
+        assert [event.kind for event in events if event.kind == "tftp.sent"] == ["tftp.sent"] * 2
+        assert client.hears_nothing(0.02)
+
+
+async def test_stop_is_silent_to_who_is_too_slow(files: Files) -> None:
+    """U-Boot would start over at an ERROR."""
+    service, address, events = await start(files)
+    with Client(address) as client:
+        client.ask("small", blksize=1468, windowsize=4)
+        await asyncio.to_thread(client.receive)
+        client.send(ack(0))
+        for _ in range(4):
+            await asyncio.to_thread(client.receive)
+        began = time.monotonic()
+        await service.stop(drain=0.2)
+        assert 0.15 < time.monotonic() - began < 2
+        assert events[-1].kind == "tftp.stopped"
+        while True:
+            try:
+                packet = client.receive(0.2)
+            except (TimeoutError, ConnectionRefusedError):
+                break
+            assert op_of(packet) == DATA
+
+
+async def test_stop_while_resolve_thinks(files: Files) -> None:
+    async def resolve(path: str, client: Asker) -> Source | Refusal:
+        await asyncio.sleep(3600)
+        return files(path, client)
+
+    service, address, _ = await start(resolve)
+    with Client(address) as client:
+        client.ask("small")
+        await until(lambda: service.counters()["requests"] == 1)
+        await asyncio.wait_for(service.stop(), 5)
+
+
+async def test_stop_without_a_start(files: Files) -> None:
+    settings = config.Tftp(port=0)
+    sockets = open_sockets(settings)
+    service = TftpService(settings, (LOOPBACK,), files, lambda event: None, sockets)
+    await service.stop(drain=5)
+    assert sockets[0].listen.fileno() == -1
+
+
+async def test_nothing_leaks(files: Files) -> None:
+    def count() -> tuple[int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    async def once() -> None:
+        service, address, _ = await start(files)
+        with Client(address) as client:
+            assert await asyncio.to_thread(client.fetch, "size-513", windowsize=4) == SMALL[:513]
+            client.ask("small", tsize=0)  # left in the middle
+            await asyncio.to_thread(client.receive)
+            client.ask("text", "netascii")
+            await service.stop()
+
+    await once()
+    before = count()
+    for _ in range(20):
+        await once()
+    # A thread of the executor may hold the text of the last one for a moment.
+    await until(lambda: count()[0] <= before[0])
+    assert count()[1] <= before[1] + 5
+
+
+async def test_files_are_closed_after_their_last_transfer(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(SMALL)
+    resolve = Files(root=tmp_path)
+    service, address, _ = await start(resolve)
+
+    def open_files() -> int:
+        gc.collect()
+        links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+        return sum(tmp_path in link.parents for link in links)
+
+    with Client(address) as client:
+        for _ in range(5):
+            assert await asyncio.to_thread(client.fetch, "file", windowsize=16, blksize=1468) == SMALL
+        await until(lambda: not service.transfers())
+        await asyncio.sleep(0.05)
+        assert open_files() == 0
+    await service.stop()
+    os.close(resolve.dirfd)
