@@ -337,6 +337,10 @@ cdef class Engine:
         # RFC 1350 section 4: ERROR 5 to the stranger, no harm to the transfer. But none to a client that has
         # just finished: U-Boot starts its download over for every ERROR but 1 and 2.
         cdef recent_t *r = &self.recent[hash % RECENT]
+        cdef in_pktinfo *info = pktinfo_of(h)
+        if info == NULL or self._mtu(info.ipi_ifindex) == 0:
+            self.counts.foreign_interface += 1
+            return
         if r.hash == hash and now - r.when < ms(RECENT_FOR):
             self.counts.late += 1
             return
