@@ -63,7 +63,7 @@ def server(running: Running) -> Running:
 
 @pytest.fixture
 def lonely(files: Files) -> Iterator[Running]:
-    """One whose transfers may be left without their last acknowledgement."""
+    """One that knows no port from before, whose transfers may be left without their last acknowledgement."""
     with serving(files) as running:
         yield running
 
@@ -390,11 +390,11 @@ def test_names_reach_resolve_as_they_are(files: Files, server: Running, name: by
 # --- strangers, ends ---
 
 
-def test_a_stranger_gets_error_5_and_harms_nobody(server: Running) -> None:
-    with server.client() as client, server.client() as stranger:
+def test_a_stranger_gets_error_5_and_harms_nobody(lonely: Running) -> None:
+    with lonely.client() as client, lonely.client() as stranger:
         client.ask("small", blksize=1468, windowsize=4)
         client.receive()
-        before = server.counters()["stranger"]
+        before = lonely.counters()["stranger"]
         for packet in (ack(0), ack(4), b"\0\3\0\1data", b"\0\6blksize\x008\0"):
             stranger.send(packet, client.peer)
             answer = stranger.receive()
@@ -402,19 +402,19 @@ def test_a_stranger_gets_error_5_and_harms_nobody(server: Running) -> None:
             assert stranger.peer == client.peer
             stranger.peer = None
         stranger.send(error(0), client.peer)
-        server.counted("stranger", before + 5)
+        lonely.counted("stranger", before + 5)
         assert stranger.hears_nothing(0.02)
         client.send(ack(0))
         assert [number_of(client.receive()) for _ in range(4)] == [1, 2, 3, 4]
         client.send(error(0))
 
 
-def test_an_ack_at_the_wrong_port_is_a_strangers(server: Running) -> None:
-    with server.client() as client:
+def test_an_ack_at_the_wrong_port_is_a_strangers(lonely: Running) -> None:
+    with lonely.client() as client:
         client.ask("small", blksize=1468, windowsize=4)
         client.receive()
         data_port = client.peer
-        client.send(ack(0), server.address)
+        client.send(ack(0), lonely.address)
         answer = client.receive()
         assert (op_of(answer), number_of(answer)) == (ERROR, 5)
         client.send(ack(0), data_port)

@@ -178,6 +178,13 @@ def server() -> Iterator[Running]:
         yield running
 
 
+@pytest.fixture
+def fresh() -> Iterator[Running]:
+    """One that knows no port from before: it would take a stranger there for a client that has just finished."""
+    with serving(Files({"alive": b"yes"})) as running:
+        yield running
+
+
 def is_alive(server: Running) -> bool:
     with server.client() as client:
         return client.fetch("alive") == b"yes"
@@ -264,20 +271,20 @@ def test_a_write_request_is_refused(server: Running) -> None:
 
 
 @pytest.mark.parametrize("op", [DATA, ACK, OACK, 0, 7, 255, 0x0101])
-def test_a_packet_without_a_transfer_gets_error_5(server: Running, op: int) -> None:
-    before = server.counters()["stranger"]
-    with server.client() as client:
+def test_a_packet_without_a_transfer_gets_error_5(fresh: Running, op: int) -> None:
+    before = fresh.counters()["stranger"]
+    with fresh.client() as client:
         client.send(op.to_bytes(2, "big") + b"\0\1data")
         answer = client.receive()
     assert (op_of(answer), number_of(answer)) == (ERROR, 5)
-    assert server.counters()["stranger"] == before + 1
+    assert fresh.counters()["stranger"] == before + 1
 
 
-def test_an_error_is_never_answered_with_an_error(server: Running) -> None:
-    before = server.counters()["stranger"]
-    with server.client() as client:
+def test_an_error_is_never_answered_with_an_error(fresh: Running) -> None:
+    before = fresh.counters()["stranger"]
+    with fresh.client() as client:
         client.send(error(5))
-        server.counted("stranger", before + 1)
+        fresh.counted("stranger", before + 1)
         assert client.hears_nothing(0.02)
 
 
@@ -298,11 +305,11 @@ def test_a_request_from_port_0_is_dropped(server: Running) -> None:
     assert server.counters()["send_failed"] == before["send_failed"]
 
 
-def test_requests_go_to_the_listening_port_only(server: Running) -> None:
-    with server.client() as one, Client(server.address) as other:
+def test_requests_go_to_the_listening_port_only(fresh: Running) -> None:
+    with fresh.client() as one, Client(fresh.address) as other:
         one.ask("alive")
         one.receive()
         other.send(rrq("alive"), one.peer)
         assert other.hears_nothing(0.03)
         one.send(ack(1))
-    assert is_alive(server)
+    assert is_alive(fresh)
