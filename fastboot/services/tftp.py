@@ -231,15 +231,17 @@ class TftpService:
         loop = asyncio.get_running_loop()
         try:
             source = await answer if inspect.isawaitable(answer) else answer
-            if isinstance(source, Source) and not (refusal := self._too_big(source, asked.request)):
+            if isinstance(source, Refusal):
+                refusal: Refusal | None = source
+            elif not isinstance(source, Source):
+                raise TypeError(f"resolve gave {source!r}, neither a Source nor a Refusal")
+            elif not (refusal := self._too_big(source, asked.request)):
                 if asked.request.netascii:
                     source = await loop.run_in_executor(None, source.netascii)
                 await loop.run_in_executor(None, source.warm)
                 self._warm.add(source)
                 self._start(engine, asked, source)
                 return
-            if isinstance(source, Refusal):
-                refusal = source
         except OSError as error:
             refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
         except Exception:  # as in _asked
