@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fastboot.config import FOREVER, Config, Pool, PortRange, Table, _seconds, _table_in, load, mac
+from fastboot.config import FOREVER, Config, Pool, PortRange, Table, load, mac
+from fastboot.config.faults import table_in
+from fastboot.config.fields import seconds
 from fastboot.model import ConfigError
 from fastboot.nodeset import NodeSetError, expand, select
 
@@ -220,7 +222,7 @@ def test_selecting_nodes(tmp_path: Path) -> None:
 
 def keys(model: type[Table], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        inner = _table_in(field.annotation)
+        inner = table_in(field.annotation)
         if inner in (None, Pool, PortRange):
             yield prefix + name
         else:
@@ -253,11 +255,11 @@ def test_every_documented_default_is_right() -> None:
         model: type[Table] = Config
         *tables, name = key.split(".")
         for table in tables:
-            model = _table_in(model.model_fields[table].annotation) or model
+            model = table_in(model.model_fields[table].annotation) or model
         if default == "dhcp.lease":
             continue
         value = tomllib.loads(f"x = {default}")["x"]
         field = model.model_fields[name]
         made = field.get_default(call_default_factory=True)
         made = list(made) if isinstance(made, tuple) else str(made) if isinstance(made, Path) else made
-        assert made == (_seconds(value) if isinstance(made, int) and isinstance(value, str) else value), key
+        assert made == (seconds(value) if isinstance(made, int) and isinstance(value, str) else value), key

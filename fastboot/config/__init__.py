@@ -1,0 +1,192 @@
+"""TOML to frozen models. An error names the key path, what is wrong and what would be right.
+
+`load` reads a file; `Config` is what it returns and what an embedding program builds by hand.
+Durations are written "90s", "10m", "1h", "7d" or "forever" and kept as seconds. Relative paths in a file are
+relative to that file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from fastboot.config.dhcp import Dhcp, Subnet, subnet_faults
+from fastboot.config.faults import explain, repeated, unknown
+from fastboot.config.fields import (
+    FOREVER,
+    FilePath,
+    LoaderPath,
+    Name,
+    Pool,
+    Port,
+    PortRange,
+    Seconds,
+    ServedPath,
+    Table,
+    Text,
+    mac,
+)
+from fastboot.config.nodes import NodeTable, node_faults, read_nodes
+from fastboot.model import ConfigError, Node, Profile
+
+__all__ = [
+    "FOREVER",
+    "Boot",
+    "Config",
+    "Dhcp",
+    "Ftp",
+    "Log",
+    "Media",
+    "NodeTable",
+    "Pool",
+    "PortRange",
+    "ProfileTable",
+    "Subnet",
+    "Table",
+    "Tftp",
+    "load",
+    "mac",
+]
+
+
+class Tftp(Table):
+    port: Port = 69
+    data_ports: PortRange | None = None
+    single_port: bool = False
+    threads: Annotated[int, Field(ge=1, le=64)] = 1
+    max_transfers: Annotated[int, Field(ge=1, le=65536)] = 4096
+    max_blksize: Annotated[int, Field(ge=8, le=65464)] = 1468
+    max_windowsize: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_file: Annotated[int, Field(ge=0)] = 0
+    """Octets of the largest file served by TFTP; 0 means any."""
+
+
+class Ftp(Table):
+    port: Port = 21
+    passive_ports: PortRange | None = None
+    max_sessions: Annotated[int, Field(ge=1, le=100_000)] = 2000
+
+
+class Media(Table):
+    name: Name
+    path: FilePath
+
+
+class ProfileTable(Table):
+    name: Name
+    kernel: ServedPath
+    initrd: Annotated[
+        tuple[ServedPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    ] = ()
+    arguments: Text = ""
+    media: str | None = None
+    transport: Literal["ftp"] = "ftp"
+    installs: bool = True
+
+    def profile(self) -> Profile:
+        return Profile(**self.model_dump())
+
+
+class Boot(Table):
+    unknown: Literal["menu", "local", "ignore"] = "menu"
+    loaders: dict[str, LoaderPath] = Field(default_factory=dict)
+    """Overrides of what boot/firmware.py would choose, by its class names: bios, uefi-x64, ipxe, ..."""
+
+
+class Log(Table):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Config(Table):
+    """What `fastboot serve` runs: a service exists if and only if its table does."""
+
+    interface: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")], ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        Field(min_length=1),
+    ]
+    state: FilePath = Path("/var/lib/fastboot")
+    roots: tuple[FilePath, ...] = ()
+    allow_links: tuple[FilePath, ...] = ()
+    user: Annotated[str, Field(min_length=1)] | None = None
+    drain: Annotated[Seconds, Field(ge=0, le=3600)] = 10
+    nodes_file: FilePath | None = None
+    dhcp: Dhcp | None = None
+    tftp: Tftp | None = None
+    ftp: Ftp | None = None
+    nodes: tuple[NodeTable, ...] = ()
+    media: tuple[Media, ...] = ()
+    profiles: tuple[ProfileTable, ...] = ()
+    boot: Boot = Boot()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Config:
+        faults = [
+            *repeated("interface", self.interface),
+            *repeated("media", [item.name for item in self.media], ".name"),
+            *repeated("profiles", [profile.name for profile in self.profiles], ".name"),
+            *subnet_faults(self.dhcp.subnets if self.dhcp else ()),
+            *_port_faults(self.tftp, self.ftp),
+        ]
+        if self.dhcp and not self.dhcp.subnets:
+            faults.append('dhcp.subnets: is missing; add [[dhcp.subnets]] with network = "10.77.0.0/24"')
+        media = [item.name for item in self.media]
+        for at, profile in enumerate(self.profiles):
+            if profile.media is not None and profile.media not in media:
+                faults.append(f"profiles[{at}].media: there is no medium {unknown(profile.media, media)}")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def all_nodes(self) -> tuple[Node, ...]:
+        """Return the nodes of the configuration, then those of `nodes_file`.
+
+        Raises ConfigError where a line is wrong, a name, MAC or address is in two places, a profile does not
+        exist or an address is in no subnet.
+        """
+        named = [(f"nodes[{at}]", entry.node()) for at, entry in enumerate(self.nodes)]
+        if self.nodes_file:
+            named += read_nodes(self.nodes_file)
+        profiles = [profile.name for profile in self.profiles]
+        if faults := node_faults(named, profiles, self.dhcp.subnets if self.dhcp else None):
+            raise ConfigError("\n".join(faults))
+        return tuple(node for _, node in named)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file and the nodes file it names.
+
+    Raises ConfigError with one line for each fault.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: this is no TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8: {error.reason} at octet {error.start}") from error
+    try:
+        config = Config.model_validate(document, context={"directory": path.absolute().parent})
+        config.all_nodes()
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in explain(error, Config))) from error
+    except ConfigError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from error
+    return config
+
+
+def _port_faults(tftp: Tftp | None, ftp: Ftp | None) -> Iterator[str]:
+    if tftp and tftp.data_ports:
+        if tftp.single_port:
+            yield "tftp.data_ports: has no effect with single_port = true; remove one of them"
+        if tftp.port in tftp.data_ports:
+            yield f"tftp.data_ports: holds port {tftp.port}, where requests arrive; choose others"
+    if ftp and ftp.passive_ports and ftp.port in ftp.passive_ports:
+        yield f"ftp.passive_ports: holds port {ftp.port}, where sessions arrive; choose others"

@@ -1,0 +1,70 @@
+"""Errors as a person reads them: the key path, what is wrong, what would be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import get_args
+
+from pydantic import ValidationError
+
+from fastboot.config.fields import Table
+
+
+def repeated(key: str, values: Sequence[str], suffix: str = "") -> Iterator[str]:
+    for at, value in enumerate(values):
+        if value in values[:at]:
+            yield f"{key}[{at}]{suffix}: {value} is there twice; give each its own"
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """Say what was written and what may have been meant."""
+    if close := get_close_matches(name, known, 1):
+        return f"{name!r}; did you mean {close[0]!r}?"
+    return f"{name!r}; there are {', '.join(sorted(known))}" if known else f"{name!r}; there are none"
+
+
+def explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
+    found = error.errors(include_url=False)
+    for fault in found:
+        place = fault["loc"]
+        if fault["type"] == "too_short" and any(
+            place == each["loc"][: len(place)] for each in found if each is not fault
+        ):
+            continue  # pydantic counts only the items that are right
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+        text, value = fault["msg"], fault["input"]
+        if fault["type"] == "extra_forbidden":
+            text = f"there is no key {unknown(str(place[-1]), _keys(model, place[:-1]))}"
+        elif fault["type"] == "missing":
+            text = "is missing"
+        elif fault["type"] == "too_short":
+            text = "is empty; name at least one"
+        elif fault["type"] == "value_error":
+            text = text.removeprefix("Value error, ")
+        elif fault["type"] == "string_pattern_mismatch":
+            text = f"{value!r} should look like {fault['ctx']['pattern']}"
+        else:
+            was = f" (is {value!r})" if isinstance(value, str | int | float) else ""
+            text = text.replace("Input should", "should") + was
+        for line in text.splitlines():
+            yield f"{key}: {line}" if key else line
+
+
+def _keys(model: type[Table], place: Iterable[int | str]) -> list[str]:
+    """Return the keys of the table at a place of the document."""
+    for part in place:
+        if isinstance(part, str):
+            if part not in model.model_fields:
+                return []
+            inner = table_in(model.model_fields[part].annotation)
+            if inner is None:
+                return []
+            model = inner
+    return list(model.model_fields)
+
+
+def table_in(annotation: object) -> type[Table] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Table):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := table_in(part))), None)

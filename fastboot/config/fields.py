@@ -1,0 +1,164 @@
+"""The types of keys: what is written in TOML, checked and made into a value. An error says what would be right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+
+FOREVER = 0xFFFFFFFF
+"""Seconds of an infinite lease (RFC 2131 section 3.3)."""
+MAX_LOADER = 127
+"""Octets of a boot file's name: the header's `file` field holds 128 with its end (RFC 2131 section 2)."""
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+def seconds(value: object) -> object:
+    if isinstance(value, str):
+        if value == "forever":
+            return FOREVER
+        if match := re.fullmatch(r"(\d+)\s*([smhd])", value):
+            return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        raise ValueError('write a duration such as "90s", "10m", "1h", "7d" or "forever"')
+    return value
+
+
+def mac(value: str) -> str:
+    """Return a MAC address in its one spelling: lower-case octets joined by colons.
+
+    Accepts colons, dashes, Cisco dots or none. Raises ValueError.
+    """
+    digits = re.sub(r"[:.\-]", "", value).lower()
+    if not re.fullmatch(r"[0-9a-f]{12}", digits):
+        raise ValueError(f'{value!r} is no MAC address; write it as "52:54:00:12:34:56"')
+    return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
+
+
+class Pool(Table):
+    """Addresses from `first` to `last`, both included."""
+
+    first: IPv4Address
+    last: IPv4Address
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        if isinstance(value, str):
+            first, _, last = (part.strip() for part in value.partition("-"))
+            try:
+                return {"first": IPv4Address(first), "last": IPv4Address(last or first)}
+            except ValueError:
+                raise ValueError(f'{value!r} is no range of addresses; write "10.77.0.100-10.77.0.250"') from None
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Pool:
+        if self.last < self.first:
+            raise ValueError(f"{self} runs backwards; write {self.last}-{self.first}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+    def __contains__(self, address: IPv4Address) -> bool:
+        return self.first <= address <= self.last
+
+    def __len__(self) -> int:
+        return int(self.last) - int(self.first) + 1
+
+
+def _machine_mac(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = mac(value)
+    if int(text[:2], 16) & 1 or not text.strip("0:"):
+        raise ValueError(f"{text} is the address of no one machine")
+    return text
+
+
+def _beside_the_file(value: Path, info: ValidationInfo) -> Path:
+    return info.context["directory"] / value if info.context else value
+
+
+def _served_path(value: str) -> str:
+    """A path as a loader asks for it: words of a loader's configuration file, so without white space."""
+    if not value.strip("/") or re.search(r"[^!-~]", value):
+        raise ValueError(f"{value!r} is no path that a boot loader can ask for: no spaces, printable ASCII only")
+    if "://" not in value and ".." in value.split("/"):
+        raise ValueError(f'{value!r} leaves the served tree; write it without ".."')
+    return value
+
+
+def _loader(value: str) -> str:
+    if len(value) > MAX_LOADER:
+        raise ValueError(f"is {len(value)} octets; DHCP carries at most {MAX_LOADER}")
+    return _served_path(value)
+
+
+def _text(value: str) -> str:
+    if re.search(r"[\x00-\x09\x0b-\x1f\x7f]", value):
+        raise ValueError("holds a control character; write plain text")
+    return value
+
+
+def _one_line(value: str) -> str:
+    if "\n" in value:
+        raise ValueError("is more than one line")
+    return _text(value)
+
+
+Seconds = Annotated[int, BeforeValidator(seconds)]
+Mac = Annotated[str, BeforeValidator(_machine_mac)]
+Lease = Annotated[Seconds, Field(ge=60, le=FOREVER)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+ServedPath = Annotated[str, AfterValidator(_served_path)]
+LoaderPath = Annotated[str, AfterValidator(_loader)]
+Text = Annotated[str, AfterValidator(_text)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+
+
+class PortRange(Table):
+    """Ports from `first` to `last`, both included."""
+
+    first: Annotated[int, Field(ge=1024, le=65535)]
+    last: Annotated[int, Field(ge=1024, le=65535)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: object) -> object:
+        if isinstance(value, str):
+            match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", value)
+            if not match:
+                raise ValueError(f'{value!r} is no range of ports; write "40000-49999"')
+            return {"first": int(match[1]), "last": int(match[2] or match[1])}
+        return value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PortRange:
+        if self.last < self.first:
+            raise ValueError(f"{self.first}-{self.last} runs backwards; write {self.last}-{self.first}")
+        return self
+
+    def __contains__(self, port: int) -> bool:
+        return self.first <= port <= self.last
+
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+        return iter(range(self.first, self.last + 1))
