@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -231,6 +232,14 @@ class Namespace:
     def ip(self, *arguments: str) -> str:
         return run("ip", "-n", self.name, *arguments)
 
+    def await_carrier(self, name: str) -> None:
+        """Wait until the kernel's link watch has seen that both ends of a veth pair are up."""
+        for _ in range(200):
+            if "state UP" in self.ip("link", "show", name):
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{name} has no carrier")
+
     def command(self, *arguments: str) -> list[str]:
         return ["ip", "netns", "exec", self.name, *arguments]
 
@@ -281,6 +290,7 @@ def wires(*addresses: tuple[str, ...]) -> Iterator[Wire]:
                 server.ip("address", "add", address, "dev", f"s{at}")
             server.ip("link", "set", f"s{at}", "up")
             client.ip("link", "set", "c0", "up")
+            server.await_carrier(f"s{at}")
         yield Wire(server, made[1:])
     finally:
         for namespace in made:

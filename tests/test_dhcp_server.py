@@ -34,7 +34,8 @@ from dhcpkit import (
 from fastboot import config
 from fastboot._core import DhcpMessage, emit_dhcp, parse_dhcp, udp_packet
 from fastboot.model import IGNORE, BootRequest, ConfigError, Event, FastbootError, Node, Plan, Scope, Verdict
-from fastboot.services.dhcp import Decide, DhcpService, open_sockets
+from fastboot.services.dhcp import DhcpService, open_sockets
+from fastboot.services.dhcp_decisions import Decide
 from fastboot.services.dhcp_probe import Rival, answer_to, find_rivals, questions
 from fastboot.services.links import Link
 from fastboot.state.store import Store

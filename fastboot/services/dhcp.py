@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
-from typing import Final
 
 import psutil
 import structlog
 
 from fastboot import config
 from fastboot._core import Responder
-from fastboot.model import (
-    IGNORE,
-    BootRequest,
-    ConfigError,
-    Event,
-    FastbootError,
-    Lease,
-    Node,
-    Plan,
-    Scope,
-    Transfer,
-    Verdict,
-)
-from fastboot.services.dhcp_plan import architecture_of, encode_plan, features_of, stage_of
+from fastboot.model import BootRequest, ConfigError, Event, FastbootError, Lease, Node, Plan, Transfer
+from fastboot.services.dhcp_decisions import Decide, Decisions
+from fastboot.services.dhcp_plan import EncodedPlan, encode_plan
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.links import Link, enlarge, open_udp
 from fastboot.state.store import KEEP_LEASES, Store
 
 log = structlog.get_logger(component="dhcp")
 
-Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
-
 MAX_ADDRESSES = 262_144
 """Addresses of all pools together: 100 MB of lease table."""
-DECIDE_WITHIN = 30.0
-"""Seconds after which a decision is given up; its request is forgotten after 2."""
-ABOUT_ROOM = 65_536
-SILENT: Final = None
-"""The encoded plan of IGNORE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +65,6 @@ def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
     return Sockets(udp, raw, tuple(probes))
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What an event says of the machine that asked, beside its MAC."""
-
-    stage: str
-    architecture: int | None
-    loader: str | None
-
-
 class DhcpService:
     """Serves the links of one server.
 
@@ -115,15 +86,10 @@ class DhcpService:
         """Raises ConfigError for subnets that no link can serve."""
         self._links = tuple(links)
         self._store = store
-        self._decide = decide
         self._emit = emit
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
-        self._about: dict[int, About] = {}
-        self._tags: dict[About, int] = {}
-        self._failed: set[str] = set()
-        self._counts = {"decide_failed": 0, "undecided": 0}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._decisions = Decisions(self._responder, links, decide, self._encode, self.step)
         self._idle = asyncio.Event()
         self._idle.set()
         self._flushing: asyncio.TimerHandle | None = None
@@ -154,9 +120,7 @@ class DhcpService:
             for each in self._sockets.udp:
                 if each.fileno() >= 0:
                     self._loop.remove_reader(each)
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._decisions.stop()
         self.step()
         # Not bounded by `drain`: a commit ends, well or badly, and a lease on disk whose ACK never left is a lie.
         await self._idle.wait()
@@ -202,7 +166,7 @@ class DhcpService:
 
     def counters(self) -> Mapping[str, int]:
         """Return how often everything happened; every silence has a name."""
-        return {**self._responder.counters(), **self._counts}
+        return {**self._responder.counters(), **self._decisions.counts}
 
     def transfers(self) -> Sequence[Transfer]:
         return ()
@@ -215,13 +179,9 @@ class DhcpService:
 
     def step(self) -> None:
         """Bring everything forward that the responder waits with: decisions, commits, replies, events."""
-        responder = self._responder
-        while responder.asking:
-            # One at a time: the answer may be that of the next ones too.
-            for miss in responder.misses(1):
-                self._ask(*miss)
+        self._decisions.ask()
         self._commit()
-        if self._loop is not None and self._sockets is not None and responder.flush() and self._flushing is None:
+        if self._loop and self._sockets and self._responder.flush() and self._flushing is None:
             # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
             self._flushing = self._loop.call_later(0.001, self._flush)
         self._tell()
@@ -246,69 +206,10 @@ class DhcpService:
             self._emit(Event(time.time(), "dhcp.commit_failed", details={"text": text}))
         self.step()
 
-    # ---- decisions
+    # ---- plans
 
-    def _ask(
-        self, token: bytes, link: int, subnet: int, server: int, mac: bytes, node: int, architecture: bytes,
-        vendor: bytes, user: bytes, ipxe: bytes,
-    ) -> None:  # fmt: skip
-        request = BootRequest(
-            mac=mac.hex(":"),
-            interface=self._links[link].name,
-            network=self._subnets[subnet].network,
-            server=IPv4Address(server),
-            stage=stage_of(vendor, user, ipxe),
-            architecture=architecture_of(architecture, vendor),
-            vendor_class=vendor,
-            user_class=user,
-            ipxe_features=features_of(ipxe),
-            node=self._nodes[node] if node >= 0 else None,
-        )
-        try:
-            verdict = self._decide(request)
-        except Exception as error:  # decide is the embedder's: whatever it raises must not stop the loop
-            self._decide_failed(token, error)
-            return
-        if inspect.isawaitable(verdict):
-            task = asyncio.ensure_future(self._answer_later(token, request, verdict))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-        else:
-            self._answer(token, request, verdict)
-
-    async def _answer_later(self, token: bytes, request: BootRequest, verdict: Awaitable[Verdict]) -> None:
-        try:
-            async with asyncio.timeout(DECIDE_WITHIN):
-                decided = await verdict
-        except Exception as error:  # as in _ask
-            self._decide_failed(token, error)
-            return
-        self._answer(token, request, decided)
-        self.step()
-
-    def _answer(self, token: bytes, request: BootRequest, verdict: Verdict) -> None:
-        now = time.monotonic_ns()
-        if verdict is None:
-            self._counts["undecided"] += 1
-            self._responder.drop(token)
-        elif verdict is IGNORE:
-            self._responder.answer(token, SILENT, Scope.MACHINE.value, now)
-        else:
-            try:
-                plan = self._encode(request, verdict)
-            except (ValueError, UnicodeError) as error:
-                self._decide_failed(token, error)
-                return
-            self._responder.answer(token, plan, verdict.scope.value, now)
-
-    def _encode(self, request: BootRequest, plan: Plan) -> tuple[int, int, int, int, bytes, bytes, bytes, bytes]:
+    def _encode(self, request: BootRequest, plan: Plan, tag: int) -> EncodedPlan:
         subnet, server = self._place(request, plan.address)
-        about = About(request.stage.value, request.architecture, plan.loader)
-        tag = self._tags.get(about)
-        if tag is None:
-            tag = len(self._tags) + 1
-            if tag <= ABOUT_ROOM:
-                self._tags[about], self._about[tag] = tag, about
         return encode_plan(plan, subnet, server, request.node, tag)
 
     def _place(self, request: BootRequest, address: IPv4Address | None) -> tuple[config.Subnet, IPv4Address]:
@@ -324,14 +225,6 @@ class DhcpService:
                     return subnet, request.server
         return self._place(request, None) if address else (self._subnets[0], request.server)
 
-    def _decide_failed(self, token: bytes, error: Exception) -> None:
-        self._counts["decide_failed"] += 1
-        self._responder.drop(token)
-        kind = type(error).__name__
-        if kind not in self._failed:
-            self._failed.add(kind)
-            log.error("dhcp.decide_failed", text=f"{kind}: {error}; machines that it concerns get no answer")
-
     # ---- events
 
     def _tell(self) -> None:
@@ -339,13 +232,8 @@ class DhcpService:
             details: dict[str, object] = {"interface": self._links[link].name}
             if address:
                 details["address"] = str(IPv4Address(address))
-            about = self._about.get(tag)
-            if about is not None:
-                details["stage"] = about.stage
-                if about.architecture is not None:
-                    details["architecture"] = about.architecture
-                if about.loader is not None:
-                    details["loader"] = about.loader
+            if about := self._decisions.about(tag):
+                details |= about.details()
             if kind in ("offer", "ack"):
                 details["lease"] = value
             elif kind == "other_server":
@@ -395,7 +283,8 @@ class DhcpService:
             for node in nodes
         ]
         self._responder.configure(links, subnets, known, [int(each) for each in own], not settings.known_servers)
-        self._settings, self._subnets, self._nodes = settings, settings.subnets, tuple(nodes)
+        self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
+        self._settings, self._subnets = settings, settings.subnets
 
     async def _probe(self, sockets: Sockets) -> None:
         if not self._settings.probe or not sockets.probes:

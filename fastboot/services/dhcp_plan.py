@@ -10,6 +10,9 @@ from typing import Final
 from fastboot import config
 from fastboot.model import Node, Plan, Stage
 
+EncodedPlan = tuple[int, int, int, int, bytes, bytes, bytes, bytes]
+"""A plan as `Responder.answer` takes it."""
+
 MASK, ROUTER, DNS, HOST_NAME, DOMAIN, BROADCAST = 1, 3, 6, 12, 15, 28
 TFTP_SERVER, BOOT_FILE = 66, 67
 MAX_FILE = 127
@@ -51,7 +54,7 @@ def features_of(ipxe: bytes) -> frozenset[int]:
 
 def encode_plan(
     plan: Plan, subnet: config.Subnet, server: IPv4Address, node: Node | None, tag: int
-) -> tuple[int, int, int, int, bytes, bytes, bytes, bytes]:
+) -> EncodedPlan:
     """Return a plan as `Responder.answer` takes it. Raises ValueError for one that can not be sent."""
     loader = plan.loader.encode() if plan.loader else b""
     given = dict(plan.options)
