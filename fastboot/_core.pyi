@@ -230,16 +230,12 @@ _LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float]
 """address, state, MAC, client identifier, host name, start and end in seconds since the epoch."""
 
 @disjoint_base
-class Leases:
-    """Whose every address is, and which of that is not on disk yet. One thread calls it. `now` is monotonic
-    nanoseconds, `wall` seconds since the epoch at that moment."""
+class Network:
+    """Links, subnets, known machines and the addresses of this host. One thread calls it and what is built on it.
+    `now` is monotonic nanoseconds, `wall` seconds since the epoch at that moment."""
 
     def __new__(cls, seed: bytes) -> Self:
         """`seed` is 32 random octets. Raises ValueError."""
-
-    @property
-    def committing(self) -> int:
-        """How many rows are not on disk yet."""
 
     def configure(
         self,
@@ -251,28 +247,11 @@ class Leases:
     ) -> None:
         """Take links (interface index, MTU, first address, [(index of a subnet, our address there)]), subnets
         (network, mask, lease seconds, [(first, last) address of a pool]), nodes (fixed address or 0, MACs) and all
-        addresses of this host. `authoritative`: no other DHCP server is meant to be here. Bindings stay. Raises
+        addresses of this host. `authoritative`: no other DHCP server is meant to be here. Raises
         ValueError for more than 16 subnets on a link, MemoryError."""
 
-    def load(
-        self, rows: Sequence[tuple[int, str, int, bytes, bytes, bytes, float, float]], now: int, wall: float
-    ) -> int:
-        """Take the store's rows; return how many lie in no subnet."""
-
-    def batch(self, now: int, wall: float) -> tuple[int, str] | None:
-        """Return the rows to commit next as (number, JSON); None where there are none or one is in flight."""
-
-    def leases(self, now: int, wall: float) -> list[_LeaseTuple]:
-        """Return what is bound or declined."""
-
-    def lease_at(self, address: int, now: int, wall: float) -> _LeaseTuple | None:
-        """Return who has an address bound or on offer."""
-
-    def release(self, address: int, now: int) -> bool:
-        """Free a bound or declined address, durably. Returns whether it was one and no commit of it is due."""
-
 @disjoint_base
-class Replies(Leases):
+class Replies(Network):
     """What waits for the disk, for the sockets, and for Python."""
 
     raw: bool
@@ -282,9 +261,6 @@ class Replies(Leases):
 
     def attach_raw(self, fd: int) -> None:
         """Send frames by an AF_PACKET SOCK_DGRAM socket, -1 for none (then `raw` is False)."""
-
-    def durable(self, number: int, ok: bool, now: int) -> None:
-        """Say whether a batch is on disk. Raises ValueError where it is not in flight."""
 
     def flush(self) -> int:
         """Send what is ready; return how many replies the sockets did not take yet."""
@@ -299,18 +275,22 @@ class Replies(Leases):
     def counters(self) -> dict[str, int]: ...
 
 @disjoint_base
-class Responder(Replies):
-    """The DHCP server (RFC 2131). Works with or without sockets; see _native/responder.pxi."""
-
-    @property
-    def asking(self) -> int:
-        """How many requests `misses` would return."""
+class Requests(Replies):
+    """The request at hand. Works with or without sockets."""
 
     def receive(self, data: bytes, link: int, source: int, destination: int, now: int) -> None:
         """Take a packet that came in by a link, from and to an address. Raises IndexError."""
 
     def readable(self, link: int, now: int) -> int:
         """Take what a link's socket holds, at most 256 packets; return how many."""
+
+@disjoint_base
+class Decisions(Requests):
+    """Which plan a request is answered by."""
+
+    @property
+    def asking(self) -> int:
+        """How many requests `misses` would return."""
 
     def misses(
         self, most: int = 4096
@@ -326,3 +306,35 @@ class Responder(Replies):
 
     def forget(self) -> None:
         """Let no plan hold that was decided before."""
+
+@disjoint_base
+class Leases:
+    """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
+
+@disjoint_base
+class Responder(Decisions):
+    """The DHCP server that gives leases (RFC 2131). A new configuration leaves bindings as they are."""
+
+    @property
+    def committing(self) -> int:
+        """How many rows are not on disk yet."""
+
+    def load(
+        self, rows: Sequence[tuple[int, str, int, bytes, bytes, bytes, float, float]], now: int, wall: float
+    ) -> int:
+        """Take the store's rows; return how many lie in no subnet."""
+
+    def batch(self, now: int, wall: float) -> tuple[int, str] | None:
+        """Return the rows to commit next as (number, JSON); None where there are none or one is in flight."""
+
+    def durable(self, number: int, ok: bool, now: int) -> None:
+        """Say whether a batch is on disk. Raises ValueError where it is not in flight."""
+
+    def leases(self, now: int, wall: float) -> list[_LeaseTuple]:
+        """Return what is bound or declined."""
+
+    def lease_at(self, address: int, now: int, wall: float) -> _LeaseTuple | None:
+        """Return who has an address bound or on offer."""
+
+    def release(self, address: int, now: int) -> bool:
+        """Free a bound or declined address, durably. Returns whether it was one and no commit of it is due."""

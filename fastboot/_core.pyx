@@ -28,9 +28,10 @@ from fastboot._native.dhcp cimport (
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.lease cimport (
-    LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t, lease_add,
-    lease_at, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
+    LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_ID, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t,
+    lease_add, lease_at, lease_client, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
 )
+from fastboot._native.network cimport NETWORK_NEAR, link_t, near_t, node_mac_t, node_t, subnet_at, subnet_t
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.sys cimport (
@@ -85,9 +86,12 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 include "_native/source.pxi"    # 1  Source: what is sent
 include "_native/crossing.pxi"  # 2  Crossing: how Python and a native thread talk
 include "_native/engine.pxi"    # 3  Engine: a thread that answers TFTP, uses both
-include "_native/leases.pxi"    # 4  Leases: whose every address is
-include "_native/replies.pxi"   # 5  Replies: what waits for the disk and the sockets, uses Leases
-include "_native/responder.pxi"  # 6  Responder: the DHCP server, uses Replies
+include "_native/network.pxi"   # 4  Network: links, subnets, known machines
+include "_native/replies.pxi"   # 5  Replies: what waits for the disk and the sockets, a Network
+include "_native/requests.pxi"  # 6  Requests: the packet at hand, on Replies
+include "_native/decisions.pxi"  # 7  Decisions: the plan table and what waits for a decision, on Requests
+include "_native/leases.pxi"    # 8  Leases: whose every address is
+include "_native/responder.pxi"  # 9  Responder: the server that gives leases, on Decisions, has Leases
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -2,7 +2,14 @@
 # Times are monotonic nanoseconds and come in as arguments.
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
-from fastboot._native.digest cimport NOWHERE, digest_none, digest_same, digest_t, digest_spread
+from libc.string cimport memcpy
+
+from fastboot._native.digest cimport (
+    NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t,
+)
+
+cdef enum:
+    LEASE_ID = 255              # octets of a client identifier
 
 cdef enum:                      # states of an address
     LEASE_FREE = 0
@@ -55,6 +62,24 @@ cdef struct fifo_t:             # the free addresses of a subnet, oldest first
     int32_t oldest
     int32_t newest
     int32_t count
+
+
+# ---- who a client is
+
+cdef inline digest_t lease_client(const digest_key_t *key, uint8_t htype, const uint8_t *mac, uint8_t hlen,
+                                  const uint8_t *client_id, size_t id_size) noexcept nogil:
+    # The hardware address, not option 61: firmware, iPXE and installer send three different ones from one
+    # machine, which must keep its address. Where the hardware address says nothing, option 61 must do
+    # (InfiniBand, RFC 4390).
+    cdef uint8_t octets[LEASE_ID + 2]
+    cdef bint by_id = hlen == 0 or htype == 32
+    octets[0], octets[1] = by_id, htype
+    if by_id:
+        id_size = min(id_size, <size_t>LEASE_ID)
+        memcpy(octets + 2, client_id, id_size)
+        return digest_of(key, octets, id_size + 2)
+    memcpy(octets + 2, mac, hlen)
+    return digest_of(key, octets, hlen + 2)
 
 
 # ---- the two indexes

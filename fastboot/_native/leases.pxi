@@ -1,44 +1,18 @@
-# Leases: whose every address is, and which of that is not on disk yet. The Responder is built on it; the loop's
-# thread calls it. No change of a binding counts before `durable` says that its row is on disk.
+# Leases: whose every address is, and which of that is not on disk yet. A Responder owns one; the loop's thread calls
+# it. No change of a binding counts before `settle_rows` is told that its row is on disk.
 
 cdef enum:
-    LEASES_NEAR = 16                # subnets of one link
     LEASES_ROWS = 256               # of one commit; larger ones only lengthen the wait of their first
-    LEASES_ID = 255                 # octets of a client identifier
     LEASES_HOST = 64                # octets of a host name that are kept
     LEASES_SPARE = 4096             # addresses that only plans name
     LEASES_ROW = 1200               # octets of one row as JSON at most: 64 escaped, 255 and 16 in hex
 
-cdef int64_t SECOND = 1000000000
 cdef int64_t OFFER_FOR = 120 * SECOND       # the Raspberry Pi ROM boots from an OFFER and never sends REQUEST
 cdef int64_t DECLINED_FOR = 3600 * SECOND
 
-cdef struct near_t:                 # a subnet as one link sees it
-    int32_t subnet
-    uint32_t server                 # our address there
-
-cdef struct link_t:
-    int ifindex
-    int fd
-    uint32_t mtu
-    uint32_t address                # the first of ours
-    int32_t nears
-    near_t near[LEASES_NEAR]
-
-cdef struct subnet_t:
-    uint32_t network
-    uint32_t mask
-    uint32_t lease
-    bint exhausted                  # and told so
+cdef struct pool_t:                 # the addresses of a subnet that may be given to strangers
     fifo_t free
-
-cdef struct node_t:
-    uint32_t address
-
-cdef struct node_mac_t:
-    uint8_t mac[6]
-    int32_t node
-    int32_t next
+    bint exhausted                  # and told so
 
 cdef struct row_t:
     int32_t lease
@@ -49,17 +23,9 @@ STATE_NAMES = ("free", "offered", "bound", "declined")
 
 cdef class Leases:
     cdef digest_key_t key
-    cdef link_t *links
-    cdef int32_t link_count
     cdef subnet_t *subnets
+    cdef pool_t *pools              # of each subnet
     cdef int32_t subnet_count
-    cdef node_t *nodes
-    cdef node_mac_t *macs
-    cdef int32_t *mac_buckets
-    cdef uint32_t mac_mask
-    cdef uint32_t *own              # addresses of this host
-    cdef int32_t own_count
-    cdef bint authoritative         # no other DHCP server is meant to be here
     cdef leases_t table
     cdef row_t *rows
     cdef int32_t row_count
@@ -69,11 +35,7 @@ cdef class Leases:
     cdef int32_t filled
     cdef int64_t now                # of the call at hand
 
-    def __cinit__(self, bytes seed not None):
-        cdef const char *octets = seed
-        if len(seed) != sizeof(self.key):
-            raise ValueError(f"the seed is {sizeof(self.key)} octets")
-        memcpy(&self.key, octets, sizeof(self.key))
+    def __cinit__(self):
         self.filling = 1
 
     def __dealloc__(self):
@@ -81,78 +43,37 @@ cdef class Leases:
         for i in range(self.table.count):
             free(self.table.at[i].now.text)
             free(self.table.at[i].kept.text)
-        free(self.links)
         free(self.subnets)
-        free(self.nodes)
-        free(self.macs)
-        free(self.mac_buckets)
-        free(self.own)
+        free(self.pools)
         free(self.rows)
         free(self.table.at)
         free(self.table.heap)
         free(self.table.by_address)
         free(self.table.by_who)
 
-    # ---- configuration
+    cdef void tick(self, int64_t now) noexcept nogil:
+        self.now = now
+        self.expire()
 
-    def configure(self, list links not None, list subnets not None, list nodes not None, list own not None,
-                  bint authoritative):
-        cdef int32_t i, j, node
-        cdef uint32_t bucket
-        cdef list macs = [(mac, i) for i, (_, macs_of) in enumerate(nodes) for mac in macs_of]
-        if any(len(entry[3]) > LEASES_NEAR for entry in links):
-            raise ValueError(f"more than {LEASES_NEAR} subnets on one interface")
-        cdef uint32_t buckets = power_of_two(len(macs))
-        cdef link_t *new_links = <link_t *>memory_for(len(links), sizeof(link_t))
-        cdef subnet_t *new_subnets = <subnet_t *>memory_for(len(subnets), sizeof(subnet_t))
-        cdef node_t *new_nodes = <node_t *>memory_for(len(nodes), sizeof(node_t))
-        cdef node_mac_t *new_macs = <node_mac_t *>memory_for(len(macs), sizeof(node_mac_t))
-        cdef int32_t *new_buckets = <int32_t *>memory_for(buckets, sizeof(int32_t))
-        cdef uint32_t *new_own = <uint32_t *>memory_for(len(own), sizeof(uint32_t))
-        for i, (ifindex, mtu, address, nears) in enumerate(links):
-            new_links[i].ifindex, new_links[i].mtu, new_links[i].address = ifindex, mtu, address
-            new_links[i].fd = self.links[i].fd if i < self.link_count else -1
-            new_links[i].nears = len(nears)
-            for j, (subnet, server) in enumerate(nears):
-                new_links[i].near[j].subnet, new_links[i].near[j].server = subnet, server
-        for i, (network, mask, lease, _) in enumerate(subnets):
-            new_subnets[i].network, new_subnets[i].mask, new_subnets[i].lease = network, mask, lease
-            new_subnets[i].free.oldest = new_subnets[i].free.newest = NOWHERE
-        for i, (address, _) in enumerate(nodes):
-            new_nodes[i].address = address
-        memset(new_buckets, 0xff, buckets * sizeof(int32_t))
-        for i, (mac, node) in enumerate(macs):
-            memcpy(new_macs[i].mac, <const char *>mac, 6)
-            new_macs[i].node = node
-            bucket = digest_spread(wire_u32(new_macs[i].mac + 2)) & (buckets - 1)
-            new_macs[i].next = new_buckets[bucket]
-            new_buckets[bucket] = i
-        for i, address in enumerate(own):
-            new_own[i] = address
-        free(self.links)
-        free(self.subnets)
-        free(self.nodes)
-        free(self.macs)
-        free(self.mac_buckets)
-        free(self.own)
-        self.links, self.subnets, self.nodes, self.macs = new_links, new_subnets, new_nodes, new_macs
-        self.mac_buckets, self.mac_mask, self.own = new_buckets, buckets - 1, new_own
-        self.link_count, self.subnet_count, self.own_count = len(links), len(subnets), len(own)
-        self.authoritative = authoritative
-        self.settle(subnets, nodes)
+    # ---- configuration
 
     cdef settle(self, list subnets, list nodes):
         # Gives every address its place in the new configuration; bindings stay.
+        cdef subnet_t *new_subnets = subnets_of(subnets)
         cdef int32_t i
         cdef lease_t *lease
         cdef uint32_t address
+        free(self.subnets)
+        self.subnets, self.subnet_count = new_subnets, 0
+        free(self.pools)
+        self.pools = <pool_t *>memory_for(len(subnets), sizeof(pool_t))
+        self.subnet_count = len(subnets)
         wanted = sum(last - first + 1 for entry in subnets for first, last in entry[3])
         self.make_room(wanted + len(nodes) + LEASES_SPARE)
         for i in range(self.table.count):
             lease = &self.table.at[i]
             lease.subnet = self.subnet_of(lease.address)
-            lease.node = lease.older = lease.newer = NOWHERE
-            lease.pooled = lease.listed = False
+            lease.node, lease.pooled = NOWHERE, False
         for entry in subnets:
             for first, last in entry[3]:
                 for address in range(first, last + 1):
@@ -165,6 +86,12 @@ cdef class Leases:
     cdef list_free(self):
         # Oldest-free first; those never used are the oldest, in the order of the addresses.
         cdef int32_t i
+        for i in range(self.subnet_count):
+            self.pools[i].free.oldest = self.pools[i].free.newest = NOWHERE
+            self.pools[i].free.count = 0
+        for i in range(self.table.count):
+            self.table.at[i].listed = False
+            self.table.at[i].older = self.table.at[i].newer = NOWHERE
         order = sorted(
             (self.table.at[i].now.expires, self.table.at[i].address, i)
             for i in range(self.table.count) if self.table.at[i].now.state == LEASE_FREE
@@ -216,7 +143,7 @@ cdef class Leases:
         free(t.by_who)
         t[0] = new
 
-    def load(self, list rows not None, int64_t now, double wall):
+    cdef load(self, list rows, int64_t now, double wall):
         # Rows of the store, as Store.rows gives them. Returns how many lie outside of every subnet.
         cdef int32_t i, outside = 0
         cdef lease_t *lease
@@ -242,66 +169,24 @@ cdef class Leases:
             lease.now.expires = INT64_MAX if left == float("inf") else now + int(min(left, expires - starts) * 1e9)
             if state != "declined":
                 p, h = host, client_id
-                id_size, host_size = min(len(client_id), LEASES_ID), min(len(host), LEASES_HOST)
+                id_size, host_size = min(len(client_id), LEASE_ID), min(len(host), LEASES_HOST)
                 self.set_text(&lease.now, <const uint8_t *>h, id_size, <const uint8_t *>p, host_size)
                 p = mac
-                who = self.identity(lease.now.htype, <const uint8_t *>p, lease.now.hlen, <const uint8_t *>h, id_size)
+                who = lease_client(&self.key, lease.now.htype, <const uint8_t *>p, lease.now.hlen,
+                                   <const uint8_t *>h, id_size)
                 self.set_who(i, who)
             if state == "released":
                 lease.now.expires = min(lease.now.expires, now)
             lease_until(&self.table, i, lease.now.expires)
         with nogil:
             self.expire()
-        for i in range(self.subnet_count):
-            self.subnets[i].free.oldest = self.subnets[i].free.newest = NOWHERE
-            self.subnets[i].free.count = 0
-        for i in range(self.table.count):
-            self.table.at[i].listed = False
-            self.table.at[i].older = self.table.at[i].newer = NOWHERE
         self.list_free()
         return outside
 
     # ---- whose an address is
 
     cdef int32_t subnet_of(self, uint32_t address) noexcept nogil:
-        cdef int32_t i
-        for i in range(self.subnet_count):
-            if address & self.subnets[i].mask == self.subnets[i].network:
-                return i
-        return NOWHERE
-
-    cdef bint is_own(self, uint32_t address) noexcept nogil:
-        cdef int32_t i
-        for i in range(self.own_count):
-            if self.own[i] == address:
-                return True
-        return False
-
-    cdef int32_t node_of(self, uint8_t hlen, const uint8_t *mac) noexcept nogil:
-        cdef int32_t i
-        if hlen != 6 or self.mac_buckets == NULL:
-            return NOWHERE
-        i = self.mac_buckets[digest_spread(wire_u32(mac + 2)) & self.mac_mask]
-        while i != NOWHERE:
-            if memcmp(self.macs[i].mac, mac, 6) == 0:
-                return self.macs[i].node
-            i = self.macs[i].next
-        return NOWHERE
-
-    cdef digest_t identity(self, uint8_t htype, const uint8_t *mac, uint8_t hlen, const uint8_t *client_id,
-                           size_t id_size) noexcept nogil:
-        # The hardware address, not option 61: firmware, iPXE and installer send three different ones from one
-        # machine, which must keep its address. Where the hardware address says nothing, option 61 must do
-        # (InfiniBand, RFC 4390).
-        cdef uint8_t octets[LEASES_ID + 2]
-        cdef bint by_id = hlen == 0 or htype == 32
-        octets[0], octets[1] = by_id, htype
-        if by_id:
-            id_size = min(id_size, <size_t>LEASES_ID)
-            memcpy(octets + 2, client_id, id_size)
-            return digest_of(&self.key, octets, id_size + 2)
-        memcpy(octets + 2, mac, hlen)
-        return digest_of(&self.key, octets, hlen + 2)
+        return subnet_at(self.subnets, self.subnet_count, address)
 
     cdef void set_who(self, int32_t i, digest_t who) noexcept nogil:
         lease_unlink(&self.table, i)
@@ -355,8 +240,8 @@ cdef class Leases:
         lease.now.state = LEASE_FREE
         lease_until(&self.table, i, INT64_MAX)
         if lease.pooled and lease.node == NOWHERE and lease.subnet != NOWHERE and lease.batch == 0:
-            fifo_push(&self.table, &self.subnets[lease.subnet].free, i)
-            self.subnets[lease.subnet].exhausted = False
+            fifo_push(&self.table, &self.pools[lease.subnet].free, i)
+            self.pools[lease.subnet].exhausted = False
 
     cdef void expire(self) noexcept nogil:
         cdef int32_t i
@@ -380,7 +265,7 @@ cdef class Leases:
             lease.now.text = NULL
             lease.now.id_size = lease.now.host_size = 0
         if lease.listed:
-            fifo_remove(&self.table, &self.subnets[lease.subnet].free, i)
+            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_OFFERED, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
         lease_until(&self.table, i, self.now + OFFER_FOR)
@@ -408,12 +293,12 @@ cdef class Leases:
 
     cdef bint bind(self, int32_t i, digest_t who, const dhcp_msg_t *m, uint32_t seconds) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
-        cdef size_t id_size = min(dhcp_size(m, OPTION_CLIENT_ID), <size_t>LEASES_ID)
+        cdef size_t id_size = min(dhcp_size(m, OPTION_CLIENT_ID), <size_t>LEASE_ID)
         cdef size_t host_size = host_of(m)
         if not self.stage(i):
             return False
         if lease.listed:
-            fifo_remove(&self.table, &self.subnets[lease.subnet].free, i)
+            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
         self.set_who(i, who)
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_BOUND, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
@@ -479,7 +364,7 @@ cdef class Leases:
 
     # ---- the way to the disk
 
-    def batch(self, int64_t now, double wall):
+    cdef batch(self, int64_t now, double wall):
         cdef int32_t n = 0, i
         cdef pen_t p
         cdef uint8_t *memory
@@ -544,10 +429,6 @@ cdef class Leases:
 
     # ---- questions from Python
 
-    @property
-    def committing(self):
-        return self.row_count
-
     cdef tuple lease_tuple(self, lease_t *lease, double zero):
         cdef bytes text = lease.now.text[:lease.now.id_size + lease.now.host_size] if lease.now.text != NULL else b""
         return (
@@ -556,16 +437,15 @@ cdef class Leases:
             float("inf") if lease.now.expires == INT64_MAX else lease.now.expires / 1e9 + zero,
         )
 
-    def leases(self, int64_t now, double wall):
+    cdef list leases(self, int64_t now, double wall):
         cdef int32_t i
-        self.now = now
-        self.expire()
+        self.tick(now)
         return [
             self.lease_tuple(&self.table.at[i], wall - now / 1e9)
             for i in range(self.table.count) if self.table.at[i].now.state >= LEASE_BOUND
         ]
 
-    def lease_at(self, uint32_t address, int64_t now, double wall):
+    cdef lease_at(self, uint32_t address, int64_t now, double wall):
         cdef int32_t i = lease_at(&self.table, address)
         if i == NOWHERE or self.table.at[i].now.state not in (LEASE_OFFERED, LEASE_BOUND):
             return None
@@ -573,25 +453,13 @@ cdef class Leases:
             return None
         return self.lease_tuple(&self.table.at[i], wall - now / 1e9)
 
-    def release(self, uint32_t address, int64_t now):
+    cdef bint release(self, uint32_t address, int64_t now):
         cdef int32_t i = lease_at(&self.table, address)
         self.now = now
         if i == NOWHERE or self.table.at[i].now.state < LEASE_BOUND or self.table.at[i].batch:
             return False
         return self.free_durably(i)
 
-
-cdef uint32_t power_of_two(size_t n):
-    cdef uint32_t size = 16
-    while size < n:
-        size *= 2
-    return size
-
-cdef void *memory_for(size_t n, size_t size) except NULL:
-    cdef void *memory = calloc(max(n, <size_t>1), size)
-    if memory == NULL:
-        raise MemoryError
-    return memory
 
 cdef size_t host_of(const dhcp_msg_t *m) noexcept nogil:
     # Octets of the host name: some clients end it with a NUL (RFC 2132 3.14 knows none).

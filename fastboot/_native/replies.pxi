@@ -112,7 +112,7 @@ cdef struct traffic_t:              # memory of the system calls
     uint8_t data[RESPONDER_BATCH][DHCP_LONGEST]
 
 
-cdef class Replies(Leases):
+cdef class Replies(Network):
     cdef public bint raw            # whether frames may be sent
     cdef int raw_fd
     cdef outs_t ready               # for the sockets
@@ -163,25 +163,21 @@ cdef class Replies(Leases):
         if not outs_push(&self.ready, o):
             self.counts[COUNT_SEND_FAILED] += 1
 
-    def durable(self, uint32_t number, bint ok, int64_t now):
+    cdef void let_go(self, uint32_t number, bint ok) noexcept nogil:
+        # The replies that waited for a commit leave, or none of them does.
         cdef int32_t i, kept = 0
         cdef out_t *o
-        if self.flight == 0 or self.rows[0].batch != number:
-            raise ValueError(f"batch {number} is not in flight")
-        self.now = now
-        with nogil:
-            self.settle_rows(ok)
-            for i in range(self.waiting.count):
-                o = self.waiting.at[i]
-                if o.batch != number:
-                    self.waiting.at[kept] = o
-                    kept += 1
-                elif ok:
-                    self.leave(o)
-                else:
-                    self.counts[COUNT_COMMIT_FAILED] += 1
-                    free(o)
-            self.waiting.count = kept
+        for i in range(self.waiting.count):
+            o = self.waiting.at[i]
+            if o.batch != number:
+                self.waiting.at[kept] = o
+                kept += 1
+            elif ok:
+                self.leave(o)
+            else:
+                self.counts[COUNT_COMMIT_FAILED] += 1
+                free(o)
+        self.waiting.count = kept
 
     def flush(self):
         # Sends what is ready; returns how many the sockets did not take yet.

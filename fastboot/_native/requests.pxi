@@ -1,0 +1,211 @@
+# Requests: how packets come in, and the one at hand: what it says, whose it is, where that machine is, and the reply
+# to it. One thread (the loop's) calls it; nothing here blocks. It works without any socket: packets come in by
+# `receive` and replies are collected until `replies` takes them.
+
+cdef enum:
+    REQUESTS_ROUNDS = 4             # batches a call of `readable` takes before the loop has its turn
+
+
+cdef class Requests(Replies):
+    cdef dhcp_msg_t m
+    cdef int32_t link
+    cdef uint32_t source
+    cdef uint32_t destination
+    cdef int32_t node
+    cdef digest_t who
+    cdef int32_t nears
+    cdef near_t near[NETWORK_NEAR]  # the subnets it may be in
+    cdef near_t here                # the one it is answered in
+    cdef digest_t class_key
+    cdef digest_t machine_key
+    cdef out_t scratch
+
+    # ---- what a server makes of it
+
+    cdef void tick(self) noexcept nogil:
+        # It is `now`.
+        pass
+
+    cdef void prefer(self) noexcept nogil:
+        # Sets `here` to one of the subnets near by.
+        self.here = self.near[0]
+
+    cdef void handle(self) noexcept nogil:
+        # A request has come in.
+        pass
+
+    # ---- a packet comes in
+
+    def receive(self, bytes data not None, int link, uint32_t source, uint32_t destination, int64_t now):
+        cdef const char *octets = data
+        cdef size_t n = len(data)
+        if not 0 <= link < self.link_count:
+            raise IndexError(link)
+        with nogil:
+            self.take(<const uint8_t *>octets, n, link, source, destination, now)
+
+    def readable(self, int link, int64_t now):
+        cdef int i, n, rounds = 0, total = 0
+        cdef bint more = True
+        if not 0 <= link < self.link_count:
+            raise IndexError(link)
+        with nogil:
+            while more and rounds < REQUESTS_ROUNDS:
+                traffic_expect(self.traffic)
+                n = recvmmsg(self.links[link].fd, self.traffic.vec, RESPONDER_BATCH, MSG_DONTWAIT, NULL)
+                for i in range(n):
+                    if self.traffic.vec[i].msg_hdr.msg_flags & MSG_TRUNC:
+                        self.counts[COUNT_RECEIVED] += 1
+                        self.counts[DHCP_LONG] += 1
+                        continue
+                    self.take(self.traffic.data[i], self.traffic.vec[i].msg_len, link,
+                              ntohl(self.traffic.name[i].sin_addr.s_addr),
+                              traffic_destination(&self.traffic.vec[i].msg_hdr), now)
+                total += max(n, 0)
+                rounds += 1
+                more = n == RESPONDER_BATCH
+        return total
+
+    cdef void take(self, const uint8_t *data, size_t n, int32_t link, uint32_t source, uint32_t destination,
+                   int64_t now) noexcept nogil:
+        cdef int rc
+        self.now = now
+        self.tick()
+        self.counts[COUNT_RECEIVED] += 1
+        rc = self.prepare(data, n, link, source, destination)
+        if rc == 0:
+            self.counts[requests_counter(self.m.type)] += 1
+            self.handle()
+        else:
+            self.counts[rc] += 1
+
+    cdef int prepare(self, const uint8_t *data, size_t n, int32_t link, uint32_t source,
+                     uint32_t destination) noexcept nogil:
+        # Reads the packet and whence it is; 0, or the counter that says why there is nothing to do.
+        cdef dhcp_msg_t *m = &self.m
+        cdef int rc = dhcp_parse(data, n, m)
+        if rc < 0:
+            return -rc
+        if m.op != 1:
+            return COUNT_NOT_A_REQUEST
+        if m.type == 0:
+            return COUNT_BOOTP
+        if m.type > DHCP_INFORM or m.type in (DHCP_OFFER, DHCP_ACK, DHCP_NAK):
+            return COUNT_UNKNOWN_TYPE
+        if (m.hlen == 0 or m.htype == 32) and dhcp_size(m, OPTION_CLIENT_ID) < 2:
+            return COUNT_NO_IDENTITY
+        self.link, self.source, self.destination = link, source, destination
+        if not self.locate():
+            return COUNT_NO_SUBNET
+        self.who = lease_client(&self.key, m.htype, m.chaddr, m.hlen, dhcp_value(m, OPTION_CLIENT_ID),
+                                dhcp_size(m, OPTION_CLIENT_ID))
+        self.node = self.node_of(m.hlen, m.chaddr)
+        self.prefer()
+        self.classify()
+        return 0
+
+    cdef bint locate(self) noexcept nogil:
+        # The subnets it may be in: that of its relay, or those of the link.
+        cdef link_t *link = &self.links[self.link]
+        if self.m.giaddr:
+            self.near[0].subnet = self.subnet_of(self.m.giaddr)
+            self.near[0].server = self.destination if self.is_own(self.destination) else link.address
+            self.nears = self.near[0].subnet != NOWHERE
+        else:
+            memcpy(self.near, link.near, sizeof(self.near))
+            self.nears = link.nears
+        return self.nears > 0
+
+    cdef bint near_of(self, uint32_t address) noexcept nogil:
+        # Sets `here` to the subnet near by that holds the address.
+        cdef int32_t i
+        if address:
+            for i in range(self.nears):
+                if address & self.subnets[self.near[i].subnet].mask == self.subnets[self.near[i].subnet].network:
+                    self.here = self.near[i]
+                    return True
+        return False
+
+    cdef void classify(self) noexcept nogil:
+        cdef uint8_t octets[DHCP_LONGEST + 64]
+        cdef uint8_t codes[4]
+        cdef pen_t p = wire_pen(octets, sizeof(octets))
+        cdef int i
+        codes[0], codes[1] = OPTION_VENDOR_CLASS, OPTION_USER_CLASS
+        codes[2], codes[3] = OPTION_ARCHITECTURE, OPTION_IPXE
+        wire_put_u8(&p, 0)
+        wire_put_u32(&p, self.subnets[self.here.subnet].network)
+        wire_put_u32(&p, self.here.server)
+        wire_put_u16(&p, self.link)
+        for i in range(4):
+            wire_put_u16(&p, self.m.seen[codes[i]])
+            wire_put(&p, dhcp_value(&self.m, codes[i]), dhcp_size(&self.m, codes[i]))
+        self.class_key = digest_of(&self.key, octets, p.at - octets)
+        octets[0] = 1
+        wire_put(&p, &self.who, sizeof(digest_t))
+        self.machine_key = digest_of(&self.key, octets, p.at - octets)
+
+    cdef bytes option(self, uint8_t code):
+        return dhcp_value(&self.m, code)[:dhcp_size(&self.m, code)]
+
+    # ---- the reply to it
+
+    cdef void send(self, const dhcp_reply_t *reply, const dhcp_plan_t *plan, uint32_t batch,
+                   bint told) noexcept nogil:
+        cdef out_t *o = &self.scratch
+        cdef out_t *copy
+        cdef dhcp_destination_t d = dhcp_destination(&self.m, reply, self.source, self.raw)
+        cdef size_t n = dhcp_emit(o.frame + DHCP_FRAME, &self.m, reply, plan, self.links[self.link].mtu)
+        o.batch, o.link, o.kind, o.type, o.size = batch, self.link, d.kind, reply.type, n
+        o.address, o.port = d.address, d.port
+        o.source = self.destination if self.is_own(self.destination) else reply.server
+        memcpy(o.hardware, self.m.chaddr, 6)
+        if d.kind == DHCP_TO_HARDWARE:
+            dhcp_frame(o.frame, o.source, 67, d.address, d.port, n)
+        o.told = told
+        if told:
+            self.note(&o.event, reply, plan.tag if plan != NULL else 0)
+        copy = <out_t *>malloc(sizeof(out_t) - sizeof(o.frame) + DHCP_FRAME + n)
+        if copy == NULL:
+            self.counts[COUNT_NO_MEMORY] += 1
+            return
+        memcpy(copy, o, sizeof(out_t) - sizeof(o.frame) + DHCP_FRAME + n)
+        if batch:
+            if not outs_push(&self.waiting, copy):
+                self.counts[COUNT_WAITING_FULL] += 1
+        else:
+            self.leave(copy)
+
+    cdef void note(self, fact_t *e, const dhcp_reply_t *reply, uint32_t tag) noexcept nogil:
+        cdef uint32_t address
+        cdef uint8_t kind = FACT_OFFER if reply.type == DHCP_OFFER else FACT_ACK
+        if reply.type == DHCP_NAK:
+            kind = FACT_NAK
+        elif self.m.type == DHCP_INFORM:
+            kind = FACT_INFORM
+        address = reply.yiaddr or self.m.ciaddr or dhcp_address(&self.m, OPTION_REQUESTED)
+        self.fill(e, kind, address, tag, reply.lease)
+        if reply.message != NULL:
+            e.text_size = snprintf(<char *>e.text, RESPONDER_TEXT, b"%s", reply.message)
+
+    cdef void fill(self, fact_t *e, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
+        cdef uint8_t code = OPTION_HOST_NAME if kind in (FACT_ACK, FACT_OFFER, FACT_INFORM) else OPTION_MESSAGE
+        e.kind, e.hlen, e.address, e.tag, e.value, e.link = kind, self.m.hlen, address, tag, value, self.link
+        memcpy(e.chaddr, self.m.chaddr, 16)
+        e.text_size = min(dhcp_size(&self.m, code), <size_t>RESPONDER_TEXT)
+        memcpy(e.text, dhcp_value(&self.m, code), e.text_size)
+
+    cdef void event(self, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
+        cdef fact_t e
+        self.fill(&e, kind, address, tag, value)
+        self.push(&e)
+
+
+cdef int requests_counter(uint8_t type) noexcept nogil:
+    if type == DHCP_DISCOVER:
+        return COUNT_DISCOVER
+    if type == DHCP_REQUEST:
+        return COUNT_REQUEST
+    if type == DHCP_DECLINE:
+        return COUNT_DECLINE
+    return COUNT_RELEASE if type == DHCP_RELEASE else COUNT_INFORM
