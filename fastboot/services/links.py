@@ -51,7 +51,8 @@ def find_links(names: Sequence[str]) -> tuple[Link, ...]:
         if name not in states:
             known = ", ".join(sorted(states))
             raise ConfigError(f"interface: there is no {name!r} here; there are {known}")
-        if not states[name].isup:
+        # `isup` also asks for a carrier: a switch that still boots is no reason not to start.
+        if "up" not in states[name].flags.split(","):
             raise ConfigError(f"interface: {name} is down; bring it up with: ip link set {name} up")
         mac, own = bytes(6), []
         # An alias made with a label is listed as "eth0:1".
