@@ -278,8 +278,8 @@ class Replies(Network):
 class Requests(Replies):
     """The request at hand. Works with or without sockets."""
 
-    def receive(self, data: bytes, link: int, source: int, destination: int, now: int) -> None:
-        """Take a packet that came in by a link, from and to an address. Raises IndexError."""
+    def receive(self, data: bytes, link: int, source: int, destination: int, now: int, port: int = 68) -> None:
+        """Take a packet that came in by a link, from an address and `port`, to an address. Raises IndexError."""
 
     def readable(self, link: int, now: int) -> int:
         """Take what a link's socket holds, at most 256 packets; return how many."""

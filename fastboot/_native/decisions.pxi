@@ -9,11 +9,9 @@ cdef int64_t HELD_FOR = 2 * SECOND
 cdef struct held_t:
     uint64_t id                     # 0: nothing here
     digest_t who
-    int32_t link
+    arrival_t came
     int32_t next
     int64_t since
-    uint32_t source
-    uint32_t destination
     uint16_t size
     uint8_t *data
 
@@ -101,7 +99,7 @@ cdef class Decisions(Requests):
         cdef int32_t i
         self.expire_held()
         i = self.held_buckets[self.who.b % DECISIONS_HELD]
-        while i != NOWHERE and not (digest_same(self.held[i].who, self.who) and self.held[i].link == self.link):
+        while i != NOWHERE and not (digest_same(self.held[i].who, self.who) and self.held[i].came.link == self.link):
             i = self.held[i].next
         if i != NOWHERE:
             self.counts[COUNT_HELD_REPLACED] += 1
@@ -113,7 +111,7 @@ cdef class Decisions(Requests):
         self.counts[COUNT_MISS] += 1
         i = self.held_next % DECISIONS_HELD
         h = &self.held[i]
-        h.id, h.who, h.link, h.since = self.held_next, self.who, self.link, self.now
+        h.id, h.who, h.since = self.held_next, self.who, self.now
         h.next = self.held_buckets[self.who.b % DECISIONS_HELD]
         self.held_buckets[self.who.b % DECISIONS_HELD] = i
         self.held_next += 1
@@ -124,7 +122,8 @@ cdef class Decisions(Requests):
         free(h.data)
         h.data = <uint8_t *>malloc(self.m.size)
         h.size = self.m.size if h.data != NULL else 0
-        h.source, h.destination = self.source, self.destination
+        h.came.link, h.came.source, h.came.port = self.link, self.source, self.port
+        h.came.destination = self.destination
         if h.data != NULL:
             memcpy(h.data, self.m.data, self.m.size)
 
@@ -166,7 +165,7 @@ cdef class Decisions(Requests):
             h = self.held_by(self.untold[self.untold_first])
             self.untold_first = (self.untold_first + 1) % DECISIONS_HELD
             self.untold_count -= 1
-            if h == NULL or self.prepare(h.data, h.size, h.link, h.source, h.destination):
+            if h == NULL or self.prepare(h.data, h.size, &h.came):
                 continue
             if self.find_plan() != NULL:
                 self.go_on(h)                           # it was decided for another meanwhile
@@ -176,7 +175,7 @@ cdef class Decisions(Requests):
             miss.generation, miss.known = self.generation, self.node != NOWHERE
             server = self.here.server
             told.append((
-                (<char *>&miss)[:sizeof(miss)], h.link, self.here.subnet, server, self.m.chaddr[:self.m.hlen],
+                (<char *>&miss)[:sizeof(miss)], h.came.link, self.here.subnet, server, self.m.chaddr[:self.m.hlen],
                 self.node, self.option(OPTION_ARCHITECTURE), self.option(OPTION_VENDOR_CLASS),
                 self.option(OPTION_USER_CLASS), self.option(OPTION_IPXE),
             ))
@@ -224,7 +223,7 @@ cdef class Decisions(Requests):
         cdef uint8_t *data = h.data
         h.data = NULL
         self.unhold(h)
-        if data != NULL and self.prepare(data, h.size, h.link, h.source, h.destination) == 0:
+        if data != NULL and self.prepare(data, h.size, &h.came) == 0:
             self.serve()
         free(data)
 

@@ -5,11 +5,17 @@
 cdef enum:
     REQUESTS_ROUNDS = 4             # batches a call of `readable` takes before the loop has its turn
 
+cdef struct arrival_t:              # how a packet came in
+    int32_t link
+    uint32_t source
+    uint16_t port                   # of the source
+    uint32_t destination
 
 cdef class Requests(Replies):
     cdef dhcp_msg_t m
     cdef int32_t link
     cdef uint32_t source
+    cdef uint16_t port              # whence it came
     cdef uint32_t destination
     cdef int32_t node
     cdef digest_t who
@@ -36,19 +42,24 @@ cdef class Requests(Replies):
 
     # ---- a packet comes in
 
-    def receive(self, bytes data not None, int link, uint32_t source, uint32_t destination, int64_t now):
+    def receive(self, bytes data not None, int link, uint32_t source, uint32_t destination, int64_t now,
+                uint16_t port=68):
         cdef const char *octets = data
         cdef size_t n = len(data)
+        cdef arrival_t came
         if not 0 <= link < self.link_count:
             raise IndexError(link)
+        came.link, came.source, came.port, came.destination = link, source, port, destination
         with nogil:
-            self.take(<const uint8_t *>octets, n, link, source, destination, now)
+            self.take(<const uint8_t *>octets, n, &came, now)
 
     def readable(self, int link, int64_t now):
         cdef int i, n, rounds = 0, total = 0
         cdef bint more = True
+        cdef arrival_t came
         if not 0 <= link < self.link_count:
             raise IndexError(link)
+        came.link = link
         with nogil:
             while more and rounds < REQUESTS_ROUNDS:
                 traffic_expect(self.traffic)
@@ -58,29 +69,28 @@ cdef class Requests(Replies):
                         self.counts[COUNT_RECEIVED] += 1
                         self.counts[DHCP_LONG] += 1
                         continue
-                    self.take(self.traffic.data[i], self.traffic.vec[i].msg_len, link,
-                              ntohl(self.traffic.name[i].sin_addr.s_addr),
-                              traffic_destination(&self.traffic.vec[i].msg_hdr), now)
+                    came.source = ntohl(self.traffic.name[i].sin_addr.s_addr)
+                    came.port = ntohs(self.traffic.name[i].sin_port)
+                    came.destination = traffic_destination(&self.traffic.vec[i].msg_hdr)
+                    self.take(self.traffic.data[i], self.traffic.vec[i].msg_len, &came, now)
                 total += max(n, 0)
                 rounds += 1
                 more = n == RESPONDER_BATCH
         return total
 
-    cdef void take(self, const uint8_t *data, size_t n, int32_t link, uint32_t source, uint32_t destination,
-                   int64_t now) noexcept nogil:
+    cdef void take(self, const uint8_t *data, size_t n, const arrival_t *came, int64_t now) noexcept nogil:
         cdef int rc
         self.now = now
         self.tick()
         self.counts[COUNT_RECEIVED] += 1
-        rc = self.prepare(data, n, link, source, destination)
+        rc = self.prepare(data, n, came)
         if rc == 0:
             self.counts[requests_counter(self.m.type)] += 1
             self.handle()
         else:
             self.counts[rc] += 1
 
-    cdef int prepare(self, const uint8_t *data, size_t n, int32_t link, uint32_t source,
-                     uint32_t destination) noexcept nogil:
+    cdef int prepare(self, const uint8_t *data, size_t n, const arrival_t *came) noexcept nogil:
         # Reads the packet and whence it is; 0, or the counter that says why there is nothing to do.
         cdef dhcp_msg_t *m = &self.m
         cdef int rc = dhcp_parse(data, n, m)
@@ -94,7 +104,7 @@ cdef class Requests(Replies):
             return COUNT_UNKNOWN_TYPE
         if (m.hlen == 0 or m.htype == 32) and dhcp_size(m, OPTION_CLIENT_ID) < 2:
             return COUNT_NO_IDENTITY
-        self.link, self.source, self.destination = link, source, destination
+        self.link, self.source, self.port, self.destination = came.link, came.source, came.port, came.destination
         if not self.locate():
             return COUNT_NO_SUBNET
         self.who = lease_client(&self.key, m.htype, m.chaddr, m.hlen, dhcp_value(m, OPTION_CLIENT_ID),
@@ -150,11 +160,14 @@ cdef class Requests(Replies):
 
     # ---- the reply to it
 
+    cdef dhcp_destination_t route(self, const dhcp_reply_t *reply) noexcept nogil:
+        return dhcp_destination(&self.m, reply, self.source, self.raw)
+
     cdef void send(self, const dhcp_reply_t *reply, const dhcp_plan_t *plan, uint32_t batch,
                    bint told) noexcept nogil:
         cdef out_t *o = &self.scratch
         cdef out_t *copy
-        cdef dhcp_destination_t d = dhcp_destination(&self.m, reply, self.source, self.raw)
+        cdef dhcp_destination_t d = self.route(reply)
         cdef size_t n = dhcp_emit(o.frame + DHCP_FRAME, &self.m, reply, plan, self.links[self.link].mtu)
         o.batch, o.link, o.kind, o.type, o.size = batch, self.link, d.kind, reply.type, n
         o.address, o.port = d.address, d.port
