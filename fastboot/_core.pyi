@@ -239,13 +239,13 @@ class Network:
 
     def configure(
         self,
-        links: list[tuple[int, int, int, list[tuple[int, int]]]],
+        links: list[tuple[int, int, int, list[tuple[int, int]], bytes]],
         subnets: list[tuple[int, int, int, list[tuple[int, int]]]],
         nodes: list[tuple[int, list[bytes]]],
         own: list[int],
         authoritative: bool,
     ) -> None:
-        """Take links (interface index, MTU, first address, [(index of a subnet, our address there)]), subnets
+        """Take links (interface index, MTU, first address, [(index of a subnet, our address there)], MAC), subnets
         (network, mask, lease seconds, [(first, last) address of a pool]), nodes (fixed address or 0, MACs) and all
         addresses of this host. `authoritative`: no other DHCP server is meant to be here. Raises
         ValueError for more than 16 subnets on a link, MemoryError."""

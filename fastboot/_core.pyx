@@ -31,7 +31,9 @@ from fastboot._native.lease cimport (
     LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_ID, LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t,
     lease_add, lease_at, lease_client, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
 )
-from fastboot._native.network cimport NETWORK_NEAR, link_t, near_t, node_mac_t, node_t, subnet_at, subnet_t
+from fastboot._native.network cimport (
+    NETWORK_NEAR, NETWORK_SELF, link_t, near_t, node_mac_t, node_t, subnet_at, subnet_t,
+)
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.sys cimport (

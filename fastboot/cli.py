@@ -132,6 +132,10 @@ def status(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     print(f"fastboot {facts['version']} is {facts['state']}: process {facts['pid']}, up {facts['uptime']:.0f} s")
     for name, addresses in facts["interfaces"].items():
         print(f"  {name}: {', '.join(addresses)}")
+    for other in facts["other_servers"]:
+        since = datetime.fromtimestamp(other["since"]).isoformat(" ", "seconds")
+        who = f"{other['address']} ({other['mac'] or 'its MAC is not known'})"
+        print(f"  another DHCP server is at work on {other['interface']} since {since}: {who}")
     counters = [
         {"service": name, "counter": key, "value": value}
         for name, service in facts["services"].items()

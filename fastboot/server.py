@@ -54,6 +54,7 @@ RELOADABLE = (
     "boot.",
     "dhcp.known_servers",
     "dhcp.lease",
+    "dhcp.probe_every",
     "dhcp.subnets",
     "drain",
     "ftp.max_sessions",
@@ -281,6 +282,7 @@ class Server:
             "uptime": round(time.monotonic() - self._since, 3),
             "interfaces": {link.name: link.addresses for link in self._sockets.links},
             "services": {name: {"counters": service.counters()} for name, service in self._services.items()},
+            "other_servers": [asdict(server) for server in (self._dhcp.other_servers() if self._dhcp else ())],
             "transfers": [
                 asdict(transfer) for service in self._services.values() for transfer in service.transfers()
             ],

@@ -27,6 +27,7 @@ CLONE_NEWNET = 0x40000000
 ANY, ALL = 0, 0xFFFFFFFF
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)
 SECOND = 1_000_000_000
+OUR_MAC = "02:00:00:00:00:01"
 _numbers = itertools.count()
 
 
@@ -145,6 +146,7 @@ class Office:
                     for address in addresses
                     if address.ip in subnet.network
                 ],
+                bytes.fromhex(OUR_MAC.replace(":", "")),
             )
             for at, addresses in enumerate(own)
         ]

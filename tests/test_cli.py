@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dhcpkit import need, wires
+from dhcpsite import Station, offer_by
 
 from fastboot.services.control import ControlClient, NotRunning
 
@@ -244,6 +246,28 @@ def test_privileges_are_dropped_before_it_serves(lab: Lab, serve: Serve) -> None
         assert "0" not in facts["Groups"].split()
     for task in Path(f"/proc/{process.pid}/task").iterdir():
         assert f"\nUid:\t{nobody}\t{nobody}\t{nobody}\t{nobody}\n" in (task / "status").read_text()
+
+
+def test_another_dhcp_server_is_seen_after_privileges_were_dropped(lab: Lab, serve: Serve) -> None:
+    need("ip")
+    nobody = is_mapped(pwd.getpwnam("nobody").pw_uid)
+    lab.edit('interface = "lo"\n', 'interface = "s0"\n' + ('user = "nobody"\n' if nobody else ""))
+    lab.edit("[tftp]", '[dhcp]\nprobe = 0\n[[dhcp.subnets]]\nnetwork = "10.77.0.0/24"\n[tftp]')
+    with wires(("10.77.0.1/24",)) as wire, closing(Station(wire.clients[0])) as station:
+        process = serve("ip", "netns", "exec", wire.server.name)
+        told = lab.run("status").stdout
+        assert "another DHCP server" not in told
+        packet = offer_by("10.77.0.2")
+        station.socket.send(b"\xff" * 6 + station.mac + b"\x08\x00" + packet)
+        alarm = wait_for(process, "dhcp", "other_server")
+        assert (alarm["level"], alarm["server"], alarm["mac"]) == ("warning", "10.77.0.2", "52:54:00:c0:00:00")
+        told = lab.run("status").stdout
+        since = r"since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+        line = rf"another DHCP server is at work on s0 {since}: 10\.77\.0\.2 \(52:54:00:c0:00:00\)"
+        assert re.search(line, told)
+        assert re.search(r"^dhcp\s+other_servers\s+1$", told, re.MULTILINE)
+        (other,) = json.loads(lab.run("status", "--json").stdout)["other_servers"]
+        assert other["address"] == "10.77.0.2"
 
 
 def is_mapped(user: int) -> bool:

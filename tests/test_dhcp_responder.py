@@ -17,6 +17,7 @@ from dhcpkit import (
     INFORM,
     NAK,
     OFFER,
+    OUR_MAC,
     RELEASE,
     REQUEST,
     SECOND,
@@ -181,6 +182,31 @@ def test_selecting_another_server_frees_the_offer_in_silence() -> None:
     assert [IPv4Address(event[5]) for event in told] == [IPv4Address(OTHERS)]
     office.send(message(REQUEST, A, options=asking("10.77.0.33", OTHERS)))
     assert kinds(office) == [], "told once for each server"
+    office.pass_time(60)
+    office.send(message(REQUEST, A, options=asking("10.77.0.33", OTHERS)))
+    assert kinds(office) == ["other_server"], "and again in a minute: it is still there"
+
+
+def test_who_makes_servers_up_makes_few_events() -> None:
+    office = Office()
+    for at in range(100):
+        office.send(message(REQUEST, A, options=asking("10.77.0.33", f"10.88.0.{at}")))
+    assert kinds(office) == ["other_server"] * 16
+    assert office.counters["other_server"] == 100
+
+
+@pytest.mark.parametrize("type_", [DISCOVER, INFORM])
+def test_questions_of_our_own_that_come_back_are_dropped(type_: int) -> None:
+    """By a relay, or by another link of ours on the same wire."""
+    office = Office()
+    for giaddr in ("0.0.0.0", "10.77.0.3"):
+        assert (
+            office.send(message(type_, OUR_MAC, giaddr=giaddr, ciaddr=OURS if type_ == INFORM else "0.0.0.0"))
+            == []
+        )
+    assert office.counters == {"received": 2, "own_probe": 2}
+    assert office.asked == 0
+    assert office.lease_of(A) == FIRST, "they took no address"
 
 
 def test_any_address_of_ours_is_our_identifier() -> None:

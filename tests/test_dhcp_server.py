@@ -8,158 +8,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv4Interface
+from collections.abc import Awaitable
+from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from dhcpkit import (
-    ACK,
-    DISCOVER,
-    INFORM,
-    NAK,
-    OFFER,
-    REQUEST,
-    Namespace,
-    Wire,
-    asking,
-    message,
-    need,
-    number,
-    wires,
-)
+from dhcpkit import ACK, DISCOVER, NAK, OFFER, REQUEST, asking, message, need, number, wires
+from dhcpsite import ONE, A, B, Station, lease, site
 
 from fastboot import config
-from fastboot._core import DhcpMessage, emit_dhcp, parse_dhcp, udp_packet
-from fastboot.model import IGNORE, BootRequest, ConfigError, Event, FastbootError, Node, Plan, Scope, Verdict
+from fastboot.model import IGNORE, BootRequest, ConfigError, FastbootError, Node, Plan, Scope, Verdict
 from fastboot.services.dhcp import DhcpService, open_sockets
-from fastboot.services.dhcp_decisions import Decide
-from fastboot.services.dhcp_probe import Rival, answer_to, find_rivals, questions
-from fastboot.services.links import Link
 from fastboot.state.store import Store
 
-ONE = config.Subnet(network="10.77.0.0/24", pools=("10.77.0.100-10.77.0.250",))
 TWO = config.Subnet(network="10.78.0.0/24", pools=("10.78.0.100-10.78.0.250",))
-A, B = "52:54:00:aa:00:01", "52:54:00:aa:00:02"
-ETH_P_ALL, ETH_P_IP = 3, 0x0800
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A DHCP reply as it came over the wire."""
-
-    to_mac: str
-    from_mac: str
-    source: str
-    destination: str
-    source_port: int
-    port: int
-    message: DhcpMessage
-
-
-class Station:
-    """A client made of one packet socket: it hears every frame and can send any."""
-
-    def __init__(self, namespace: Namespace) -> None:
-        with namespace.inside():
-            self.socket = socket.socket(
-                socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(ETH_P_ALL)
-            )
-            self.socket.bind(("c0", ETH_P_ALL))
-        self.mac = self.socket.getsockname()[4]
-
-    def send(
-        self, payload: bytes, source: str = "0.0.0.0", to: str = "255.255.255.255", mac: bytes = b"\xff" * 6
-    ) -> None:
-        packet = udp_packet(number(source), 68, number(to), 67, payload)
-        self.socket.send(mac + self.mac + b"\x08\x00" + packet)
-
-    async def hear(self, seconds: float = 5.0) -> Frame:
-        """Return the next DHCP reply. Raises TimeoutError."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(seconds):
-            while True:
-                frame = await loop.sock_recv(self.socket, 4096)
-                if frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] in (b"\0\x44", b"\0\x43"):
-                    found = parse_dhcp(frame[42 : 14 + int.from_bytes(frame[16:18])])
-                    if isinstance(found, DhcpMessage) and found.op == 2:
-                        return Frame(
-                            frame[:6].hex(":"), frame[6:12].hex(":"), str(IPv4Address(frame[26:30])),
-                            str(IPv4Address(frame[30:34])), int.from_bytes(frame[34:36]),
-                            int.from_bytes(frame[36:38]), found,
-                        )  # fmt: skip
-
-    async def ask(self, payload: bytes, **more: str) -> Frame:
-        self.send(payload, **more)  # type: ignore[arg-type]
-        return await self.hear()
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-@dataclass
-class Site:
-    service: DhcpService
-    store: Store
-    wire: Wire
-    links: tuple[Link, ...]
-    stations: list[Station]
-    events: list[Event] = field(default_factory=list)
-
-    def kinds(self) -> list[str]:
-        return [event.kind for event in self.events]
-
-
-@asynccontextmanager
-async def site(
-    state: Path,
-    *addresses: tuple[str, ...],
-    settings: config.Dhcp | None = None,
-    nodes: tuple[Node, ...] = (),
-    decide: Decide = lambda request: Plan(loader="pxelinux.0"),
-    raw: bool = True,
-) -> AsyncIterator[Site]:
-    need("ip")
-    events: list[Event] = []
-    with wires(*(addresses or (("10.77.0.1/24",),))) as wire:
-        links = wire.links()
-        stations = [Station(client) for client in wire.clients]
-        with wire.server.inside():
-            sockets = open_sockets(links)
-            if not raw and sockets.raw:
-                sockets.raw.close()
-                sockets = replace(sockets, raw=None)
-            store = Store(state)
-            service = DhcpService(
-                settings or config.Dhcp(subnets=(ONE,), probe=0),
-                links,
-                nodes,
-                store,
-                decide,
-                events.append,
-                sockets,
-            )
-        store.start()
-        try:
-            await service.start()
-            yield Site(service, store, wire, links, stations, events)
-        finally:
-            await service.stop()
-            await service.stop()
-            sockets.close()
-            await asyncio.to_thread(store.close)
-            for station in stations:
-                station.close()
-
-
-async def lease(station: Station, mac: str, xid: int = 1) -> Frame:
-    offer = await station.ask(message(DISCOVER, mac, xid=xid))
-    server = str(IPv4Address(offer.message.options[54]))
-    return await station.ask(
-        message(REQUEST, mac, xid=xid, options=asking(str(IPv4Address(offer.message.yiaddr)), server))
-    )
 
 
 async def test_replies_go_where_they_belong(tmp_path: Path) -> None:
@@ -479,92 +342,3 @@ async def test_killed_under_load_no_acknowledged_lease_is_lost(tmp_path: Path) -
     kept = {str(IPv4Address(row.address)): row.mac.hex(":") for row in store.rows()}
     store.close()
     assert acked.items() <= kept.items()
-
-
-# ---- the search for other servers
-
-
-@asynccontextmanager
-async def dnsmasq(client: Namespace, directory: Path) -> AsyncIterator[None]:
-    need("dnsmasq")
-    client.ip("address", "add", "10.77.0.2/24", "dev", "c0")
-    process = await asyncio.create_subprocess_exec(
-        *client.command(
-            "dnsmasq", "-k", "--port=0", "--conf-file=/dev/null", "--interface=c0", "--bind-interfaces",
-            "--user=root",
-            "--dhcp-range=10.77.0.50,10.77.0.60,1h", f"--dhcp-leasefile={directory / 'dnsmasq.leases'}",
-            f"--pid-file={directory / 'dnsmasq.pid'}", "--log-facility=-", "--log-dhcp",
-        ),
-        stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert process.stderr is not None
-    try:
-        async with asyncio.timeout(10):
-            while b"DHCP, IP range" not in await process.stderr.readline():
-                pass
-            await asyncio.sleep(0.1)  # it opens its socket before it says so, its packet filter after
-        yield
-    finally:
-        process.kill()
-        await process.communicate()
-
-
-async def test_another_server_is_found_named_and_refused(tmp_path: Path) -> None:
-    need("ip", "dnsmasq")
-    with wires(("10.77.0.1/24",)) as wire:
-        links = wire.links()
-        async with dnsmasq(wire.clients[0], tmp_path):
-            with wire.server.inside():
-                sockets = open_sockets(links)
-                store = Store(tmp_path)
-                settings = config.Dhcp(subnets=(ONE,), probe=10)
-                service = DhcpService(
-                    settings, links, (), store, lambda request: None, lambda event: None, sockets
-                )
-            began = time.monotonic()
-            with pytest.raises(FastbootError) as caught:
-                await service.start()
-            assert time.monotonic() - began < 3, "it returns at the first answer"
-            for part in ("10.77.0.2", "52:54:00:c0:00:00", "s0", 'known_servers = ["10.77.0.2"]'):
-                assert part in str(caught.value)
-            await service.stop()
-            sockets.close()
-            with wire.server.inside():
-                sockets = open_sockets(links)
-                known = config.Dhcp(subnets=(ONE,), probe=1, known_servers=("10.77.0.2",))
-                service = DhcpService(known, links, (), store, lambda request: None, lambda event: None, sockets)
-            await service.start()
-            await service.stop()
-            sockets.close()
-            store.close()
-
-
-async def test_nobody_there_takes_the_whole_time(tmp_path: Path) -> None:
-    began = time.monotonic()
-    async with site(tmp_path, settings=config.Dhcp(subnets=(ONE,), probe=1)) as here:
-        assert 1 <= time.monotonic() - began < 5
-        assert (await here.stations[0].ask(message(DISCOVER, A))).message.type == OFFER
-
-
-def test_questions_and_answers() -> None:
-    link = Link("x", 1, bytes.fromhex("525400aa0001"), 1500, (IPv4Interface("10.77.0.1/24"),))
-    inform, discover = (parse_dhcp(packet[28:]) for packet in questions(link, 77))
-    assert isinstance(discover, DhcpMessage) and isinstance(inform, DhcpMessage)
-    assert (discover.type, discover.flags, discover.ciaddr) == (DISCOVER, 0x8000, 0)
-    assert (inform.type, inform.ciaddr) == (INFORM, number("10.77.0.1"))
-    request = questions(link, 77)[0][28:]
-
-    def packet(payload: bytes) -> bytes:
-        return udp_packet(number("10.77.0.9"), 67, number("255.255.255.255"), 68, payload)
-
-    reply = emit_dhcp(request, type=OFFER, server=number("10.77.0.8"), yiaddr=1)
-    assert answer_to(77, packet(reply)) == IPv4Address("10.77.0.8")
-    assert answer_to(78, packet(reply)) is None
-    assert answer_to(77, packet(request)) is None
-    for n in range(len(packet(reply))):
-        assert answer_to(77, packet(reply)[:n]) in (None, IPv4Address("10.77.0.8"), IPv4Address("10.77.0.9"))
-    assert "10.77.0.8 (aa) on x" in str(Rival(link, IPv4Address("10.77.0.8"), "aa"))
-
-
-async def test_no_links_no_rivals() -> None:
-    assert await find_rivals([], (), 1) == []

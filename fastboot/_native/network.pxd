@@ -5,6 +5,7 @@ from fastboot._native.digest cimport NOWHERE
 
 cdef enum:
     NETWORK_NEAR = 16               # subnets of one link
+    NETWORK_SELF = -2               # the node that is this host
 
 cdef struct near_t:                 # a subnet as one link sees it
     int32_t subnet

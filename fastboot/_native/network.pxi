@@ -38,6 +38,7 @@ cdef class Network:
         cdef int32_t i, j, node
         cdef uint32_t bucket
         cdef list macs = [(mac, i) for i, (_, macs_of) in enumerate(nodes) for mac in macs_of]
+        macs += [(entry[4], NETWORK_SELF) for entry in links if any(entry[4])]
         if any(len(entry[3]) > NETWORK_NEAR for entry in links):
             raise ValueError(f"more than {NETWORK_NEAR} subnets on one interface")
         cdef uint32_t buckets = power_of_two(len(macs))
@@ -47,7 +48,7 @@ cdef class Network:
         cdef node_mac_t *new_macs = <node_mac_t *>memory_for(len(macs), sizeof(node_mac_t))
         cdef int32_t *new_buckets = <int32_t *>memory_for(buckets, sizeof(int32_t))
         cdef uint32_t *new_own = <uint32_t *>memory_for(len(own), sizeof(uint32_t))
-        for i, (ifindex, mtu, address, nears) in enumerate(links):
+        for i, (ifindex, mtu, address, nears, _) in enumerate(links):
             new_links[i].ifindex, new_links[i].mtu, new_links[i].address = ifindex, mtu, address
             new_links[i].fd = self.links[i].fd if i < self.link_count else -1
             new_links[i].nears = len(nears)

@@ -14,6 +14,7 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_UNKNOWN_TYPE
     COUNT_NO_IDENTITY
     COUNT_NO_SUBNET
+    COUNT_OWN_PROBE
     COUNT_DISCOVER
     COUNT_REQUEST
     COUNT_DECLINE
@@ -49,8 +50,8 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
 
 RESPONDER_COUNTERS = (
     "received", "short", "long", "no_cookie", "bad_hlen", "option_overrun", "bad_overload", "bad_type",
-    "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "discover",
-    "request", "decline", "release", "inform", "offer", "ack", "nak", "miss", "held_replaced", "held_full",
+    "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
+    "discover", "request", "decline", "release", "inform", "offer", "ack", "nak", "miss", "held_replaced", "held_full",
     "decision_late", "decision_stale", "ignored", "other_server", "unknown_client", "other_network",
     "no_address_asked", "exhausted", "address_taken", "address_off_link", "decline_by_stranger",
     "release_by_stranger", "in_flight", "already_waiting", "waiting_full", "commit_failed",

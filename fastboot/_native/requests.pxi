@@ -110,6 +110,8 @@ cdef class Requests(Replies):
         self.who = lease_client(&self.key, m.htype, m.chaddr, m.hlen, dhcp_value(m, OPTION_CLIENT_ID),
                                 dhcp_size(m, OPTION_CLIENT_ID))
         self.node = self.node_of(m.hlen, m.chaddr)
+        if self.node == NETWORK_SELF:                   # came back from a relay, or from another link of ours
+            return COUNT_OWN_PROBE
         self.prefer()
         self.classify()
         return 0

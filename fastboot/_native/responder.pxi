@@ -1,9 +1,19 @@
 # Responder: the DHCP server that gives leases (RFC 2131 4.3), state by state.
 
+cdef enum:
+    RESPONDER_STRANGERS = 16        # other servers that are told of in one TELL_AGAIN
+
+cdef int64_t TELL_AGAIN = 60 * SECOND
+
+cdef struct stranger_t:             # a server that a client chose instead of us
+    uint32_t server                 # 0: nothing here
+    int32_t link
+    int64_t told
+
+
 cdef class Responder(Decisions):
     cdef Leases book
-    cdef uint32_t strangers[16]     # servers that were told of
-    cdef int32_t stranger_count
+    cdef stranger_t strangers[RESPONDER_STRANGERS]
 
     def __cinit__(self, bytes seed not None):
         self.book = Leases()
@@ -186,13 +196,23 @@ cdef class Responder(Decisions):
         if i != NOWHERE and self.book.table.at[i].now.state == LEASE_OFFERED and self.book.table.at[i].batch == 0:
             self.book.table.at[i].now.expires = self.now
             self.book.retire(i)
-        for i in range(self.stranger_count):
-            if self.strangers[i] == server:
-                return
-        if self.stranger_count < 16:
-            self.strangers[self.stranger_count] = server
-            self.stranger_count += 1
+        if self.stranger_is_news(server):
             self.event(FACT_OTHER_SERVER, dhcp_address(&self.m, OPTION_REQUESTED), 0, server)
+
+    cdef bint stranger_is_news(self, uint32_t server) noexcept nogil:
+        # Python learns at intervals that a server is still there. Whoever makes servers up makes few events.
+        cdef int32_t i
+        cdef stranger_t *s = &self.strangers[0]
+        for i in range(RESPONDER_STRANGERS):
+            if self.strangers[i].server == server and self.strangers[i].link == self.link:
+                s = &self.strangers[i]
+                break
+            if self.strangers[i].told < s.told:
+                s = &self.strangers[i]
+        if s.server and self.now - s.told < TELL_AGAIN:
+            return False
+        s.server, s.link, s.told = server, self.link, self.now
+        return True
 
     cdef uint32_t seconds(self, int32_t i, const dhcp_plan_t *plan) noexcept nogil:
         # What a REQUEST would get now: in the first quarter of a lease the rest of it, which is on disk.

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations, pairwise
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastboot.config.fields import Lease, Pool, Seconds, Table
 
@@ -22,6 +22,13 @@ def _network(value: object) -> object:
     if network.prefixlen > 30:
         raise ValueError(f"{network} has no room for machines; /30 is the smallest that has")
     return network
+
+
+def _period(value: int) -> int:
+    # A server that checks an address before its offer, as dnsmasq does for 3 s, must not be taken for gone.
+    if 0 < value < 10:
+        raise ValueError('is shorter than another server may take to answer; write at least "10s", or 0 for never')
+    return value
 
 
 class Subnet(Table):
@@ -39,6 +46,8 @@ class Dhcp(Table):
     known_servers: tuple[IPv4Address, ...] = ()
     probe: Annotated[Seconds, Field(ge=0, le=60)] = 4
     """How long to look for another DHCP server before serving. dnsmasq pings for 3 s before its first OFFER."""
+    probe_every: Annotated[Seconds, AfterValidator(_period), Field(le=86400)] = 300
+    """How often to look for one while serving; 0 means never."""
     subnets: tuple[Subnet, ...] = ()
 
 

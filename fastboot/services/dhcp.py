@@ -21,6 +21,7 @@ from fastboot.model import BootRequest, ConfigError, Event, FastbootError, Lease
 from fastboot.services.dhcp_decisions import Decide, Decisions
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
+from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, open_udp
 from fastboot.state.store import KEEP_LEASES, Store
 
@@ -33,14 +34,14 @@ MAX_ADDRESSES = 262_144
 @dataclass(frozen=True, slots=True)
 class Sockets:
     """The bound sockets of the service: one for each link, one for frames to clients without an address, and one
-    for each link to look for other servers with. `raw` is None, and `probes` empty, without CAP_NET_RAW."""
+    for each Ethernet to hear other servers with. `raw` is None, and `probes` empty, without CAP_NET_RAW."""
 
     udp: tuple[socket.socket, ...]
     raw: socket.socket | None = None
-    probes: tuple[socket.socket, ...] = ()
+    probes: tuple[tuple[Link, socket.socket], ...] = ()
 
     def close(self) -> None:
-        for each in (*self.udp, *([self.raw] if self.raw else []), *self.probes):
+        for each in (*self.udp, *([self.raw] if self.raw else []), *(probe for _, probe in self.probes)):
             each.close()
 
 
@@ -49,12 +50,12 @@ def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
     with ExitStack() as undo:
         udp = tuple(undo.enter_context(open_udp("dhcp", port, link=link)) for link in links)
         raw: socket.socket | None = None
-        probes: list[socket.socket] = []
+        probes: list[tuple[Link, socket.socket]] = []
         try:
             # Protocol 0: it only sends.
             raw = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0))
             enlarge(raw)
-            probes = [undo.enter_context(open_probe(link)) for link in links if any(link.mac)]
+            probes = [(link, undo.enter_context(open_probe(link))) for link in links if any(link.mac)]
         except PermissionError:
             log.warning(
                 "dhcp.no_raw_socket",
@@ -89,6 +90,7 @@ class DhcpService:
         self._emit = emit
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
+        self._watch = Watch(emit)
         self._decisions = Decisions(self._responder, links, decide, self._encode, self.step)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -109,6 +111,7 @@ class DhcpService:
         if self._sockets is None:
             return
         await self._probe(self._sockets)
+        self._watch.start(self._sockets.probes)
         self._responder.attach_raw(self._sockets.raw.fileno() if self._sockets.raw else -1)
         for at, each in enumerate(self._sockets.udp):
             self._responder.attach(at, each.fileno())
@@ -116,6 +119,7 @@ class DhcpService:
 
     async def stop(self, drain: float = 10.0) -> None:
         """Take no more requests; let commits end and their acknowledgements leave. A second time does nothing."""
+        self._watch.stop()
         if self._loop is not None and self._sockets is not None:
             for each in self._sockets.udp:
                 if each.fileno() >= 0:
@@ -166,7 +170,11 @@ class DhcpService:
 
     def counters(self) -> Mapping[str, int]:
         """Return how often everything happened; every silence has a name."""
-        return {**self._responder.counters(), **self._decisions.counts}
+        return {**self._responder.counters(), **self._decisions.counts, **self._watch.counters()}
+
+    def other_servers(self) -> list[OtherServer]:
+        """Return the DHCP servers that are at work beside this one and not listed in `known_servers`."""
+        return self._watch.present()
 
     def transfers(self) -> Sequence[Transfer]:
         return ()
@@ -229,6 +237,9 @@ class DhcpService:
 
     def _tell(self) -> None:
         for kind, mac, link, address, tag, value, text in self._responder.events():
+            if kind == "other_server":
+                self._watch.named(self._links[link].name, IPv4Address(value), mac.hex(":"))
+                continue
             details: dict[str, object] = {"interface": self._links[link].name}
             if address:
                 details["address"] = str(IPv4Address(address))
@@ -236,8 +247,6 @@ class DhcpService:
                 details |= about.details()
             if kind in ("offer", "ack"):
                 details["lease"] = value
-            elif kind == "other_server":
-                details["server"] = str(IPv4Address(value))
             elif kind == "exhausted":
                 details["network"] = str(IPv4Address(value))
             elif kind == "decline":
@@ -260,7 +269,7 @@ class DhcpService:
                 for entry in [next((one for one in link.addresses if one.ip in subnet.network), None)]
                 if entry is not None
             ]
-            links.append((link.index, link.mtu, int(link.addresses[0].ip), nears))
+            links.append((link.index, link.mtu, int(link.addresses[0].ip), nears, link.mac))
         if not any(link[3] for link in links):
             have = ", ".join(f"{entry} ({link.name})" for link in self._links for entry in link.addresses)
             want = ", ".join(str(subnet.network) for subnet in settings.subnets) or "none"
@@ -284,20 +293,18 @@ class DhcpService:
         ]
         self._responder.configure(links, subnets, known, [int(each) for each in own], not settings.known_servers)
         self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
+        self._watch.configure(settings.probe_every, own | set(settings.known_servers))
         self._settings, self._subnets = settings, settings.subnets
 
     async def _probe(self, sockets: Sockets) -> None:
         if not self._settings.probe or not sockets.probes:
             return
-        asked = zip((link for link in self._links if any(link.mac)), sockets.probes, strict=True)
         try:
-            rivals = await find_rivals(list(asked), self._settings.known_servers, self._settings.probe)
+            rivals = await find_rivals(sockets.probes, self._settings.known_servers, self._settings.probe)
         except OSError as error:
             raise FastbootError(f"dhcp: can not look for other DHCP servers: {error.strerror}") from error
         if rivals:
             raise refuse(rivals)
-        for each in sockets.probes:
-            each.close()
 
 
 def _ranges(subnet: config.Subnet, own: set[IPv4Address]) -> list[tuple[int, int]]:

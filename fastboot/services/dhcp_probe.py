@@ -1,4 +1,4 @@
-"""Looks for another DHCP server on a link before this one serves it."""
+"""Questions to other DHCP servers on a link, and what they answer; the search before this one serves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ETH_P_IP = 0x0800
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the socket module does not name it
 ALL_STATIONS = b"\xff" * 6
 BROADCAST = 0xFFFFFFFF
-DISCOVER, OFFER, ACK, INFORM = 1, 2, 5, 8
+DISCOVER, OFFER, ACK, NAK, INFORM = 1, 2, 5, 6, 8
 COOKIE = b"\x63\x82\x53\x63"
 AGAIN = 1.0
 """Seconds between questions: one may be lost."""
@@ -50,7 +50,7 @@ class Rival:
 
 
 def open_probe(link: Link) -> socket.socket:
-    """Open the packet socket that `find_rivals` needs for a link. Raises OSError (CAP_NET_RAW)."""
+    """Open a packet socket that hears what servers tell clients on a link. Raises OSError (CAP_NET_RAW)."""
     probe = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
     try:
         program = b"".join(struct.pack("HBBI", *line) for line in TO_CLIENTS)
@@ -105,20 +105,25 @@ async def _find(link: Link, probe: socket.socket, known: Sequence[IPv4Address]) 
             if not found.done():
                 found.set_exception(error)
             return
-        address = answer_to(xid, data)
+        address = server_in(data, xid)
         if address and address not in known and not found.done():
             found.set_result(Rival(link, address, sender[4].hex(":")))
 
     loop.add_reader(probe, readable)
     try:
         while True:
-            for question in questions(link, xid):
-                probe.sendto(question, (link.name, ETH_P_IP, 0, 0, ALL_STATIONS))
+            ask(link, probe, xid)
             done, _ = await asyncio.wait((found,), timeout=AGAIN)
             if done:
                 return found.result()
     finally:
         loop.remove_reader(probe)
+
+
+def ask(link: Link, probe: socket.socket, xid: int) -> None:
+    """Ask every server of a link who it is. Raises OSError."""
+    for question in questions(link, xid):
+        probe.sendto(question, (link.name, ETH_P_IP, 0, 0, ALL_STATIONS))
 
 
 def questions(link: Link, xid: int) -> list[bytes]:
@@ -141,13 +146,16 @@ def client_message(type_: int, mac: bytes, xid: int, *, address: int = 0, broadc
     return (head + COOKIE + bytes((53, 1, type_, 55, 3, 1, 3, 6, 255))).ljust(300, b"\0")
 
 
-def answer_to(xid: int, packet: bytes) -> IPv4Address | None:
-    """Return which server answers in an IP packet to a question of ours, None where it is something else."""
+def server_in(packet: bytes, xid: int | None = None) -> IPv4Address | None:
+    """Return which server speaks in an IP packet, to a question of ours or, without an `xid`, to any client; None
+    where it is something else."""
     if len(packet) < 20 or packet[9] != socket.IPPROTO_UDP:
         return None
     message = parse_dhcp(packet[4 * (packet[0] & 15) + 8 : int.from_bytes(packet[2:4])])
-    if not isinstance(message, DhcpMessage) or (message.op, message.xid) != (2, xid):
+    if not isinstance(message, DhcpMessage) or message.op != 2 or message.type not in (OFFER, ACK, NAK):
         return None
-    if message.type not in (OFFER, ACK):
+    if xid is not None and message.xid != xid:
         return None
-    return IPv4Address(message.options.get(54) or packet[12:16])
+    server = IPv4Address(message.options.get(54) or packet[12:16])
+    # A relay that puts its own address there speaks for any server, us perhaps (RFC 5107).
+    return None if message.giaddr and int(server) == message.giaddr else server
