@@ -75,8 +75,8 @@ class TftpRequest(NamedTuple):
 class TftpEnd(NamedTuple):
     """A transfer ended. `outcome` is done, unconfirmed (all sent, the last ACK never came), silent (given up),
     probe (EDK2 asked for the size only), cancelled (the client sent ERROR `code`), changed (the file did while
-    it was sent), replaced (the client began anew) or stopped. `octets` were acknowledged; `blocks` were sent,
-    `repeats` of them again."""
+    it was sent), replaced (the client began anew), stopped or evicted (nothing ever came back from the client, and
+    another needed its place). `octets` were acknowledged; `blocks` were sent, `repeats` of them again."""
 
     id: int
     outcome: str
@@ -107,8 +107,8 @@ class Engine:
     """Answers TFTP on its sockets, in the thread that calls run(). Requests go up as events, files come down by
     start(). The other methods are called from one other thread."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         listen: Sequence[socket],
         data: Sequence[socket],
         links: Sequence[tuple[int, int]],
@@ -116,7 +116,7 @@ class Engine:
         max_transfers: int = 4096,
         max_blksize: int = 1468,
         max_windowsize: int = 64,
-    ) -> None:
+    ) -> Self:
         """Requests are read from `listen`; blocks leave from `data`, or from `listen` too where it is empty (a
         single port). The sockets are bound UDP sockets with IP_PKTINFO on. `links` are (interface index, MTU);
         requests from other interfaces are dropped and counted. Raises ValueError, OSError, MemoryError."""

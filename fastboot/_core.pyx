@@ -7,6 +7,7 @@ classes that own descriptors, memory and threads, one per .pxi. Python sees only
 import os
 from collections import namedtuple
 
+cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeASCII
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
@@ -14,6 +15,7 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 
+from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
 from fastboot._native.datagram cimport (
     BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
     put_control,
@@ -49,17 +51,16 @@ from fastboot._native.sys cimport (
 )
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
-    TFTP_ACCESS, TFTP_ACK, TFTP_BLKSIZE, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED,
-    TFTP_RRQ, TFTP_SENDING, TFTP_TSIZE, TFTP_UNKNOWN_ID, TFTP_WINDOWSIZE, TFTP_WRQ, ms, tftp_begin, tftp_due,
-    tftp_emit_error, tftp_emit_oack, tftp_on_ack, tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t,
-    tftp_rewind, tftp_xfer_t,
+    TFTP_ACCESS, TFTP_ACK, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED, TFTP_RRQ,
+    TFTP_SENDING, TFTP_UNKNOWN_ID, TFTP_WRQ, ms, tftp_begin, tftp_due, tftp_emit_error, tftp_on_ack, tftp_on_sent,
+    tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
 )
 from fastboot._native.transfer cimport (
-    COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_PROBE,
-    END_REPLACED, END_SILENT, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, MAX_LINKS,
-    MAX_SOCKETS, PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE, SLOT_REFUSED,
-    SLOT_WAITING, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash, ready_put,
-    ready_remove, recent_t, slot_t,
+    COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_EVICTED,
+    END_PROBE, END_REPLACED, END_SILENT, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST,
+    GRACE, MAX_LINKS, MAX_SOCKETS, PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE,
+    SLOT_REFUSED, SLOT_WAITING, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash,
+    recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport (
@@ -72,7 +73,7 @@ cdef enum:
 
 cdef tuple OPTIONS = ("blksize", "timeout", "tsize", "windowsize")
 cdef tuple OUTCOMES = (
-    "sending", "done", "unconfirmed", "silent", "probe", "cancelled", "changed", "replaced", "stopped",
+    "sending", "done", "unconfirmed", "silent", "probe", "cancelled", "changed", "replaced", "stopped", "evicted",
 )
 
 
@@ -87,13 +88,15 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 
 include "_native/source.pxi"    # 1  Source: what is sent
 include "_native/crossing.pxi"  # 2  Crossing: how Python and a native thread talk
-include "_native/engine.pxi"    # 3  Engine: a thread that answers TFTP, uses both
-include "_native/network.pxi"   # 4  Network: links, subnets, known machines
-include "_native/replies.pxi"   # 5  Replies: what waits for the disk and the sockets, a Network
-include "_native/requests.pxi"  # 6  Requests: the packet at hand, on Replies
-include "_native/decisions.pxi"  # 7  Decisions: the plan table and what waits for a decision, on Requests
-include "_native/leases.pxi"    # 8  Leases: whose every address is
-include "_native/responder.pxi"  # 9  Responder: the server that gives leases, on Decisions, has Leases
+include "_native/transfers.pxi"  # 3  Transfers: all that are under way over TFTP, uses both
+include "_native/sender.pxi"    # 4  Sender: batches of blocks, on Transfers
+include "_native/engine.pxi"    # 5  Engine: a thread that answers TFTP, on Sender
+include "_native/network.pxi"   # 6  Network: links, subnets, known machines
+include "_native/replies.pxi"   # 7  Replies: what waits for the disk and the sockets, a Network
+include "_native/requests.pxi"  # 8  Requests: the packet at hand, on Replies
+include "_native/decisions.pxi"  # 9  Decisions: the plan table and what waits for a decision, on Requests
+include "_native/leases.pxi"    # 10 Leases: whose every address is
+include "_native/responder.pxi"  # 11 Responder: the server that gives leases, on Decisions, has Leases
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tftpkit import (
@@ -51,19 +53,48 @@ def files() -> Files:
 # --- limits ---
 
 
+GRACE = 0.1
+"""Seconds in which a client may answer before its transfer makes room for another."""
+
+
+def begin(client: Client) -> None:
+    """Prove the client's address, and leave its first window unacknowledged."""
+    client.ask("small", blksize=1468, windowsize=4)
+    client.receive()
+    client.send(ack(0))
+    while op_of(client.receive()) == OACK:
+        pass
+
+
+def go_on(client: Client) -> None:
+    """Acknowledge the first window and see the second begin, whatever was repeated of the first."""
+    client.send(ack(4))
+    while number_of(client.receive()) <= 4:
+        pass
+    client.send(error(0))
+
+
+def until_granted(client: Client) -> bytes:
+    """Fetch the small file, as often as it takes: who was too slow starts over."""
+    for _ in range(100):
+        with suppress(TimeoutError):
+            return client.fetch("small", retry=0.02, tries=10, blksize=1468, windowsize=16)
+    raise TimeoutError
+
+
 def test_full_is_counted_and_harms_nobody(files: Files) -> None:
     with serving(files, max_transfers=2) as server, server.client() as one, server.client() as two:
         for client in (one, two):
-            client.ask("small", blksize=1468, windowsize=4)
-            client.receive()
+            begin(client)
         with server.client() as third:
-            third.ask("small")
-            server.counted("full")
-            assert third.hears_nothing(0.02)
+            end = time.monotonic() + 2 * GRACE
+            while time.monotonic() < end:
+                third.ask("small")
+                assert third.hears_nothing(0.02)
+            assert server.counters()["full"] > 0
+            assert server.counters()["evicted"] == 0
             for client in (one, two):
-                client.send(ack(0))
-                assert [number_of(client.receive()) for _ in range(4)] == [1, 2, 3, 4]
-                client.send(error(0))
+                go_on(client)
             server.until(server.is_idle)
             assert third.fetch("small", blksize=1468) == SMALL
             with pytest.raises(TftpError, match=r"^1 "):
@@ -99,6 +130,122 @@ def test_a_storm_of_replacing_requests_loses_no_answer(files: Files) -> None:
             assert other.fetch("size-65536", blksize=1468, tries=40) == SMALL[:65536]
         client.send(rrq("nothing"), server.address)
         server.until(server.is_idle)
+
+
+def test_a_flood_keeps_nobody_out(files: Files) -> None:
+    """Requests from many ports, none of which ever answers."""
+    stop = threading.Event()
+    with serving(files, max_transfers=16) as server, ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        crowd = [stack.enter_context(server.client()) for _ in range(64)]
+        client = stack.enter_context(server.client())
+
+        def flood() -> None:
+            while not stop.wait(0.02):
+                for each in crowd:
+                    each.ask("small", blksize=1468, windowsize=64)
+
+        flooding = pool.submit(flood)
+        try:
+            server.counted("full")
+            for _ in range(3):
+                assert until_granted(client) == SMALL
+        finally:
+            stop.set()
+        flooding.result(10)
+        assert server.counters()["evicted"] > 0
+
+
+def test_a_transfer_whose_client_answered_is_never_evicted(files: Files) -> None:
+    with serving(files, max_transfers=2) as server, ExitStack() as stack:
+        crowd = [stack.enter_context(server.client()) for _ in range(8)]
+        client = stack.enter_context(server.client())
+        begin(client)
+        for number in range(1, 6):
+
+            def another() -> bool:
+                for each in crowd:
+                    each.ask("small", tsize=0)
+                return server.counters()["evicted"] >= number  # noqa: B023
+
+            server.until(another)
+        go_on(client)
+        assert client.port not in {
+            event.details["port"] for event in server.ends(6) if event.kind == "tftp.evicted"
+        }
+
+
+def test_the_oldest_makes_room(files: Files) -> None:
+    with serving(files, max_transfers=3) as server, ExitStack() as stack:
+        first, second, third, fourth = (stack.enter_context(server.client()) for _ in range(4))
+        for client in (first, second, third):
+            client.ask("small", blksize=1468, windowsize=4)
+            assert op_of(client.receive()) == OACK
+        fourth.ask("small", blksize=1468, windowsize=4)
+        while fourth.hears_nothing(0.02):
+            fourth.ask("small", blksize=1468, windowsize=4)
+        (end,) = server.ends()
+        assert (end.kind, end.details["port"]) == ("tftp.evicted", first.port)
+        while not first.hears_nothing(0.02):  # OACKs from before
+            pass
+        first.send(ack(0))
+        server.counted("late")
+        assert first.hears_nothing(0.1), "U-Boot starts over, for ever, at any ERROR"
+        for client in (second, third, fourth):
+            client.send(ack(0))
+            while op_of(client.receive()) == OACK:
+                pass
+            client.send(error(0))
+        assert until_granted(first) == SMALL
+
+
+def test_nobody_is_evicted_before_he_can_have_answered(files: Files) -> None:
+    with serving(files, max_transfers=1) as server, server.client() as client, server.client() as other:
+
+        def decided() -> tuple[int, int]:
+            counters = server.counters()
+            return counters["full"], counters["evicted"]
+
+        for _ in range(100):
+            began = time.monotonic()
+            client.ask("small", blksize=1468, windowsize=4)
+            client.receive()
+            before = decided()
+            other.ask("small")
+            server.until(lambda: decided() != before)  # noqa: B023
+            full, evicted = decided()
+            client.send(error(0))
+            if time.monotonic() - began < GRACE:  # else this machine was too slow to tell
+                assert (full, evicted) == (before[0] + 1, before[1])
+                break
+            if evicted > before[1]:
+                other.receive()
+                other.send(error(0))
+            server.until(server.is_idle)
+        else:
+            pytest.fail("this machine never took less than 0.1 s")
+
+
+def test_what_is_still_being_decided_is_never_evicted(files: Files) -> None:
+    """Were requests quicker than `resolve`, every answer would come too late."""
+    gate = threading.Event()
+
+    async def resolve(path: str, client: Asker) -> Source | Refusal:
+        await asyncio.get_running_loop().run_in_executor(None, gate.wait)
+        return files(path, client)
+
+    with serving(resolve, max_transfers=2) as server, ExitStack() as stack:
+        one, two, other = (stack.enter_context(server.client()) for _ in range(3))
+        for client in (one, two):
+            client.ask("small", blksize=1468)
+        end = time.monotonic() + 2 * GRACE
+        while time.monotonic() < end:
+            other.ask("small")
+            assert other.hears_nothing(0.02)
+        gate.set()
+        for client in (one, two):
+            assert op_of(client.receive()) == OACK
+            client.send(error(0))
+        assert server.counters()["evicted"] == 0
 
 
 def test_max_file(files: Files) -> None:
@@ -287,8 +434,8 @@ def test_two_services_in_one_process() -> None:
 # --- start and stop ---
 
 
-async def start(resolve: Resolve) -> tuple[TftpService, Address, list[Event]]:
-    settings = config.Tftp(port=0)
+async def start(resolve: Resolve, **more: Any) -> tuple[TftpService, Address, list[Event]]:
+    settings = config.Tftp(port=0, **more)
     sockets = open_sockets(settings)
     address = (HOST, sockets[0].listen.getsockname()[1])
     events: list[Event] = []
@@ -394,20 +541,25 @@ async def test_nothing_leaks(files: Files) -> None:
 
 
 async def test_files_are_closed_after_their_last_transfer(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(SMALL)
+    (tmp_path / "small").write_bytes(SMALL)
     resolve = Files(root=tmp_path)
-    service, address, _ = await start(resolve)
+    service, address, events = await start(resolve, max_transfers=1)
 
     def open_files() -> int:
         gc.collect()
         links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
         return sum(tmp_path in link.parents for link in links)
 
-    with Client(address) as client:
+    with Client(address) as client, Client(address) as silent:
         for _ in range(5):
-            assert await asyncio.to_thread(client.fetch, "file", windowsize=16, blksize=1468) == SMALL
-        await until(lambda: not service.transfers())
-        await asyncio.sleep(0.05)
-        assert open_files() == 0
+            assert await asyncio.to_thread(until_granted, client) == SMALL
+            await until(lambda: not service.transfers())
+            silent.ask("small", blksize=1468)  # evicted by the next
+            assert op_of(await asyncio.to_thread(silent.receive)) == OACK
+        silent.send(error(0))
+        await until(lambda: not open_files())
+    kinds = [event.kind for event in events]
+    assert kinds.count("tftp.evicted") == service.counters()["evicted"] == 4
+    assert kinds.count("tftp.started") == len(kinds) / 2, "one end for each"
     await service.stop()
     os.close(resolve.dirfd)

@@ -38,6 +38,7 @@ ENDS = (
     "tftp.cancelled",
     "tftp.replaced",
     "tftp.stopped",
+    "tftp.evicted",
     "tftp.failed",
     "tftp.missing",
     "tftp.refused",
@@ -99,7 +100,7 @@ class Client:
         self.wait = wait
         self.oack: dict[str, str] | None = None
         self.peer: Address | None = None
-        self.received = 0
+        self.blocks = 0
 
     def __enter__(self) -> Client:
         return self
@@ -144,7 +145,7 @@ class Client:
         blksize, window, expected, since, silences = 512, 1, 1, 0, 0
         out: list[bytes] = []
         last: bytes = request
-        self.peer, self.oack, self.received = None, None, 0
+        self.peer, self.oack, self.blocks = None, None, 0
         self.socket.sendto(request, self.server)
         in_gap = False
         while True:
@@ -161,7 +162,6 @@ class Client:
                 self.peer = peer
             if peer != self.peer:
                 continue
-            self.received += 1
             kind = op_of(packet)
             if kind == ERROR:
                 raise TftpError(number_of(packet), packet[4:-1].decode())
@@ -182,6 +182,7 @@ class Client:
                 continue
             in_gap = False
             out.append(packet[4:])
+            self.blocks += 1
             assert len(out[-1]) <= blksize
             since += 1
             last = ack(expected)

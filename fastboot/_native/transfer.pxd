@@ -1,10 +1,13 @@
 # What the engine knows of a transfer, and the records that cross between it and Python. Pure.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
+from fastboot._native.chain cimport chain_t
 from fastboot._native.file cimport file_t
 from fastboot._native.sys cimport in_addr, sockaddr_storage
 from fastboot._native.tftp cimport (
-    TFTP_DONE, TFTP_OACK_MAX, TFTP_SILENT, TFTP_UNCONFIRMED, tftp_xfer_t,
+    TFTP_BLKSIZE, TFTP_DONE, TFTP_OACK_MAX, TFTP_SILENT, TFTP_TSIZE, TFTP_UNCONFIRMED, TFTP_WINDOWSIZE, tftp_emit_oack,
+    tftp_request_t, tftp_xfer_t,
 )
 
 cdef enum:
@@ -38,12 +41,15 @@ cdef enum:
     END_CHANGED = 6        # the file was written in place, or became shorter
     END_REPLACED = 7       # the same port asked for something else
     END_STOPPED = 8
+    END_EVICTED = 9        # unproven, and somebody needed the place
 
     # A WAITING slot is given up when Python did not answer: by then the client asks again or has gone.
     PATIENCE_ANSWER = 30000     # ms
     # The same request again this soon is a copy in flight (PXELINUX repeats after 110 ms), later a new start.
     COPY = 1000                 # ms
     RECENT_FOR = 10000          # ms
+    # A client that means it says something within a round trip; until then nothing makes room for another.
+    GRACE = 100                 # ms
 
 cdef struct slot_t:
     tftp_xfer_t x
@@ -58,14 +64,11 @@ cdef struct slot_t:
     uint32_t mtu
     uint64_t id            # (generation << 32) | index
     int64_t began
-    int32_t next_ready     # neighbours in its socket's queue of slots with something to send,
-    int32_t last_ready     # plus one; 0 is the end
     uint16_t request_length
     uint16_t socket
     uint16_t error_code
     uint8_t state
     uint8_t packet_length  # of the OACK or ERROR
-    bint ready
     bint segmented
     bint sized             # tsize was asked
     uint8_t packet[TFTP_OACK_MAX]
@@ -75,8 +78,7 @@ cdef struct endpoint_t:
     bint requests          # new transfers begin here
     bint data              # blocks leave from here
     bint blocked           # its buffer is full: wait for EPOLLOUT
-    int32_t first_ready
-    int32_t last_ready
+    chain_t ready          # slots that have something to send from here
 
 cdef struct mtu_t:
     int ifindex
@@ -122,6 +124,7 @@ cdef struct counts_t:
     uint64_t broadcast_request
     uint64_t write_request
     uint64_t full
+    uint64_t evicted
     uint64_t draining
     uint64_t stray_ack
     uint64_t late
@@ -147,29 +150,38 @@ cdef inline int64_t octets_done(tftp_xfer_t *x) noexcept nogil:
     return done if done < x.size else x.size
 
 
-cdef inline void ready_put(endpoint_t *e, slot_t *slots, slot_t *s) noexcept nogil:
-    # At the end of its socket's queue of slots that have something to send.
-    cdef int32_t i = <int32_t>(s - slots) + 1
-    if s.ready:
-        return
-    s.ready = True
-    s.next_ready = 0
-    s.last_ready = e.last_ready
-    if e.last_ready:
-        slots[e.last_ready - 1].next_ready = i
-    else:
-        e.first_ready = i
-    e.last_ready = i
+cdef inline void transfer_negotiate(
+    slot_t *s, tftp_request_t *r, uint32_t max_blksize, uint32_t max_window, int64_t tsize, uint32_t *blksize,
+    uint32_t *window,
+) noexcept nogil:
+    # What is granted of what was asked, and the OACK that says so. tsize < 0 leaves that out.
+    cdef uint32_t most = max_blksize
+    if most > s.mtu - 32 and s.mtu > 40:               # IPv4, UDP and TFTP headers
+        most = s.mtu - 32
+    blksize[0] = 512
+    if r.options[TFTP_BLKSIZE].asked:
+        blksize[0] = most
+        if r.options[TFTP_BLKSIZE].value < most:
+            blksize[0] = <uint32_t>r.options[TFTP_BLKSIZE].value
+    window[0] = 1
+    if r.options[TFTP_WINDOWSIZE].asked:
+        window[0] = max_window
+        if r.options[TFTP_WINDOWSIZE].value < max_window:
+            window[0] = <uint32_t>r.options[TFTP_WINDOWSIZE].value
+    s.packet_length = <uint8_t>tftp_emit_oack(s.packet, sizeof(s.packet), r, blksize[0], window[0], tsize)
+    s.sized = r.options[TFTP_TSIZE].asked
 
-cdef inline void ready_remove(endpoint_t *e, slot_t *slots, slot_t *s) noexcept nogil:
-    if not s.ready:
-        return
-    s.ready = False
-    if s.last_ready:
-        slots[s.last_ready - 1].next_ready = s.next_ready
-    else:
-        e.first_ready = s.next_ready
-    if s.next_ready:
-        slots[s.next_ready - 1].last_ready = s.last_ready
-    else:
-        e.last_ready = s.last_ready
+cdef inline event_t transfer_end(slot_t *s, uint8_t outcome, uint16_t code, int64_t now) noexcept nogil:
+    cdef event_t event
+    memset(&event, 0, sizeof(event))
+    event.kind = EVENT_END
+    event.outcome = outcome
+    event.code = code
+    event.id = s.id
+    event.octets = octets_done(&s.x)
+    event.blocks = s.x.high - 1 if s.x.high else 0
+    event.repeats = s.x.repeats
+    event.nanoseconds = now - s.began
+    event.blksize = s.x.blksize
+    event.window = s.x.window
+    return event

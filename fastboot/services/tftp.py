@@ -40,6 +40,7 @@ KINDS: Final = {
     "cancelled": "tftp.cancelled",
     "replaced": "tftp.replaced",
     "stopped": "tftp.stopped",
+    "evicted": "tftp.evicted",
 }
 """The event for each outcome of a transfer; any other is `tftp.failed`."""
 

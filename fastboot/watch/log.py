@@ -24,6 +24,7 @@ ALARMS = {
     "failed": 40,
     "decline": 30,
     "dropped": 30,
+    "evicted": 30,
     "exhausted": 30,
     "nak": 30,
     "other_server": 30,

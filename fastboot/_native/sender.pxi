@@ -1,0 +1,217 @@
+# Sender: the way out. What the ready transfers of a socket may send is planned into one batch, sent by one call, and
+# counted as sent only when the kernel took it; what it refused is planned again or ends its transfer.
+
+@cython.internal
+cdef class Sender(Transfers):
+    cdef outbox_t *batch         # empty outside of _flush
+    cdef int epoll               # tells when a full socket has room again, and the Engine what came in
+    cdef bint segmentation
+
+    def __cinit__(self):
+        self.epoll = -1
+        self.segmentation = True
+        self.batch = <outbox_t *>memory_for(1, sizeof(outbox_t))
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.batch != NULL and self.epoll >= 0:     # without a batch, nothing is open yet
+            c_close(self.epoll)
+        free(self.batch)
+
+    cdef int _add(self, int fd, bint requests, bint data) except -1:
+        cdef endpoint_t *e = &self.endpoints[self.endpoint_count]
+        e.fd = fd
+        e.ready.ties = self.ties
+        e.requests = requests
+        e.data = data
+        self._watch(self.endpoint_count, fd)
+        self.endpoint_count += 1
+        return 0
+
+    cdef int _watch(self, int tag, int fd) except -1:
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = tag
+        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return 0
+
+    cdef void _set_blocked(self, int socket, bint blocked) noexcept nogil:
+        cdef endpoint_t *e = &self.endpoints[socket]
+        cdef epoll_event event
+        if e.blocked == blocked:
+            return
+        e.blocked = blocked
+        event.events = EPOLLIN | EPOLLOUT if blocked else EPOLLIN
+        event.data.u64 = socket
+        epoll_ctl(self.epoll, EPOLL_CTL_MOD, e.fd, &event)
+
+    cdef void _flush(self, int socket, int64_t now) noexcept nogil:
+        # Everything that the slots of one socket may send, in as few calls as possible; round robin, one
+        # batch's share per slot and turn.
+        cdef endpoint_t *e = &self.endpoints[socket]
+        cdef slot_t *s
+        while e.ready.first and not e.blocked:
+            s = &self.slots[e.ready.first - 1]
+            if not self._plan(s, now):
+                self._send(socket, now)
+                continue
+            chain_remove(&e.ready, <int32_t>(s - self.slots))
+        self._send(socket, now)
+
+    cdef bint _plan(self, slot_t *s, int64_t now) noexcept nogil:
+        # Put what the slot may send into the batch. False: no room, send first and ask again.
+        cdef int64_t first, due, count, most
+        if s.state == SLOT_REFUSED or (s.state == SLOT_LIVE and s.x.base == 0 and s.x.next == 0):
+            if self.batch.n == BATCH or self.batch.segments == BATCH_BLOCKS:
+                return False
+            self._add_packet(s)
+            return True
+        if s.state != SLOT_LIVE:
+            return True
+        due = tftp_due(&s.x)
+        first = s.x.next
+        if due > 0 and first + due > s.x.last and not file_unchanged(s.file):
+            self._changed(s, now)
+            return True
+        most = SEGMENT_OCTETS // (s.x.blksize + 4)
+        if most > SEGMENTS:
+            most = SEGMENTS
+        if not (self.segmentation and s.segmented):
+            most = 1
+        # A slot's blocks go into one batch or wait for the next: no part of a window is planned twice.
+        if due > 0 and (BATCH_BLOCKS - self.batch.segments < due
+                        or BATCH - self.batch.n < (due + most - 1) // most):
+            if self.batch.n:
+                return False
+            if due > BATCH * most:
+                due = BATCH * most
+        while due > 0:
+            count = due if due < most else most
+            self._add_blocks(s, first, count)
+            first += count
+            due -= count
+        return True
+
+    cdef void _add_packet(self, slot_t *s) noexcept nogil:
+        cdef msghdr *h = self._message(s, 1, 0)
+        outbox_add(self.batch, h, s.packet, s.packet_length)
+
+    cdef void _add_blocks(self, slot_t *s, int64_t first, int64_t count) noexcept nogil:
+        cdef int used = self.batch.segments
+        cdef msghdr *h = self._message(s, count, <uint16_t>(s.x.blksize + 4) if count > 1 else 0)
+        cdef uint8_t *header
+        cdef int64_t block, at, n
+        for block in range(first, first + count):
+            header = self.batch.headers[used]
+            used += 1
+            header[0] = 0
+            header[1] = TFTP_DATA
+            header[2] = (block >> 8) & 0xff
+            header[3] = block & 0xff
+            outbox_add(self.batch, h, header, 4)
+            at = (block - 1) * s.x.blksize
+            n = s.x.size - at
+            if n > s.x.blksize:
+                n = s.x.blksize
+            if n > 0:
+                outbox_add(self.batch, h, s.file.map + s.offset + at, n)
+
+    cdef msghdr *_message(self, slot_t *s, int64_t count, uint16_t segment) noexcept nogil:
+        return outbox_message(
+            self.batch, <int32_t>(s - self.slots), <int32_t>count, &s.peer, s.peer_length, s.local, segment)
+
+    cdef void _send(self, int socket, int64_t now) noexcept nogil:
+        cdef outbox_t *b = self.batch
+        cdef int done = 0, n, i
+        if b.n == 0:
+            return
+        while done < b.n:
+            n = sendmmsg(self.endpoints[socket].fd, &b.messages[done], b.n - done, MSG_DONTWAIT)
+            self.counts.batches += 1
+            if n > 0:
+                for i in range(done, done + n):
+                    self._sent(&self.slots[b.owners[i]], b.counts[i], now)
+                done += n
+            elif errno == EAGAIN or errno == ENOBUFS:
+                # What is left is planned again when there is room; its slots keep their place in the queue.
+                self.counts.socket_full += 1
+                for i in range(done, b.n):
+                    chain_put(&self.endpoints[socket].ready, b.owners[i])
+                self._set_blocked(socket, True)
+                break
+            elif errno != EINTR:
+                done = self._failed(done, errno, now)
+        b.n = b.segments = b.vectors_used = 0
+
+    cdef void _sent(self, slot_t *s, int32_t count, int64_t now) noexcept nogil:
+        if s.state == SLOT_REFUSED:
+            self._free(s, now)
+        elif s.state == SLOT_LIVE:
+            self.counts.blocks += count
+            tftp_on_sent(&s.x, count, now)
+            self._arm(s)
+            if tftp_due(&s.x) > 0:
+                self._make_ready(s)
+
+    cdef int _failed(self, int at, int error, int64_t now) noexcept nogil:
+        # One message was refused. Returns which to try next: where the slot is planned anew or ends, not the
+        # rest of its blocks in this batch.
+        cdef outbox_t *b = self.batch
+        cdef int32_t index = b.owners[at]
+        cdef slot_t *s = &self.slots[index]
+        cdef bint segmented = b.counts[at] > 1
+        cdef event_t event
+        if s.state == SLOT_LIVE and error == EFAULT:
+            self._changed(s, now)                      # a map past the end of a file that became shorter
+        elif segmented and error in (EMSGSIZE, EINVAL):
+            s.segmented = False                        # the path is narrower than the interface (older kernels: EINVAL)
+            self._make_ready(s)
+        elif segmented and error in (EIO, EOPNOTSUPP):
+            if self.segmentation:
+                self.segmentation = False
+                memset(&event, 0, sizeof(event))
+                event.kind = EVENT_NO_SEGMENTATION
+                event.ifindex = s.ifindex
+                event.code = <uint16_t>error
+                self.told.put(&event)
+            self._make_ready(s)
+        else:
+            # As if lost on the wire: a firewall's EPERM, no route for a moment. The timer goes on.
+            self.counts.send_failed += 1
+            self._sent(s, b.counts[at], now)
+            return at + 1
+        while at < b.n and b.owners[at] == index:
+            at += 1
+        return at
+
+    cdef void _changed(self, slot_t *s, int64_t now) noexcept nogil:
+        self._send_error(s.socket, &s.peer, s.peer_length, s.local, 0, b"file changed while it was sent")
+        self._end(s, END_CHANGED, 0, now)
+
+    cdef void _send_error(
+        self, int socket, sockaddr_storage *peer, uint32_t peer_length, in_addr local, uint16_t code, const char *text,
+    ) noexcept nogil:
+        # Once, outside of any batch; lost if the socket's buffer is full.
+        cdef uint8_t packet[64]
+        cdef uint8_t control[CONTROL]
+        cdef iovec vector
+        cdef msghdr out
+        vector.iov_base = packet
+        vector.iov_len = tftp_emit_error(packet, sizeof(packet), code, text, strlen(text))
+        memset(&out, 0, sizeof(out))
+        out.msg_name = peer
+        out.msg_namelen = peer_length
+        out.msg_iov = &vector
+        out.msg_iovlen = 1
+        out.msg_control = control
+        out.msg_controllen = put_control(control, local, 0)
+        sendmsg(self.endpoints[socket].fd, &out, MSG_DONTWAIT)
+
+    cdef void _answer_error(self, int socket, msghdr *h, uint16_t code, const char *text) noexcept nogil:
+        cdef in_pktinfo *info = pktinfo_of(h)
+        if info != NULL:
+            self._send_error(
+                socket, <sockaddr_storage *>h.msg_name, h.msg_namelen, info.ipi_spec_dst, code, text)
