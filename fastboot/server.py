@@ -36,7 +36,7 @@ from fastboot.model import (
     Transfer,
     Verdict,
 )
-from fastboot.services import dhcp, ftp, tftp
+from fastboot.services import dhcp, ftp, http, tftp
 from fastboot.services.control import ControlService, NeedsRestart
 from fastboot.services.links import Link, find_links
 from fastboot.state.lock import StateLock
@@ -58,6 +58,8 @@ RELOADABLE = (
     "dhcp.subnets",
     "drain",
     "ftp.max_sessions",
+    "http.max_connections",
+    "http.max_per_address",
     "media",
     "nodes",
     "nodes_file",
@@ -75,13 +77,14 @@ class Sockets:
     links: tuple[Link, ...]
     tftp: tuple[tftp.Sockets, ...] = ()
     ftp: tuple[socket.socket, ...] = ()
+    http: tuple[socket.socket, ...] = ()
     dhcp: dhcp.Sockets | None = None
 
     def close(self) -> None:
         """Close them. For sockets that no server took over; a second time does nothing."""
         for engine in self.tftp:
             engine.close()
-        for each in self.ftp:
+        for each in (*self.ftp, *self.http):
             each.close()
         if self.dhcp:
             self.dhcp.close()
@@ -99,6 +102,8 @@ def open_sockets(config: Config) -> Sockets:
             sockets = replace(sockets, tftp=tftp.open_sockets(config.tftp))
         if config.ftp:
             sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
+        if config.http:
+            sockets = replace(sockets, http=tuple(http.open_sockets(config.http, links)))
         if config.dhcp:
             sockets = replace(sockets, dhcp=dhcp.open_sockets(links))
     except FastbootError:
@@ -108,7 +113,7 @@ def open_sockets(config: Config) -> Sockets:
 
 
 class Service(Protocol):
-    """What the server asks of DHCP, TFTP and FTP alike."""
+    """What the server asks of DHCP, TFTP, FTP and HTTP alike."""
 
     async def start(self) -> None: ...
     async def stop(self, drain: float) -> None: ...
@@ -125,9 +130,10 @@ class World:
         self.node_by_mac: dict[str, Node] = {mac: node for node in self.nodes for mac in node.macs}
         check_loaders(config)
         self.loaders = find_loaders(config.boot.loaders)
-        profiles = [profile.profile() for profile in config.profiles]
-        ftp_port = config.ftp.port if config.ftp else 21
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ftp_port)
+        profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
+        tables = {"ftp": config.ftp, "http": config.http}
+        ports = {scheme: table.port for scheme, table in tables.items() if table}
+        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports)
         self.policy = Policy(config.boot, self.loaders)
         self.catalog = Catalog(config, self.loaders, self.renderer)
 
@@ -153,8 +159,10 @@ class Server:
         load: Callable[[], Config] | None = None,
     ) -> None:
         """Raises ConfigError, and FastbootError where sockets are to be opened and can not be."""
-        if not (config.dhcp or config.tftp or config.ftp):
-            raise ConfigError("nothing would run: there is no table dhcp, tftp or ftp; add [tftp], for example")
+        if not (config.dhcp or config.tftp or config.ftp or config.http):
+            raise ConfigError(
+                "nothing would run: there is no table dhcp, tftp, ftp or http; add [tftp], for example"
+            )
         self._config = config
         self._decide, self._resolve = decide, resolve
         self._load = load
@@ -164,6 +172,7 @@ class Server:
         self._services: dict[str, Service] = {}
         self._tftp: tftp.TftpService | None = None
         self._ftp: ftp.FtpService | None = None
+        self._http: http.HttpService | None = None
         self._dhcp: dhcp.DhcpService | None = None
         self._store: Store | None = None
         self._control: ControlService | None = None
@@ -211,7 +220,7 @@ class Server:
         stops = (service.stop(seconds) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
-        self._tftp = self._ftp = self._dhcp = None
+        self._tftp = self._ftp = self._http = self._dhcp = None
         if self._store:
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
@@ -268,6 +277,8 @@ class Server:
             self._tftp.reload(self.resolve, config.tftp)
         if self._ftp and config.ftp:
             self._ftp.reload(config.ftp)
+        if self._http and config.http:
+            self._http.reload(config.http)
 
     def events(self, *, replay: bool = False) -> Subscription:
         """Return an async iterator over events from now on, after the recent ones if `replay`."""
@@ -322,6 +333,10 @@ class Server:
             self._ftp = self._services["ftp"] = ftp.FtpService(
                 config.ftp, sockets.links, Files(self), self._emit, sockets.ftp, self._mac_of
             )
+        if config.http:
+            self._http = self._services["http"] = http.HttpService(
+                config.http, sockets.links, Files(self), self._emit, sockets.http, self._mac_of
+            )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:
             self._store = Store(config.state)
@@ -373,7 +388,7 @@ class Server:
 
 
 class Files:
-    """The one namespace as FTP sees it: what the configuration serves now, and what `resolve` adds to it."""
+    """The one namespace as FTP and HTTP see it: what is configured now, and what `resolve` adds to it."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -263,3 +263,25 @@ def test_every_documented_default_is_right() -> None:
         made = field.get_default(call_default_factory=True)
         made = list(made) if isinstance(made, tuple) else str(made) if isinstance(made, Path) else made
         assert made == (seconds(value) if isinstance(made, int) and isinstance(value, str) else value), key
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"http": {}, "ftp": {"port": 80}}, "http.port: 80 is that of ftp too"),
+        ({"http": {"port": 5000}, "ftp": {"passive_ports": "4000-6000"}}, "ftp.passive_ports: holds port 5000"),
+        (
+            {"profiles": [{"name": "p", "kernel": "/k", "transport": "http"}]},
+            r'profiles\[0\].transport: is "http", and there is no \[http\]',
+        ),
+    ],
+)
+def test_http_agrees_with_the_rest(tables: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.model_validate({"interface": "eno2", **tables})
+
+
+def test_media_go_by_ftp_where_there_is_ftp() -> None:
+    profiles = [{"name": "p", "kernel": "/k"}]
+    (profile,) = Config.model_validate({"interface": "eno2", "profiles": profiles}).profiles
+    assert (profile.profile().transport, profile.profile("http").transport) == ("ftp", "http")

@@ -139,7 +139,7 @@ def test_arguments_are_a_template() -> None:
         in file(OF_MAC["pxelinux"], by=by)
     )
     node = Node("n1", (MAC,), profile="live")
-    by = Renderer([node], [replace(LIVE, arguments="{{ media }}")], ftp_port=2121)
+    by = Renderer([node], [replace(LIVE, arguments="{{ media }}")], ports={"ftp": 2121})
     assert "  APPEND ftp://10.77.0.1:2121/media/tree\n" in file(OF_MAC["pxelinux"], by=by)
 
 
@@ -354,3 +354,23 @@ def test_the_labels_of_our_own_are_reserved() -> None:
     text = file(NAMES["pxelinux"]) + file(NAMES["ipxe"])
     labels = set(re.findall(r"^(?:LABEL |:)(\S+)$", text, re.MULTILINE))
     assert labels == {*RESERVED, "live"}
+
+
+def test_a_loader_goes_on_as_it_came() -> None:
+    """Who fetches its configuration by HTTP (UEFI HTTP Boot, iPXE) fetches kernel and initrd so too."""
+    node = Node("n", ("52:54:00:00:00:01",), profile=LIVE.name)
+    by = Renderer([node], [LIVE], ports={"http": 8080})
+    client = Client(IPv4Address("10.77.0.9"), IPv4Address("10.77.0.1"), "http", node.macs[0])
+    text = (by.render(("boot", "boot.ipxe"), client) or b"").decode()
+    assert "kernel http://10.77.0.1:8080/" in text
+    assert "initrd --name initrd0 http://10.77.0.1:8080/" in text
+    text = (by.render(("boot", "grub", "grub.cfg"), client) or b"").decode()
+    assert "linux (http,10.77.0.1:8080)'/" in text
+    assert "tftp" not in text
+
+
+def test_media_are_fetched_by_the_transport_of_the_profile() -> None:
+    node = Node("n", ("52:54:00:00:00:01",), profile=LIVE.name)
+    client = Client(IPv4Address("10.77.0.9"), IPv4Address("10.77.0.1"), "tftp", node.macs[0])
+    by = Renderer([node], [replace(LIVE, arguments="at={{ media }}", transport="http")], ports={"http": 80})
+    assert b" at=http://10.77.0.1/media/" in (by.render(("pxelinux.cfg", "default"), client) or b"")

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from dhcpkit import need, wires
 
@@ -113,6 +114,28 @@ async def test_it_serves_a_file_and_tells(make: Make) -> None:
         assert status["state"] == "running"
         assert set(status["services"]) == {"tftp", "ftp"}
         assert status["services"]["tftp"]["counters"]["requests"] == 1
+
+
+async def test_http_serves_the_same_tree(make: Make) -> None:
+    config = make(
+        http={"port": free_port(socket.SOCK_STREAM)}, nodes=[{"name": "n", "macs": ["52:54:00:00:00:01"]}]
+    )
+    assert config.http
+    async with Server(config) as server, aiohttp.ClientSession(f"http://127.0.0.1:{config.http.port}") as session:
+        events = server.events()
+        async with session.get("/file") as answer:
+            assert await answer.read() == b"one" * 1000
+        sent = await until(events, "http.sent")
+        assert (sent.details["path"], sent.details["bytes"]) == ("/file", 3000)
+        async with session.get("/boot/boot.ipxe") as answer:
+            assert (await answer.text()).startswith("#!ipxe")
+        await server.reload(
+            config.model_copy(update={"http": config.http.model_copy(update={"max_per_address": 9})})
+        )
+        with pytest.raises(FastbootError, match=r"needs a restart: http.port"):
+            await server.reload(changed(port=1))
+        status: Any = server.status()
+        assert status["services"]["http"]["counters"]["status_200"] == 2
 
 
 async def test_two_servers_in_one_process(make: Make) -> None:

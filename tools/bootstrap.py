@@ -38,6 +38,7 @@ PACKAGES = {
         "util-linux",
     ),
     "test": (
+        "aria2",
         "atftp",
         "busybox-static",
         "curl",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import quote as percent
 
@@ -20,6 +21,8 @@ MENU_SECONDS: Final = 10
 """How long a menu waits before it boots the local disk."""
 MAX_ARGUMENTS: Final = 2047
 """Octets of a kernel command line on x86 (COMMAND_LINE_SIZE, less its NUL)."""
+WELL_KNOWN: Final[Mapping[str, int]] = {"ftp": 21, "http": 80}
+"""Ports that a URL need not name."""
 RESERVED: Final = ("local", "local-next", "local-hd0", "failed")
 """Labels of our own in the rendered files, which no profile may bear."""
 VENDORS: Final = (
@@ -80,14 +83,17 @@ class Renderer:
         nodes: Sequence[Node],
         profiles: Sequence[Profile],
         unknown: Literal["menu", "local", "ignore"] = "menu",
-        ftp_port: int = 21,
+        ports: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Raises ConfigError for a profile that does not exist, or whose arguments are no template."""
+        """`ports` are those of FTP and HTTP, by the name of their scheme, where they are not the well-known ones.
+
+        Raises ConfigError for a profile that does not exist, or whose arguments are no template.
+        """
         self._profiles = {profile.name: profile for profile in profiles}
         self._by_mac = {mac: node for node in nodes for mac in node.macs}
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
-        self._ftp_port = "" if ftp_port == 21 else f":{ftp_port}"
+        self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
                 known = ", ".join(self._profiles) or "none"
@@ -183,7 +189,8 @@ class Renderer:
         if mac is not None:
             context["mac"] = mac
         if profile.media is not None:
-            context["media"] = f"ftp://{client.server}{self._ftp_port}/media/{percent(profile.media)}"
+            host = f"{client.server}{self._ports.get(profile.transport, '')}"
+            context["media"] = f"{profile.transport}://{host}/media/{percent(profile.media)}"
         try:
             arguments = self._arguments[profile.name].render(context).strip()
         except Exception as error:  # a template may fail in any way its expressions can
@@ -203,9 +210,10 @@ class Renderer:
             menu=default == "local" and bool(entries),
             timeout=MENU_SECONDS,
             vendors=VENDORS,
-            server=str(client.server),
+            # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
+            protocol=client.protocol,
+            server=f"{client.server}{self._ports.get(client.protocol, '')}",
             mac=mac,
-            url=lambda path: f"tftp://{client.server}{percent(path)}",
         )
 
 
@@ -224,13 +232,14 @@ def _sandbox(loader: PackageLoader | None = None, filters: Mapping[str, Callable
 
 
 def _load_templates() -> dict[str, Template]:
-    filters = {
+    filters: dict[str, Callable[..., Any]] = {
         "line": _line,
         "word": _word,
         "member": _member,
         "quote": _quote,
         "words": _words,
         "script": _script,
+        "percent": percent,
     }
     environment = _sandbox(PackageLoader("fastboot.boot"), filters)
     return {language: environment.get_template(f"{language}.j2") for language in NAMES}

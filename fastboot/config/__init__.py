@@ -39,6 +39,7 @@ __all__ = [
     "Config",
     "Dhcp",
     "Ftp",
+    "Http",
     "Log",
     "Media",
     "NodeTable",
@@ -71,6 +72,13 @@ class Ftp(Table):
     max_sessions: Annotated[int, Field(ge=1, le=100_000)] = 2000
 
 
+class Http(Table):
+    port: Port = 80
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 4000
+    max_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """A package manager opens about ten; machines behind one NAT share an address."""
+
+
 class Media(Table):
     name: Name
     path: FilePath
@@ -84,11 +92,13 @@ class ProfileTable(Table):
     ] = ()
     arguments: Text = ""
     media: str | None = None
-    transport: Literal["ftp"] = "ftp"
+    transport: Literal["ftp", "http"] | None = None
+    """How the installer fetches its media; None: by FTP where there is [ftp], else by HTTP."""
     installs: bool = True
 
-    def profile(self) -> Profile:
-        return Profile(**self.model_dump())
+    def profile(self, transport: Literal["ftp", "http"] = "ftp") -> Profile:
+        """Return the profile; `transport` is what one has that names none."""
+        return Profile(**{**self.model_dump(), "transport": self.transport or transport})
 
 
 class Boot(Table):
@@ -119,6 +129,7 @@ class Config(Table):
     dhcp: Dhcp | None = None
     tftp: Tftp | None = None
     ftp: Ftp | None = None
+    http: Http | None = None
     nodes: tuple[NodeTable, ...] = ()
     media: tuple[Media, ...] = ()
     profiles: tuple[ProfileTable, ...] = ()
@@ -132,12 +143,14 @@ class Config(Table):
             *repeated("media", [item.name for item in self.media], ".name"),
             *repeated("profiles", [profile.name for profile in self.profiles], ".name"),
             *subnet_faults(self.dhcp.subnets if self.dhcp else ()),
-            *_port_faults(self.tftp, self.ftp),
+            *_port_faults(self.tftp, self.ftp, self.http),
         ]
         if self.dhcp and not self.dhcp.subnets:
             faults.append('dhcp.subnets: is missing; add [[dhcp.subnets]] with network = "10.77.0.0/24"')
         media = [item.name for item in self.media]
         for at, profile in enumerate(self.profiles):
+            if profile.transport == "http" and self.http is None:
+                faults.append(f'profiles[{at}].transport: is "http", and there is no [http]; add that table')
             if profile.media is not None and profile.media not in media:
                 faults.append(f"profiles[{at}].media: there is no medium {unknown(profile.media, media)}")
         if faults:
@@ -182,7 +195,7 @@ def load(path: Path) -> Config:
     return config
 
 
-def _port_faults(tftp: Tftp | None, ftp: Ftp | None) -> Iterator[str]:
+def _port_faults(tftp: Tftp | None, ftp: Ftp | None, http: Http | None) -> Iterator[str]:
     if tftp and tftp.data_ports:
         if tftp.single_port:
             yield "tftp.data_ports: has no effect with single_port = true; remove one of them"
@@ -190,3 +203,8 @@ def _port_faults(tftp: Tftp | None, ftp: Ftp | None) -> Iterator[str]:
             yield f"tftp.data_ports: holds port {tftp.port}, where requests arrive; choose others"
     if ftp and ftp.passive_ports and ftp.port in ftp.passive_ports:
         yield f"ftp.passive_ports: holds port {ftp.port}, where sessions arrive; choose others"
+    if ftp and http:
+        if ftp.port == http.port and ftp.port:
+            yield f"http.port: {http.port} is that of ftp too; choose another"
+        if ftp.passive_ports and http.port in ftp.passive_ports:
+            yield f"ftp.passive_ports: holds port {http.port}, which is that of http; choose others"

@@ -20,7 +20,8 @@ from pyftpdlib.handlers.ftp.producers import FileProducer
 
 from fastboot._core import Source
 from fastboot.model import Client, Reason, Refusal
-from fastboot.services.ftp_data import Active, Lines, Passive, SourceFile, Transfer
+from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
+from fastboot.services.source_file import SourceFile
 
 if TYPE_CHECKING:
     from fastboot.services.ftp import Entry, FtpService, Listener

@@ -1,0 +1,505 @@
+"""HTTP: the one namespace for loaders, installers and package managers (RFC 9110, 9112).
+
+aiohttp speaks the protocol. Bodies of files leave by sendfile (`pump`), small ones in one write with their header.
+Clients that are strict are pleased: no redirects, every answer with its length, connections kept open
+(`protocol-facts.md` A6 and A10).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import html
+import os
+import secrets
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from ipaddress import IPv4Address
+from typing import Any, Final, Protocol
+from urllib.parse import quote, unquote
+
+import structlog
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from fastboot import config, model
+from fastboot._core import Source
+from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.services.http_message import Version, content_type, precondition, ranges
+from fastboot.services.links import Link, open_tcp
+from fastboot.services.pump import Pump
+from fastboot.services.source_file import FAULTS, SourceFile
+
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
+SMALL: Final = 64 * 1024
+"""Octets of a body that leaves in one write with its header: a package manager fetches thousands of such."""
+LISTING: Final = 65_536
+RETRY: Final = 5
+"""Seconds after which a client that was turned away should ask again; iPXE does."""
+STATUS: Final[Mapping[Reason, int]] = {
+    Reason.MISSING: 404,
+    Reason.OUTSIDE: 404,
+    Reason.FORBIDDEN: 403,
+    Reason.SPECIAL: 403,
+    Reason.DIRECTORY: 404,
+    Reason.BROKEN: 500,
+}
+
+
+class Entry(Protocol):
+    """What the catalog tells of a path."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_dir(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime(self) -> float: ...
+
+
+class Catalog(Protocol):
+    """The one namespace as HTTP sees it."""
+
+    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
+    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
+        """Called in a thread of the service's own: a directory may be large."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times in seconds that a client must keep."""
+
+    head: float = 60
+    """From a connection, or from the last answer, to the end of the next request's header."""
+    stall: float = 120
+    """A body of which the client takes nothing for so long is ended."""
+
+
+@dataclass(slots=True)
+class Transfer:
+    """An answer on its way."""
+
+    client: Client
+    path: str
+    size: int
+    sent: int = 0
+    file: SourceFile | None = None
+
+    @property
+    def octets(self) -> int:
+        return self.sent + (self.file.position if self.file else 0)
+
+
+def open_sockets(settings: config.Http, links: Sequence[Link]) -> list[socket.socket]:
+    """Bind one TCP socket to each address of the links. Raises FastbootError."""
+    with contextlib.ExitStack() as undo:
+        addresses = dict.fromkeys(own.ip for link in links for own in link.addresses)
+        sockets = [undo.enter_context(open_tcp("http.port", address, settings.port)) for address in addresses]
+        undo.pop_all()
+    return sockets
+
+
+class HttpService:
+    """Serves a catalog by HTTP. For the thread of one asyncio loop.
+
+    Events: `http.sent` (a GET was answered with the whole or a part of a file; path, bytes, seconds) and
+    `http.failed` (path, reason, and how much had left). Everything else is counted.
+    """
+
+    def __init__(
+        self,
+        settings: config.Http,
+        links: Sequence[Link],
+        catalog: Catalog,
+        emit: Callable[[Event], None],
+        sockets: Sequence[socket.socket] | None = None,
+        mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
+        self._sockets = list(sockets or ())
+        self._mac_of, self._limits = mac_of, limits
+        self._counters: Counter[str] = Counter()
+        self._by_address: Counter[str] = Counter()
+        self._transfers: dict[int, Transfer] = {}
+        self._servers: list[asyncio.Server] = []
+        self._manager: Manager | None = None
+        self._pump: Pump | None = None
+        self._lister: ThreadPoolExecutor | None = None
+        self._log = structlog.get_logger(component="http")
+
+    async def start(self) -> None:
+        """Serve from now on. Raises FastbootError where a port is taken."""
+        sockets = self._sockets or open_sockets(self._settings, self._links)
+        loop = asyncio.get_running_loop()
+        self._pump = Pump(self._limits.stall)
+        self._lister = ThreadPoolExecutor(1, "http-list")
+        self._manager = Manager(self)
+        self._servers = [await loop.create_server(self._manager, sock=sock, backlog=BACKLOG) for sock in sockets]
+
+    async def stop(self, drain: float = 0) -> None:
+        """Refuse new clients, let answers on their way finish for `drain` seconds, then end all."""
+        if self._manager is None or self._pump is None:
+            return
+        for server in self._servers:
+            server.close()
+        self._manager.pre_shutdown()
+        deadline = time.monotonic() + drain
+        while self._transfers and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        self._pump.close()
+        await self._manager.shutdown(1.0)
+        if self._lister:
+            self._lister.shutdown(wait=False, cancel_futures=True)
+        self._manager = None
+
+    def reload(self, settings: config.Http) -> None:
+        """Take new limits; connections that are open stay. The port needs a restart."""
+        self._settings = settings
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where the service listens."""
+        return [sock.getsockname()[:2] for server in self._servers for sock in server.sockets]
+
+    def counters(self) -> dict[str, int]:
+        """Return counts since the start; `connections_open` and `transfers_open` are of now."""
+        counts = dict(self._counters)
+        counts["connections_open"] = self._by_address.total()
+        counts["transfers_open"] = len(self._transfers)
+        return counts
+
+    def transfers(self) -> list[model.Transfer]:
+        """Return the files that are on their way."""
+        return [
+            model.Transfer("http", each.client.address, each.path, each.octets, each.size, each.client.mac)
+            for each in self._transfers.values()
+        ]
+
+    # --- connections
+
+    def opened(self, address: str) -> None:
+        self._by_address[address] += 1
+        self._counters["connections"] += 1
+
+    def closed(self, address: str) -> None:
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
+
+    def _crowded(self, address: str) -> bool:
+        """Whether this connection is one too many. Idle ones are closed in time, so it pays to ask again."""
+        return (
+            self._by_address.total() > self._settings.max_connections
+            or self._by_address[address] > self._settings.max_per_address
+        )
+
+    # --- requests
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request. For aiohttp."""
+        self._counters["requests"] += 1
+        peer, own = _ends(request)
+        if self._crowded(peer):
+            self._counters["refused_crowded"] += 1
+            response = _text(503, "too many connections", {"Retry-After": str(RETRY)})
+            response.force_close()
+            return response
+        if request.method not in ("GET", "HEAD"):
+            self._counters["refused_method"] += 1
+            return _text(405, "this server is for reading", {"Allow": "GET, HEAD"})
+        if request.version >= HttpVersion11 and len(request.headers.getall("Host", ())) != 1:
+            return self.malformed("one Host field is needed (RFC 9112 section 3.2)")
+        path = _path(request.raw_path)
+        if path is None:
+            return self.malformed("this is no path")
+        address = IPv4Address(peer)
+        client = Client(address, IPv4Address(own), "http", self._mac_of(address))
+        found = await self._resolve(path, client)
+        if isinstance(found, Source):
+            return await self._send(request, path, client, found)
+        if found.reason is Reason.DIRECTORY:
+            return await self._list(path, client)
+        self._failed(client, path, found.text)
+        return _text(STATUS[found.reason], found.text)
+
+    def malformed(self, text: str) -> web.Response:
+        """Answer what is no request, and close: what follows may be part of it."""
+        self._counters["malformed"] += 1
+        response = _text(400, text)
+        response.force_close()
+        return response
+
+    def broken(self, request: web.BaseRequest, fault: BaseException | None) -> web.Response:
+        """Answer a request that a fault of ours ended."""
+        self._log.error("fault in answering a request", exc_info=fault)
+        if request.writer.output_size:
+            raise ConnectionResetError(errno.ECONNRESET, "the answer had begun")
+        response = _text(500, "internal error")
+        response.force_close()
+        return response
+
+    async def _resolve(self, path: str, client: Client) -> Source | Refusal:
+        try:
+            found = self._catalog.resolve(path, client)
+            return found if isinstance(found, Source | Refusal) else await found
+        except Exception:
+            # The catalog may be an embedder's: its fault ends one request.
+            self._log.exception("the catalog failed", path=_printable(path))
+            return Refusal(Reason.BROKEN, "can not be read")
+
+    async def _list(self, path: str, client: Client) -> web.Response:
+        loop = asyncio.get_running_loop()
+        entries = await loop.run_in_executor(self._lister, self._catalog.list, path, client)
+        if isinstance(entries, Refusal):
+            return _text(STATUS[entries.reason], entries.text)
+        if len(entries) > LISTING:
+            return _text(503, f"more than {LISTING} entries")
+        self._counters["listings"] += 1
+        text = "".join(_page(path, entries))
+        return _response(200, {"Content-Type": "text/html; charset=utf-8"}, text.encode("utf-8", "replace"))
+
+    # --- files
+
+    async def _send(
+        self, request: web.BaseRequest, path: str, client: Client, source: Source
+    ) -> web.StreamResponse:
+        version = Version(_tag(source), int(source.mtime))
+        headers = {
+            "ETag": version.tag,
+            "Last-Modified": version.last_modified,
+            "Accept-Ranges": "bytes",
+            "Content-Type": content_type(path),
+        }
+        if status := precondition(request.headers, version):
+            self._counters[f"status_{status}"] += 1
+            return _response(status, headers if status == 304 else {**headers, "Content-Type": "text/plain"})
+        parts = ranges(request.headers, version, source.size) if request.method == "GET" else None
+        if parts is None:
+            return await self._transfer(request, path, client, 200, headers, [source])
+        if not parts:
+            self._counters["status_416"] += 1
+            return _response(416, {"Content-Range": f"bytes */{source.size}", "Content-Type": "text/plain"})
+        if len(parts) == 1:
+            ((start, end),) = parts
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{source.size}"
+            return await self._transfer(request, path, client, 206, headers, [source.slice(start, end - start)])
+        boundary = secrets.token_hex(12)
+        pieces = list(_multipart(source, parts, boundary, headers["Content-Type"]))
+        headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+        return await self._transfer(request, path, client, 206, headers, pieces)
+
+    async def _transfer(
+        self, request: web.BaseRequest, path: str, client: Client, status: int, headers: Mapping[str, str],
+        pieces: Sequence[Source | bytes],
+    ) -> web.StreamResponse:  # fmt: skip
+        size = sum(piece.size if isinstance(piece, Source) else len(piece) for piece in pieces)
+        self._counters[f"status_{status}"] += 1
+        response = web.StreamResponse(status=status, headers={**headers, "Server": "fastboot"})
+        response.content_length = size
+        if request.method == "HEAD":
+            return response
+        began = time.monotonic()
+        transfer = self._transfers[id(request)] = Transfer(client, _printable(path), size)
+        try:
+            if size <= SMALL:
+                body = b"".join([await self._read(piece) for piece in pieces])
+                response = _response(status, headers, body)
+                transfer.sent = size
+            else:
+                await self._stream(request, response, pieces, transfer)
+        except OSError as error:
+            self._failed(client, path, _reason(error), bytes=transfer.octets)
+            if not response.prepared:
+                return _text(500, _reason(error))
+            if request.transport is not None:
+                # A client must never take a part for the whole: its connection ends with a reset.
+                request.transport.abort()
+            return response
+        except asyncio.CancelledError:
+            self._failed(client, path, "the client closed the connection", bytes=transfer.octets)
+            raise
+        finally:
+            del self._transfers[id(request)]
+        self._counters["sent"] += 1
+        self._counters["bytes"] += size
+        self._tell("http.sent", client, path, bytes=size, seconds=round(time.monotonic() - began, 3))
+        return response
+
+    async def _read(self, piece: Source | bytes) -> bytes:
+        if isinstance(piece, bytes):
+            return piece
+        if not piece.size:
+            return b""
+        data = bytearray(piece.size)
+        try:
+            count = os.preadv(piece.fileno(), [data], piece.offset, os.RWF_NOWAIT)
+        except OSError:
+            count = 0  # not in memory, or a file system that can not tell
+        if count < piece.size:
+            return await asyncio.get_running_loop().run_in_executor(None, piece.read)
+        if not piece.unchanged():
+            raise OSError(errno.ESTALE, "changed")
+        return bytes(data)
+
+    async def _stream(
+        self, request: web.BaseRequest, response: web.StreamResponse, pieces: Sequence[Source | bytes],
+        transfer: Transfer,
+    ) -> None:  # fmt: skip
+        assert self._pump is not None
+        writer = await response.prepare(request)
+        for piece in pieces:
+            if isinstance(piece, bytes):
+                await response.write(piece)
+                transfer.sent += len(piece)
+                continue
+            transport = request.transport
+            # The connection's write buffer has no room at all (`Manager`), so drained means empty.
+            while writer is not None and transport is not None and transport.get_write_buffer_size():
+                await writer.drain()
+            if transport is None or transport.is_closing():
+                raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
+            transfer.file = SourceFile(piece, transfer.path)
+            await self._pump.send(transport.get_extra_info("socket"), transfer.file)
+            transfer.sent, transfer.file = transfer.sent + piece.size, None
+        await response.write_eof()
+
+    def _failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
+        self._counters["failed"] += 1
+        self._tell("http.failed", client, path, reason=reason, **facts)
+
+    def _tell(self, kind: str, client: Client, path: str, **details: object) -> None:
+        facts = {"peer": str(client.address), "path": _printable(path), **details}
+        self._emit(Event(time.time(), kind, mac=client.mac, details=facts))
+
+
+class Manager(web.Server):
+    """aiohttp's server, with the connections of every address counted."""
+
+    def __init__(self, service: HttpService) -> None:
+        super().__init__(
+            service.answer,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=service._limits.head,
+            lingering_time=2,
+        )
+        self._service = service
+
+    def __call__(self) -> Connection:
+        return Connection(self, self._service, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        transport.set_write_buffer_limits(0)
+        self._service.opened(transport.get_extra_info("peername")[0])
+
+    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
+        if (transport := self._connections.get(handler)) is not None:
+            self._service.closed(transport.get_extra_info("peername")[0])
+        super().connection_lost(handler, exc)
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's connection: a client's nonsense is counted, a fault of ours is told."""
+
+    def __init__(self, manager: Manager, service: HttpService, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._service = service
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if isinstance(exc, HttpProcessingError):
+            return self._service.malformed("this is no HTTP")
+        return self._service.broken(request, exc)
+
+
+def _ends(request: web.BaseRequest) -> tuple[str, str]:
+    """Return the client's address and the one of ours that it asked."""
+    transport = request.transport
+    if transport is None:
+        raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
+    return transport.get_extra_info("peername")[0], transport.get_extra_info("sockname")[0]
+
+
+def _path(target: str) -> str | None:
+    """Return the path that a request target names, percent-decoded, undecodable octets as surrogates (PEP 383)."""
+    if not target.startswith("/"):
+        scheme, _, rest = target.partition("://")  # the absolute form (RFC 9112 section 3.2.2)
+        if scheme.lower() != "http" or not rest:
+            return None
+        target = "/" + rest.partition("/")[2]
+    return unquote(target.partition("?")[0].partition("#")[0], errors="surrogateescape")
+
+
+def _tag(source: Source) -> str:
+    # The change time can not be set back, so two versions never share a tag.
+    _, inode, _, _, changed = source.identity
+    return f'"{inode:x}-{changed:x}-{source.offset:x}-{source.size:x}"'
+
+
+def _multipart(
+    source: Source, parts: Sequence[tuple[int, int]], boundary: str, type_: str
+) -> Iterator[Source | bytes]:
+    for start, end in parts:
+        fields = f"Content-Type: {type_}\r\nContent-Range: bytes {start}-{end - 1}/{source.size}"
+        yield f"\r\n--{boundary}\r\n{fields}\r\n\r\n".encode()
+        yield source.slice(start, end - start)
+    yield f"\r\n--{boundary}--\r\n".encode()
+
+
+def _page(path: str, entries: Sequence[Entry]) -> Iterator[str]:
+    """Yield a directory as HTML. Its links are absolute, for it is shown with and without a slash at its end."""
+    base = "/" + "/".join(part for part in path.split("/") if part)
+    title = html.escape(_printable(base))
+    yield f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1><pre>\n"
+    if base != "/":
+        yield f'<a href="{_link(base.rpartition("/")[0] + "/")}">../</a>\n'
+    for entry in entries:
+        name = entry.name + "/" * entry.is_dir
+        link = _link(f"{base.rstrip('/')}/{name}")
+        size = "-" if entry.is_dir else str(entry.size)
+        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.mtime))
+        pad = " " * max(1, 60 - len(name))
+        yield f'<a href="{link}">{html.escape(_printable(name))}</a>{pad}{when} {size:>12}\n'
+    yield "</pre></body></html>\n"
+
+
+def _link(path: str) -> str:
+    return html.escape(quote(path, errors="surrogateescape"))
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ETIMEDOUT:
+        return "the client took nothing for too long"
+    if error.errno == errno.ECANCELED:
+        return "the server stopped"
+    return FAULTS.get(error.errno or 0, "the client closed the connection")
+
+
+def _response(status: int, headers: Mapping[str, str], body: bytes = b"") -> web.Response:
+    return web.Response(status=status, headers={**headers, "Server": "fastboot"}, body=body)
+
+
+def _text(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:
+    fields = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
+    return _response(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())

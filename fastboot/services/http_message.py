@@ -1,0 +1,129 @@
+"""What the header fields of a request ask of a file (RFC 9110), as pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
+from typing import Final
+
+MAX_RANGES: Final = 256
+"""Ranges in one request: librepo asks zchunk repositories for 255 at once. More get the whole file."""
+TYPES: Final[Mapping[str, str]] = {
+    # UEFI takes what it boots over HTTP by these (protocol-facts.md A6).
+    "efi": "application/efi",
+    "iso": "application/vnd.efi-iso",
+    "img": "application/vnd.efi-img",
+    "cfg": "text/plain; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "ipxe": "text/plain; charset=utf-8",
+    "json": "application/json",
+    "ks": "text/plain; charset=utf-8",
+    "txt": "text/plain; charset=utf-8",
+    "xml": "application/xml",
+    "yaml": "text/plain; charset=utf-8",
+}
+OTHER: Final = "application/octet-stream"
+_RANGES: Final = re.compile(r"bytes\s*=\s*(?P<specs>[\d\s,-]+)", re.IGNORECASE)
+_SPEC: Final = re.compile(r"(\d*)\s*-\s*(\d*)")
+_TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which version of a file there is: its strong entity tag, quotes included, and when it was modified, in
+    whole seconds since the epoch."""
+
+    tag: str
+    modified: int
+
+    @property
+    def last_modified(self) -> str:
+        return formatdate(self.modified, usegmt=True)
+
+
+def content_type(name: str) -> str:
+    """Return the media type of a file by its name. Never a coding: an installer wants `.gz` as it is."""
+    return TYPES.get(name.rpartition(".")[2].lower(), OTHER)
+
+
+def precondition(headers: Mapping[str, str], version: Version) -> int | None:
+    """Return the status that a conditional GET or HEAD ends with, 304 or 412; None where it goes on.
+
+    RFC 9110 section 13.2.2 has the order.
+    """
+    if (match := headers.get("If-Match")) is not None:
+        if not _matches(match, version.tag, weak=False):
+            return 412
+    elif (since := _date(headers.get("If-Unmodified-Since"))) is not None and version.modified > since:
+        return 412
+    if (none := headers.get("If-None-Match")) is not None:
+        if _matches(none, version.tag, weak=True):
+            return 304
+    elif (since := _date(headers.get("If-Modified-Since"))) is not None and version.modified <= since:
+        return 304
+    return None
+
+
+def ranges(headers: Mapping[str, str], version: Version, size: int) -> list[tuple[int, int]] | None:
+    """Return which parts of a file are asked for, as (start, end) with `end` excluded, in rising order.
+
+    None: the whole, because nothing else was asked, or nothing that makes sense (RFC 9110 section 14.2), or too
+    many parts, or `If-Range` names another version. An empty list: no octet of it exists (416).
+    Parts that touch, overlap or lie closer than the header between them is long are joined.
+    """
+    asked = _RANGES.fullmatch(headers.get("Range", "").strip())
+    if asked is None or not _still(headers.get("If-Range"), version):
+        return None
+    parts = []
+    specs = [spec for each in asked["specs"].split(",") if (spec := each.strip())]
+    if not specs or len(specs) > MAX_RANGES:
+        return None
+    for spec in specs:
+        match = _SPEC.fullmatch(spec)
+        if match is None or match[0].strip() == "-" or max(len(match[1]), len(match[2])) > 18:
+            return None
+        first, last = match[1], match[2]
+        if not first:
+            start, end = max(0, size - int(last)), size
+        else:
+            start, end = int(first), int(last) + 1 if last else size
+            if last and end <= start:
+                return None
+        if start < min(end, size):
+            parts.append((start, min(end, size)))
+    return _joined(sorted(parts))
+
+
+def _joined(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for start, end in parts:
+        if joined and start <= joined[-1][1] + 80:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _still(condition: str | None, version: Version) -> bool:
+    """Whether If-Range holds: a strong tag, or exactly the date that was sent (RFC 9110 section 13.1.5)."""
+    if condition is None:
+        return True
+    condition = condition.strip()
+    return condition in (version.tag, version.last_modified)
+
+
+def _matches(condition: str, tag: str, *, weak: bool) -> bool:
+    if condition.strip() == "*":
+        return True
+    return any(f'"{match[2]}"' == tag and (weak or not match[1]) for match in _TAG.finditer(condition))
+
+
+def _date(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None  # RFC 9110 section 13.1.3: a date that is none counts as absent

@@ -1,0 +1,565 @@
+"""HTTP on the wire: what loaders, installers and package managers rely on (protocol-facts.md A6, A10)."""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from email.parser import BytesParser
+from pathlib import Path
+
+import pytest
+
+from fastboot import config
+from fastboot._core import Source
+from fastboot.boot.catalog import Catalog
+from fastboot.model import Client as Asker
+from fastboot.model import Reason, Refusal
+from fastboot.services.http import Limits
+from fastboot.services.http_message import Version, precondition, ranges
+from tests.ftpkit import Memory, Running, descriptors
+from tests.httpkit import Answer, Client, serving
+
+BIG = random.Random(5).randbytes(3_000_001)
+TREE = {
+    "/big": BIG,
+    "/small": b"0123456789",
+    "/empty": b"",
+    "/EFI/BOOT/shimx64.efi": b"MZ",
+    "/EFI/disk.img": b"img",
+    "/EFI/cd.iso": b"iso",
+    "/pool/libstdc++ 6~rc[1]%20 gr\u00f6\u00dfe.deb": b"awkward",
+}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("root")
+    for name, content in TREE.items():
+        path = root / name[1:]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tree: Path) -> Iterator[Running]:
+    catalog = Catalog(config.Config.model_validate({"interface": "lo", "roots": [tree]}))
+    with serving(catalog) as running:
+        yield running
+    catalog.close()
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[Client]:
+    with Client((server.host, server.port)) as client:
+        yield client
+
+
+def test_the_status_line_and_lengths_that_grub_needs(client: Client) -> None:
+    """GRUB compares `HTTP/1.1 ` and `Content-Length: ` octet by octet (grub-core/net/http.c)."""
+    client.socket.sendall(b"GET /small HTTP/1.1\r\nHost: boot\r\nUser-Agent: GRUB 2.06\r\n\r\n")
+    text = client.socket.recv(4096)
+    assert text.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nContent-Length: 10\r\n" in text
+    assert b"chunked" not in text
+
+
+@pytest.mark.parametrize("path", sorted(TREE))
+def test_head_says_what_get_sends(client: Client, path: str) -> None:
+    target = "".join(chr(each) if each in b"/abcdefghijklmnopqrstuvwxyzBEFIOT." else f"%{each:02X}"
+                     for each in path.encode())  # fmt: skip
+    head, got = client.get(target, method="HEAD"), client.get(target)
+    assert got.body == TREE[path]
+    assert head.body == b""
+    assert head.status == got.status == 200
+    assert [each for each in head.fields if each[0] != b"Date"] == [
+        each for each in got.fields if each[0] != b"Date"
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["//small", "/./small", "/EFI/../small", "/EFI//..//./small", "/%2fsmall", "/small?x=1"]
+)
+def test_paths_are_made_plain_without_a_redirect(client: Client, path: str) -> None:
+    """A redirect for `//` broke boots (tinkerbell/smee#229)."""
+    assert client.get(path).body == b"0123456789"
+
+
+def test_the_absolute_form_of_a_target(client: Client) -> None:
+    assert client.get("http://boot:80/small").body == b"0123456789"
+    assert client.get("http://boot").status == 200  # the top, listed
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/../etc/passwd", 404),
+        ("/%2e%2e/%2e%2e/etc/passwd", 404),
+        ("/nothing", 404),
+        ("/small/x", 404),
+        ("/%00", 403),
+    ],
+)
+def test_what_is_not_there(client: Client, path: str, status: int) -> None:
+    answer = client.get(path)
+    assert answer.status == status
+    assert b"passwd" not in answer.body
+    assert client.get("/small").status == 200  # the connection goes on
+
+
+@pytest.mark.parametrize(
+    ("path", "type_"),
+    [
+        ("/EFI/BOOT/shimx64.efi", b"application/efi"),
+        ("/EFI/cd.iso", b"application/vnd.efi-iso"),
+        ("/EFI/disk.img", b"application/vnd.efi-img"),
+        ("/big", b"application/octet-stream"),
+    ],
+)
+def test_the_types_that_uefi_goes_by(client: Client, path: str, type_: bytes) -> None:
+    answer = client.get(path)
+    assert answer.field(b"Content-Type") == type_
+    assert answer.field(b"Content-Encoding") is None
+
+
+def test_a_connection_serves_many_requests(client: Client, server: Running) -> None:
+    before = server.counters()["connections"]
+    for _ in range(50):
+        assert client.get("/small").status == 200
+    assert client.get("/big").body == BIG
+    assert server.counters()["connections"] == before
+
+
+def test_requests_may_be_sent_ahead(client: Client) -> None:
+    one = b"GET %s HTTP/1.1\r\nHost: boot\r\n\r\n"
+    client.socket.sendall(b"".join(one % path for path in (b"/big", b"/small", b"/nothing", b"/big")))
+    assert [client.read().body[:4] for _ in range(4)] == [BIG[:4], b"0123", b"404 ", BIG[:4]]
+
+
+def test_http_1_0(server: Running) -> None:
+    with Client((server.host, server.port)) as client:
+        client.socket.sendall(b"GET /big HTTP/1.0\r\n\r\n")
+        assert client.read().body == BIG
+        assert client.closed()
+    with Client((server.host, server.port)) as client:
+        answer = client.get("/small", "Connection: keep-alive", version="HTTP/1.0")
+        assert answer.field(b"Connection") == b"keep-alive"
+        assert client.get("/small", version="HTTP/1.0").status == 200
+
+
+# ---- ranges
+
+
+@pytest.mark.parametrize(
+    ("range_", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=0-", 0, len(BIG)),
+        ("bytes=100-199999", 100, 200_000),
+        ("bytes=-5", len(BIG) - 5, len(BIG)),
+        ("bytes=-99999999", 0, len(BIG)),
+        (f"bytes={len(BIG) - 1}-", len(BIG) - 1, len(BIG)),
+        ("bytes=5-99999999", 5, len(BIG)),
+        ("bytes= 7 - 9 ", 7, 10),
+        ("bytes=0-9,5-20", 0, 21),
+        ("bytes=50-60,0-9", 0, 61),  # nearer to each other than a part's header is long
+    ],
+)
+def test_one_range(client: Client, range_: str, start: int, end: int) -> None:
+    answer = client.get("/big", f"Range: {range_}")
+    assert answer.line == b"HTTP/1.1 206 Partial Content"
+    assert answer.field(b"Content-Range") == f"bytes {start}-{end - 1}/{len(BIG)}".encode()
+    assert answer.body == BIG[start:end]
+
+
+@pytest.mark.parametrize("range_", ["bytes=3000001-", "bytes=9999999-99999999", "bytes=-0"])
+def test_a_range_of_nothing(client: Client, range_: str) -> None:
+    answer = client.get("/big", f"Range: {range_}")
+    assert answer.status == 416
+    assert answer.field(b"Content-Range") == b"bytes */3000001"
+
+
+@pytest.mark.parametrize(
+    "range_",
+    [
+        "bytes=5-1",
+        "bytes=x-1",
+        "bytes",
+        "items=0-1",
+        "bytes=",
+        "bytes=-",
+        "bytes=1-2;3",
+        "bytes=" + "0-1," * 300,
+        "bytes=" + "9" * 30 + "-",
+    ],
+)
+def test_a_range_without_sense_gets_the_whole(client: Client, range_: str) -> None:
+    answer = client.get("/big", f"Range: {range_}")
+    assert answer.status == 200
+    assert answer.body == BIG
+
+
+def parts_of(answer: Answer) -> list[tuple[bytes, bytes]]:
+    message = BytesParser().parsebytes(
+        b"Content-Type: " + (answer.field(b"Content-Type") or b"") + b"\r\n" + answer.body
+    )
+    return [(each["Content-Range"].encode(), each.get_payload(decode=True)) for each in message.get_payload()]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("far", [1000, 2_000_000])
+def test_many_ranges(client: Client, far: int) -> None:
+    """What zchunk repositories are read with. Small and large answers go different ways."""
+    answer = client.get("/small", "Range: bytes=0-1")
+    assert answer.status == 206
+    answer = client.get("/big", f"Range: bytes={far}-{far + 99},0-99,{far}-{far + 49},-10")
+    assert answer.status == 206
+    text = BIG[far : far + 100], BIG[:100], BIG[-10:]
+    got = re.findall(rb"Content-Range: bytes (\d+)-(\d+)/3000001\r\n\r\n", answer.body)
+    assert got == [(b"0", b"99"), (str(far).encode(), str(far + 99).encode()), (b"2999991", b"3000000")]
+    for each in text:
+        assert each in answer.body
+    assert (answer.field(b"Content-Type") or b"").startswith(b"multipart/byteranges; boundary=")
+
+
+def test_a_multipart_answer_is_one(client: Client) -> None:
+    text = client.get("/small", "Range: bytes=0-1")
+    assert text.body == b"01"
+    answer = client.get("/EFI/BOOT/shimx64.efi", "Range: bytes=0-0,1-1")
+    assert answer.body == b"MZ"  # joined
+    answer = client.get("/big", "Range: bytes=0-9,1000-1009")
+    (first, _), (second, _) = parts_of(answer)
+    assert (first, second) == (b"bytes 0-9/3000001", b"bytes 1000-1009/3000001")
+
+
+# ---- conditions
+
+
+def test_conditions_of_the_tag(client: Client) -> None:
+    tag = (client.get("/big", method="HEAD").field(b"ETag") or b"").decode()
+    assert tag.startswith('"')  # a strong one
+    assert client.get("/big", f"If-None-Match: {tag}").status == 304
+    assert client.get("/big", f'If-None-Match: "x", W/{tag}').status == 304
+    assert client.get("/big", "If-None-Match: *").status == 304
+    assert client.get("/big", 'If-None-Match: "other"').status == 200
+    assert client.get("/big", f"If-Match: {tag}").status == 200
+    assert client.get("/big", f"If-Match: W/{tag}").status == 412
+    assert client.get("/big", 'If-Match: "other"').status == 412
+    assert client.get("/big", f"If-Range: {tag}", "Range: bytes=0-9").status == 206
+    assert client.get("/big", 'If-Range: "other"', "Range: bytes=0-9").body == BIG
+    assert client.get("/big", f"If-Range: W/{tag}", "Range: bytes=0-9").status == 200
+
+
+def test_conditions_of_the_date(client: Client) -> None:
+    date = (client.get("/big", method="HEAD").field(b"Last-Modified") or b"").decode()
+    old, new = "Tue, 01 Jan 2019 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT"
+    assert client.get("/big", f"If-Modified-Since: {date}").status == 304
+    assert client.get("/big", f"If-Modified-Since: {old}").status == 200
+    assert client.get("/big", "If-Modified-Since: yesterday").status == 200
+    assert client.get("/big", f"If-Unmodified-Since: {date}").status == 200
+    assert client.get("/big", f"If-Unmodified-Since: {old}").status == 412
+    assert client.get("/big", f"If-Range: {date}", "Range: bytes=0-9").status == 206
+    assert client.get("/big", f"If-Range: {new}", "Range: bytes=0-9").status == 200
+
+
+def test_edk2_resumes(client: Client) -> None:
+    """With Range and If-Match or If-Unmodified-Since; it needs the total in Content-Range (HttpBootClient.c)."""
+    head = client.get("/big", method="HEAD")
+    tag, date = head.field(b"ETag"), head.field(b"Last-Modified")
+    assert tag and date
+    for condition in (f"If-Match: {tag.decode()}", f"If-Unmodified-Since: {date.decode()}"):
+        answer = client.get("/big", condition, "Range: bytes=1000000-")
+        assert answer.status == 206
+        assert answer.field(b"Content-Range") == b"bytes 1000000-3000000/3000001"
+        assert answer.body == BIG[1_000_000:]
+
+
+def test_the_tag_goes_before_the_date() -> None:
+    """RFC 9110 section 13.2.2."""
+    version = Version('"a"', 1000)
+    old = {"If-Unmodified-Since": "Thu, 01 Jan 1970 00:00:00 GMT"}
+    assert precondition({**old, "If-Match": '"a"'}, version) is None
+    assert precondition(old, version) == 412
+    seen = {"If-Modified-Since": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    assert precondition({**seen, "If-None-Match": '"b"'}, version) is None
+    assert precondition(seen, version) == 304
+    assert ranges({"Range": "bytes=0-1"}, version, 0) == []
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_it_is_for_reading(client: Client, method: str) -> None:
+    answer = client.get("/small", method=method)
+    assert answer.status == 405
+    assert answer.field(b"Allow") == b"GET, HEAD"
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(b"GET /small HTTP/1.1\r\n\r\n", id="no Host"),
+        pytest.param(b"GET /small HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", id="two Hosts"),
+        pytest.param(
+            b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            id="length and coding",
+        ),
+        pytest.param(
+            b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nxxxxxx",
+            id="two lengths",
+        ),
+        pytest.param(b"GET /small HTTP/1.1\r\nHost : a\r\n\r\n", id="blank before the colon"),
+        pytest.param(b"GET /small HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", id="folded field"),
+        pytest.param(b"GET /small HTTP/1.1\rHost: a\r\r", id="bare CR"),
+        pytest.param(b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", id="negative length"),
+        pytest.param(b"GET /small HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", id="endless field"),
+        pytest.param(b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", id="endless path"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="TLS"),
+        pytest.param(b"GET ftp://x/small HTTP/1.1\r\nHost: a\r\n\r\n", id="another scheme"),
+        pytest.param(b"\r\n\r\n\x00\x00\x00\r\n\r\n", id="nonsense"),
+    ],
+)
+def test_malformed_requests_end_the_connection(server: Running, octets: bytes) -> None:
+    """The shapes that request smuggling is made of, among them (RFC 9112 sections 5.1, 5.2, 6.1, 6.3)."""
+    before = server.counters().get("malformed", 0)
+    with Client((server.host, server.port)) as client:
+        client.socket.sendall(octets + b"GET /small HTTP/1.1\r\nHost: smuggled\r\n\r\n")
+        text = b""
+        try:
+            while more := client.socket.recv(4096):
+                text += more
+        except ConnectionError:
+            pass
+    assert len(re.findall(rb"^HTTP/1", text, re.MULTILINE)) == 1
+    assert text.split(b" ")[1] == b"400"
+    assert server.counters()["malformed"] == before + 1
+    assert not [event for event in server.events if event.kind == "http.sent" and "smuggled" in str(event)]
+
+
+def test_a_body_that_nobody_asked_for_is_skipped(client: Client) -> None:
+    octets = b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nGET "
+    assert client.ask(octets).body == b"0123456789"
+    assert client.get("/small").body == b"0123456789"
+
+
+# ---- directories
+
+
+def test_directories_are_listed(client: Client) -> None:
+    for path in ("/EFI", "/EFI/", "//EFI//"):
+        page = client.get(path)
+        assert page.field(b"Content-Type") == b"text/html; charset=utf-8"
+        assert re.findall(rb'href="([^"]*)"', page.body) == [b"/", b"/EFI/BOOT/", b"/EFI/cd.iso", b"/EFI/disk.img"]
+    page = client.get("/pool")
+    (link,) = re.findall(rb'href="(/pool/[^"]*)"', page.body)
+    assert client.get(link.decode()).body == b"awkward"
+    assert client.get("/", method="HEAD").status == 200
+
+
+def test_names_are_text_in_a_page() -> None:
+    with (
+        serving(Memory({"/d/<script>alert(1)<b>&\"'": b"x"})) as server,
+        Client((server.host, server.port)) as client,
+    ):
+        page = client.get("/d").body
+        assert b"<script>" not in page
+        assert b"&lt;script&gt;" in page
+
+
+# ---- faults
+
+
+def test_a_file_that_shrinks_ends_the_connection(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 40_000_000)
+    catalog = Catalog(config.Config.model_validate({"interface": "lo", "roots": [tmp_path]}))
+    with serving(catalog) as server, Client((server.host, server.port)) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.until(server.service.transfers)
+        with path.open("r+b") as file:
+            file.truncate(1000)
+        with pytest.raises(ConnectionError):
+            client.read()
+        server.until(lambda: server.of("http.failed"))
+        assert server.of("http.failed")[0]["reason"] == "the file changed while it was sent"
+        with Client((server.host, server.port)) as other:
+            assert other.get("/f").body == b"x" * 1000
+    catalog.close()
+
+
+def test_a_file_written_in_place_is_never_completed(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 40_000_000)
+    catalog = Catalog(config.Config.model_validate({"interface": "lo", "roots": [tmp_path]}))
+    with serving(catalog) as server, Client((server.host, server.port)) as client:
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.until(server.service.transfers)
+        with path.open("r+b") as file:
+            file.write(b"y" * 100)
+        with pytest.raises(ConnectionError):
+            client.read()
+    catalog.close()
+
+
+def test_a_file_replaced_by_rename_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 20_000_000)
+    catalog = Catalog(config.Config.model_validate({"interface": "lo", "roots": [tmp_path]}))
+    with serving(catalog) as server, Client((server.host, server.port)) as client:
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.until(server.service.transfers)
+        (tmp_path / "new").write_bytes(b"new")
+        (tmp_path / "new").rename(path)
+        assert client.read().body == b"x" * 20_000_000
+        assert client.get("/f").body == b"new"
+    catalog.close()
+
+
+def test_a_client_that_leaves_is_told_of() -> None:
+    with serving(Memory({"/f": b"x" * 40_000_000})) as server:
+        before = descriptors()
+        with Client((server.host, server.port)) as client:
+            client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.until(server.service.transfers)
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.until(lambda: not server.service.counters()["connections_open"])
+        (failed,) = server.of("http.failed")
+        assert failed["reason"] == "the client closed the connection"
+        assert failed["bytes"] < 40_000_000
+        assert not server.service.transfers()
+        server.until(lambda: descriptors() <= before)
+
+
+def test_a_client_that_stands_still_is_given_up() -> None:
+    with (
+        serving(Memory({"/f": b"x" * 40_000_000}), Limits(stall=0.4)) as server,
+        Client((server.host, server.port)) as client,
+    ):
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.until(lambda: server.of("http.failed"))
+        assert server.of("http.failed")[0]["reason"] == "the client took nothing for too long"
+
+
+@pytest.mark.parametrize("octets", [b"", b"GET /sm", b"GET /small HTTP/1.1\r\nHost: a\r\nX: "])
+def test_a_header_that_never_ends_is_cut(octets: bytes) -> None:
+    """Slowloris: a drop now and then does not keep the connection open."""
+    limits = Limits(head=0.6)
+    with serving(Memory({}), limits) as server, Client((server.host, server.port)) as client:
+        client.socket.sendall(octets)
+        began = time.monotonic()
+        client.socket.settimeout(0.1)
+        while time.monotonic() < began + 5:
+            try:
+                client.socket.sendall(octets[:1] and b"x")
+                if client.socket.recv(1) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                break
+        assert 0.4 < time.monotonic() - began < 3
+        server.until(lambda: not server.service.counters()["connections_open"])
+
+
+def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
+    with serving(Memory({"/f": BIG}), Limits(head=0.5)) as server, Client((server.host, server.port)) as client:
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        got = b""
+        while b"\r\n\r\n" not in got or len(got) - got.index(b"\r\n\r\n") - 4 < len(BIG):
+            got += client.socket.recv(65536)
+            time.sleep(0.02)  # 1.5 s in all: longer than an idle connection may last
+        assert got.endswith(BIG)
+        assert client.closed()
+
+
+def test_too_many_connections_are_asked_to_come_back() -> None:
+    """iPXE does so after the seconds of Retry-After (httpcore.c)."""
+    with serving(Memory({"/f": b"x"}), max_per_address=3) as server:
+        clients = [Client((server.host, server.port)) for _ in range(4)]
+        for each in clients[:3]:
+            server.until(lambda: server.service.counters()["connections_open"] == 4)
+            each.socket.settimeout(10)
+        answer = clients[3].get("/f")
+        assert answer.line == b"HTTP/1.1 503 Service Unavailable"
+        assert answer.field(b"Retry-After") == b"5"
+        assert clients[3].closed()
+        server.until(lambda: server.service.counters()["connections_open"] == 3)
+        assert clients[0].get("/f").body == b"x"
+        for each in clients:
+            each.close()
+
+
+def test_clients_share() -> None:
+    """One that reads slowly holds up nobody, and nobody is starved."""
+    body = b"x" * 8_000_000
+    with serving(Memory({"/f": body})) as server:
+        slow = Client((server.host, server.port))
+        slow.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        results: list[bool] = []
+
+        def fetch() -> None:
+            with Client((server.host, server.port), 60) as client:
+                results.append(client.get("/f").body == body)
+
+        threads = [threading.Thread(target=fetch) for _ in range(20)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert results == [True] * 20
+        slow.close()
+
+
+def test_a_catalog_may_wait_or_fail() -> None:
+    class Slow(Memory):
+        async def _later(self, path: str) -> Source | Refusal:
+            if path == "/bad":
+                raise RuntimeError("no")
+            return Source.of_bytes("later", b"later")
+
+        def resolve(self, path: str, client: Asker) -> Source | Refusal:
+            if path == "/worse":
+                raise RuntimeError("never")
+            return self._later(path)  # type: ignore[return-value]
+
+    with serving(Slow()) as server, Client((server.host, server.port)) as client:
+        assert client.get("/later").body == b"later"
+        assert client.get("/bad").status == 500
+        assert client.get("/worse").status == 500
+        assert client.get("/later").status == 200
+
+
+def test_stopping_drains() -> None:
+    body = b"x" * 20_000_000
+    memory = Memory({"/f": body})
+    with serving(memory) as server, Client((server.host, server.port)) as client:
+        client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.until(server.service.transfers)
+        reader: list[Answer] = []
+        thread = threading.Thread(target=lambda: reader.append(client.read()))
+        thread.start()
+        server.wait(server.service.stop(10))
+        thread.join()
+        assert reader[0].body == body
+        with pytest.raises(ConnectionError):
+            Client((server.host, server.port)).get("/f")
+
+
+def test_refusals_have_names() -> None:
+    class Refusing(Memory):
+        def resolve(self, path: str, client: Asker) -> Source | Refusal:
+            return Refusal(Reason(path[1:]), "no")
+
+    expected = {"missing": 404, "outside": 404, "forbidden": 403, "special": 403, "broken": 500}
+    with serving(Refusing()) as server, Client((server.host, server.port)) as client:
+        for name, status in expected.items():
+            assert client.get(f"/{name}").status == status

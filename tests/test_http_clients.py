@@ -1,0 +1,79 @@
+"""Real clients from Debian against the HTTP service, each in the way installers use it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastboot import config
+from fastboot.boot.catalog import Catalog
+from tests.ftpkit import Memory
+from tests.httpkit import serving
+from tests.test_ftp_clients import run, tree  # noqa: F401 - a fixture
+
+
+@pytest.fixture(scope="module")
+def url(tree: Path) -> Iterator[str]:  # noqa: F811
+    settings = config.Config.model_validate({"interface": "lo", "media": [{"name": "deb", "path": tree}]})
+    catalog = Catalog(settings)
+    with serving(catalog) as running:
+        yield f"http://{running.host}:{running.port}/media/deb"
+        assert {each["path"] for each in running.of("http.failed")} <= {"/robots.txt"}
+    catalog.close()
+
+
+def test_curl_as_dracut_calls_it(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    """url-lib.sh: --location --retry 3 --retry-connrefused --fail."""
+    run("curl", "-sS", "--location", "--retry", "3", "--fail", "-o", "k", f"{url}//vmlinuz", cwd=tmp_path)
+    assert (tmp_path / "k").read_bytes() == (tree / "vmlinuz").read_bytes()
+
+
+def test_curl_resumes_and_takes_ranges(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    whole = (tree / "vmlinuz").read_bytes()
+    (tmp_path / "k").write_bytes(whole[:1_000_000])
+    run("curl", "-sS", "--fail", "-C", "-", "-o", "k", f"{url}/vmlinuz", cwd=tmp_path)
+    assert (tmp_path / "k").read_bytes() == whole
+    run("curl", "-sS", "--fail", "-r", "5-9", "-o", "r", f"{url}/vmlinuz", cwd=tmp_path)
+    assert (tmp_path / "r").read_bytes() == whole[5:10]
+
+
+def test_curl_fetches_only_what_is_newer(url: str, tmp_path: Path) -> None:
+    run("curl", "-sSR", "--fail", "-o", "k", f"{url}/vmlinuz", cwd=tmp_path)
+    code = run("curl", "-sS", "-z", "k", "-w", "%{http_code}", "-o", "n", f"{url}/vmlinuz", cwd=tmp_path)
+    assert code == "304"
+
+
+def test_wget_mirrors_a_tree(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    run("wget", "-nv", "-r", "-np", "-nH", "--cut-dirs=2", f"{url}/pool/", cwd=tmp_path)
+    for path in tree.glob("pool/*/x/*.deb"):  # of %2520 in a link wget makes a blank
+        assert (tmp_path / path.relative_to(tree)).read_bytes() == path.read_bytes()
+
+
+def test_wget_resumes(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    whole = (tree / "vmlinuz").read_bytes()
+    (tmp_path / "vmlinuz").write_bytes(whole[:2_000_000])
+    run("wget", "-q", "-c", f"{url}/vmlinuz", cwd=tmp_path)
+    assert (tmp_path / "vmlinuz").read_bytes() == whole
+
+
+def test_busybox(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    run("busybox", "wget", "-q", "-O", "k", f"{url}/vmlinuz", cwd=tmp_path)
+    assert (tmp_path / "k").read_bytes() == (tree / "vmlinuz").read_bytes()
+
+
+def test_lftp_mirrors_with_parallel_connections(url: str, tree: Path, tmp_path: Path) -> None:  # noqa: F811
+    run("lftp", "-c", f"set net:max-retries 1; open {url}/; mirror --parallel=8 pool got", cwd=tmp_path)
+    for path in (tree / "pool").rglob("*.deb"):
+        assert (tmp_path / "got" / path.relative_to(tree / "pool")).read_bytes() == path.read_bytes()
+
+
+def test_aria2_with_sixteen_ranges(tmp_path: Path) -> None:
+    body = random.Random(7).randbytes(33_000_001)
+    with serving(Memory({"/f": body})) as running:
+        url = f"http://{running.host}:{running.port}/f"
+        run("aria2c", "-q", "-x16", "-s16", "-k", "1M", "-o", "k", url, cwd=tmp_path)
+        assert (tmp_path / "k").read_bytes() == body
+        assert running.counters()["status_206"] >= 15
