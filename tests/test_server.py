@@ -117,10 +117,13 @@ async def test_it_serves_a_file_and_tells(make: Make) -> None:
 
 
 async def test_http_serves_the_same_tree(make: Make) -> None:
-    config = make(
-        http={"port": free_port(socket.SOCK_STREAM)}, nodes=[{"name": "n", "macs": ["52:54:00:00:00:01"]}]
-    )
+    config = make(http={"port": free_port(socket.SOCK_STREAM)})
     assert config.http
+
+    def changed(**keys: int) -> Config:
+        assert config.http
+        return config.model_copy(update={"http": config.http.model_copy(update=keys)})
+
     async with Server(config) as server, aiohttp.ClientSession(f"http://127.0.0.1:{config.http.port}") as session:
         events = server.events()
         async with session.get("/file") as answer:
@@ -129,9 +132,7 @@ async def test_http_serves_the_same_tree(make: Make) -> None:
         assert (sent.details["path"], sent.details["bytes"]) == ("/file", 3000)
         async with session.get("/boot/boot.ipxe") as answer:
             assert (await answer.text()).startswith("#!ipxe")
-        await server.reload(
-            config.model_copy(update={"http": config.http.model_copy(update={"max_per_address": 9})})
-        )
+        await server.reload(changed(max_per_address=9))
         with pytest.raises(FastbootError, match=r"needs a restart: http.port"):
             await server.reload(changed(port=1))
         status: Any = server.status()
