@@ -10,10 +10,10 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net
   sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$0" "$$@"' env LOGNAME=uid-$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build debug test lint type demo bench clean
+.PHONY: help setup build debug test lint type demo bench bench-dhcp clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install everything that the other targets need
 	@$(PYTHON) tools/bootstrap.py build demo test bench
@@ -35,7 +35,7 @@ lint: build ## Check style: ruff, cython-lint
 
 type: build ## Check types: mypy, and the native core against its stub
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastboot._core
+	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastboot._core fastboot.lab._fleet
 
 demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 	@$(PYTHON) tools/bootstrap.py build demo
@@ -45,7 +45,12 @@ bench: ## Compare TFTP with dnsmasq on this machine
 	@$(PYTHON) tools/bootstrap.py build bench
 	@$(AS_ROOT) $(BIN)/python -m bench.tftp $(ARGS)
 
+bench-dhcp: ## Compare DHCP with Kea, ISC dhcpd and dnsmasq on this machine, about five minutes
+	@$(PYTHON) tools/bootstrap.py build bench
+	@$(AS_ROOT) $(BIN)/python -m bench.dhcp $(ARGS)
+
 clean: ## Remove what was built or downloaded
-	rm -rf .venv .cache build dist *.egg-info fastboot/_core.c fastboot/_core.html fastboot/_core.*.so
+	rm -rf .venv .cache build dist *.egg-info
+	rm -f $(foreach it,fastboot/_core fastboot/lab/_fleet,$(it).c $(it).html $(it).*.so)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

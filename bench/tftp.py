@@ -12,21 +12,17 @@ The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import importlib.util
 import json
 import os
 import platform
 import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +30,7 @@ from typing import Any
 from Cython.Build import cythonize
 from setuptools import Distribution, Extension
 
+from bench.host import Host, cpu_seconds, running
 from fastboot.lab import namespace
 
 HERE = Path(__file__).parent
@@ -64,64 +61,6 @@ def load_clients() -> ModuleType:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
-
-
-def cpu_seconds(pid: int) -> float:
-    """Sum what the scheduler charged to every thread of a process (nanoseconds, /proc/PID/task/*/schedstat)."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
-
-
-class Host:
-    """A second network namespace, joined to ours by a veth pair."""
-
-    def __init__(self, rate: str | None = None) -> None:
-        """`rate` shapes what the server sends, with a switch's small buffer (4 MB at 1 Gb/s is 32 ms)."""
-        self.holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-        ours = Path("/proc/self/ns/net").readlink()
-        while Path(f"/proc/{self.holder.pid}/ns/net").readlink() == ours:
-            time.sleep(0.01)
-        ip = ["ip"]
-        for command in (
-            [*ip, "link", "set", "lo", "up"],
-            [*ip, "link", "add", "bench0", "type", "veth", "peer", "name", "bench1"],
-            [*ip, "link", "set", "bench1", "netns", str(self.holder.pid)],
-            [*ip, "address", "add", f"{CLIENT}/24", "dev", "bench0"],
-            [*ip, "link", "set", "bench0", "up"],
-            self.inside([*ip, "link", "set", "lo", "up"]),
-            self.inside([*ip, "address", "add", f"{SERVER}/24", "dev", "bench1"]),
-            self.inside([*ip, "link", "set", "bench1", "up"]),
-        ):
-            subprocess.run(command, check=True)
-        if rate:
-            shape = ["tc", "qdisc", "add", "dev", "bench1", "root", "tbf", "rate", rate, "burst", "128k"]
-            subprocess.run(self.inside([*shape, "limit", "4mb"]), check=True)
-
-    def inside(self, command: Sequence[str]) -> list[str]:
-        return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", *command]
-
-    def close(self) -> None:
-        self.holder.kill()
-        self.holder.wait()
-
-
-@contextlib.contextmanager
-def running(host: Host, command: Sequence[str], log: Path) -> Iterator[int]:
-    """Run a server inside the host; nsenter execs it, so the child's pid is the server's."""
-    with log.open("wb") as out:
-        child = subprocess.Popen(host.inside(command), stdout=out, stderr=out)
-    try:
-        yield child.pid
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(10)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
 
 
 def servers(work: Path, root: Path) -> dict[str, list[str]]:
@@ -171,7 +110,7 @@ def main() -> None:
     settings = parser.parse_args()
     clients = load_clients()
     namespace.enter()
-    host = Host(settings.link)
+    host = Host(f"{CLIENT}/24", f"{SERVER}/24", settings.link)
     figures: dict[str, list[dict[str, Any]]] = {}
     try:
         with tempfile.TemporaryDirectory(prefix="fastboot-bench-") as folder:

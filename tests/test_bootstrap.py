@@ -93,5 +93,5 @@ def test_wrong_usage_is_told() -> None:
 
 def test_make_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    for target in ("setup", "build", "debug", "test", "lint", "type", "demo", "bench", "clean"):
+    for target in ("setup", "build", "debug", "test", "lint", "type", "demo", "bench", "bench-dhcp", "clean"):
         assert f"make {target} " in done.stdout

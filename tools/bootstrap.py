@@ -2,8 +2,9 @@
 
     python3 tools/bootstrap.py build demo test
 
-Installs the Debian packages that the named purposes need, makes .venv with what pyproject.toml asks for and
-builds the native core in place. What is already there is left alone; a second run changes nothing.
+Installs the Debian packages that the named purposes need, unpacks those that must not be installed, makes .venv
+with what pyproject.toml asks for and builds the native core in place. What is already there is left alone; a
+second run changes nothing.
 Standard library only: it runs before anything is installed.
 """
 
@@ -57,6 +58,8 @@ PACKAGES = {
     ),
     "bench": ("dnsmasq-base", "iproute2", "util-linux"),
 }
+UNPACKED = {"bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server")}
+"""Packages whose installation would start a server: their files go to .cache/debian."""
 
 
 def main(purposes: list[str]) -> int:
@@ -70,7 +73,7 @@ def main(purposes: list[str]) -> int:
     (ROOT / ".cache").mkdir(exist_ok=True)
     with (ROOT / ".cache" / "bootstrap.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not install_packages(purposes):
+        if not (install_packages(purposes) and unpack_packages(purposes)):
             return 1
         try:
             make_venv()
@@ -112,6 +115,30 @@ def install_packages(purposes: Iterable[str]) -> bool:
             if last:
                 print(f"failed ({done.returncode}): {' '.join(command)}", file=sys.stderr)
                 return False
+    return True
+
+
+def unpack_packages(purposes: Iterable[str]) -> bool:
+    """Unpack what the purposes name, and the libraries that it needs and this system lacks. Returns whether all is
+    there."""
+    wanted = sorted({package for purpose in purposes for package in UNPACKED.get(purpose, ())})
+    tree, done = ROOT / ".cache" / "debian", ROOT / ".cache" / "debian.packages"
+    if not wanted or not shutil.which("apt-get") or (done.exists() and done.read_text().split() == wanted):
+        return True
+    print(f"unpacking Debian packages: {' '.join(wanted)}", flush=True)
+    plan = subprocess.run(
+        ["apt-get", "-s", "install", "--no-install-recommends", *wanted], stdout=subprocess.PIPE, text=True
+    ).stdout
+    names = {line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")} | set(wanted)
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "packages").mkdir(parents=True)
+    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *sorted(names)]
+    if subprocess.run(download, cwd=tree / "packages", stdin=subprocess.DEVNULL).returncode:
+        print(f"failed: {' '.join(download)}; try again after: sudo apt-get update", file=sys.stderr)
+        return False
+    for package in (tree / "packages").glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, tree], check=True)
+    done.write_text("\n".join(wanted))
     return True
 
 
@@ -159,12 +186,11 @@ def make_venv() -> None:
 
 
 def build_core() -> None:
-    """Build fastboot._core in place when one of its sources changed, or FASTBOOT_DEBUG did."""
-    native = sorted((ROOT / "fastboot" / "_native").glob("*.px[di]"))
-    key = digest(
-        [ROOT / "setup.py", ROOT / "fastboot" / "_core.pyx", *native], os.environ.get("FASTBOOT_DEBUG", "")
-    )
-    if is_stamped("core", key) and any((ROOT / "fastboot").glob("_core.*.so")):
+    """Build the extensions in place when one of their sources changed, or FASTBOOT_DEBUG did."""
+    sources = sorted((ROOT / "fastboot").rglob("*.px[di]"))
+    doors = sorted((ROOT / "fastboot").rglob("*.pyx"))
+    key = digest([ROOT / "setup.py", *doors, *sources], os.environ.get("FASTBOOT_DEBUG", ""))
+    if is_stamped("core", key) and all(any(door.parent.glob(f"{door.stem}.*.so")) for door in doors):
         return
     print("building the native core", flush=True)
     run(VENV / "bin" / "python", "setup.py", "-q", "build_ext", "--inplace", "--force")
