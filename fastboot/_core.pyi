@@ -278,6 +278,10 @@ class Replies(Network):
 class Requests(Replies):
     """The request at hand. Works with or without sockets."""
 
+    def distinguish(self, macs: list[bytes], machine_ids: list[bytes]) -> None:
+        """Set machines apart by how their MAC address or option 97 begins: those of one class, in `answer`, begin
+        with the same of these. Call it before `configure`. Raises ValueError for more than 256 of either."""
+
     def receive(self, data: bytes, link: int, source: int, destination: int, now: int, port: int = 68) -> None:
         """Take a packet that came in by a link, from an address and `port`, to an address. Raises IndexError."""
 
@@ -294,9 +298,9 @@ class Decisions(Requests):
 
     def misses(
         self, most: int = 4096
-    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes]]:
+    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes]]:
         """Return at most so many of the requests that wait for a decision, each once: token, link, subnet, our
-        address, MAC, node or -1, options 93, 60, 77, 175."""
+        address, MAC, node or -1, options 93, 60, 77, 175, 97."""
 
     def answer(self, token: bytes, plan: _EncodedPlan | None, scope: str, now: int) -> None:
         """Decide a miss, None for silence; `scope` as model.Scope. Raises ValueError."""

@@ -23,9 +23,9 @@ from fastboot._native.datagram cimport (
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
     DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
-    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER, OPTION_USER_CLASS,
-    OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has,
-    dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
+    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER,
+    OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit,
+    dhcp_frame, dhcp_has, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
@@ -38,6 +38,7 @@ from fastboot._native.network cimport (
 )
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
+from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
     EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC,

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
+from fastboot.boot.firmware import DEFAULT_URL
 from fastboot.config import Config, Subnet
+from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.server import World, open_sockets
 from fastboot.services.control import ControlClient, NotRunning
@@ -73,6 +76,9 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
         yield Finding("error", f"state: {config.state} is not writable for the server's user")
     for text in world.catalog.check():
         yield Finding("warning" if _may_be_meant(text, world) else "error", text)
+    yield from _loader_findings(world)
+    if config.dhcp:
+        yield from _option_findings(config, world)
     yield from _install_findings(config, world)
 
 
@@ -118,6 +124,39 @@ def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Fin
     for node in config.all_nodes():
         if node.address in own:
             yield Finding("error", f"nodes {node.name}.address: {node.address} is that of {own[node.address]}")
+
+
+def _loader_findings(world: World) -> Iterator[Finding]:
+    for key, loader in world.policy.boot_files():
+        scheme = urlsplit(loader).scheme
+        if not scheme and (refusal := world.catalog.lacks(loader)):
+            yield Finding("error", f"{key}: {loader}: {refusal.text}; name a file below a root, or a URL")
+        class_ = key.rpartition(".")[2]
+        if scheme not in ("", "tftp") and class_.startswith(("bios", "uefi-")):
+            http = f"http-{class_.removeprefix('uefi-')}"
+            text = f"{key}: {loader}: PXE firmware fetches by TFTP only; a URL is for {http} or ipxe"
+            yield Finding("warning", text)
+
+
+def _option_findings(config: Config, world: World) -> Iterator[Finding]:
+    for at, subnet in enumerate(config.dhcp.served() if config.dhcp else ()):
+        codes = {option.code: option.value for option in subnet.options}
+        if subnet.gateway and CLASSLESS_ROUTES in codes and not has_default_route(codes[CLASSLESS_ROUTES]):
+            yield Finding(
+                "warning",
+                f"dhcp.subnets[{at}].options.classless-routes: has no default route, and machines that take these"
+                f' ignore the gateway (RFC 3442); add "default via {subnet.gateway}"',
+            )
+        if DEFAULT_URL in codes:
+            yield Finding(
+                "warning",
+                f"dhcp.subnets[{at}].options.default-url: every ONIE switch takes it for its installer;"
+                " set it for a class of dhcp.classes",
+            )
+    groups = {node.group for node in world.nodes}
+    for at, group in enumerate(config.groups):
+        if group.name not in groups:
+            yield Finding("warning", f"groups[{at}].name: no node is in group {group.name}")
 
 
 def _install_findings(config: Config, world: World) -> Iterator[Finding]:

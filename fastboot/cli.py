@@ -109,7 +109,7 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
         drop_to(account_of(settings))
         findings += after_drop(settings, world, path)
     except ConfigError as error:
-        findings.append(Finding("error", str(error)))
+        findings += (Finding("error", line) for line in str(error).splitlines())
     errors = sum(finding.level == "error" for finding in findings)
     if as_json:
         print_json([{"level": finding.level, "text": finding.text} for finding in findings])

@@ -21,6 +21,29 @@ class ConfigError(FastbootError):
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """A DHCP option, its value as sent. `always`: also to a client that does not ask for it (option 55)."""
+
+    code: int
+    value: bytes
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the configuration says of the answer to some machines; None and empty say nothing.
+
+    `loaders` are boot files by class of firmware ("uefi-x64", "ipxe", ...), "*" for any. Lease seconds: 60 to
+    0xFFFFFFFF (infinite). "{server}" in a boot file or option is the address of the machine's file server.
+    """
+
+    loaders: Mapping[str, str] = field(default_factory=dict)
+    next_server: IPv4Address | None = None
+    lease: int | None = None
+    options: tuple[Option, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """A machine that the configuration names, known by its MAC addresses."""
 
@@ -30,6 +53,7 @@ class Node:
     group: str | None = None
     profile: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    settings: Settings = Settings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +100,9 @@ class BootRequest:
 
     `architecture` is the first code of option 93 (RFC 4578 section 2.1), or the one named in the text of
     option 60 where 93 is missing or malformed; None where neither tells. `vendor_class` and `user_class` are
-    options 60 and 77 as sent. `ipxe_features` are the sub-options of option 175 that iPXE lists.
+    options 60 and 77 as sent. `ipxe_features` are the sub-options of option 175 that iPXE lists. `machine_id` is
+    option 97 as sent: a type, 0, and 16 octets of GUID (RFC 4578 section 2.3); it is no part of the classes, so a
+    plan that depends on it is for one machine.
     """
 
     mac: str
@@ -89,6 +115,7 @@ class BootRequest:
     user_class: bytes = b""
     ipxe_features: frozenset[int] = frozenset()
     node: Node | None = None
+    machine_id: bytes = b""
 
 
 class Ignore(Enum):
@@ -108,8 +135,9 @@ class Plan:
     `address` None means one from the subnet's pools. `loader` is the boot file: a path in the one namespace
     (at most 127 octets, RFC 2131 section 2) or a URL; None gives an address only. `next_server` None means the
     address of the receiving interface. `options` are sent as given, in this order, beside those that the subnet
-    and the protocol require; an option given here replaces one of the same code. Lease seconds: 60 to 0xFFFFFFFF
-    (infinite); None means the subnet's.
+    and the protocol require; those of `asked` only to a client that asks for them or does not say what it wants
+    (option 55). An option given here replaces one of the same code. Lease seconds: 60 to 0xFFFFFFFF (infinite);
+    None means the subnet's. `remark` says why a machine gets less than it asked for; it is told once.
     """
 
     loader: str | None = None
@@ -118,6 +146,8 @@ class Plan:
     lease: int | None = None
     options: tuple[tuple[int, bytes], ...] = ()
     scope: Scope = Scope.CLASS
+    asked: tuple[tuple[int, bytes], ...] = ()
+    remark: str = ""
 
 
 Verdict = Plan | Ignore | None

@@ -20,7 +20,7 @@ from typing import Protocol
 from fastboot import __version__
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, Entry
-from fastboot.boot.firmware import ARCHITECTURES, LOADERS, find_loaders
+from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.config import Config, Table
@@ -52,12 +52,16 @@ Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
 RELOADABLE = (
     "allow_links",
     "boot.",
+    "dhcp.classes",
     "dhcp.known_servers",
     "dhcp.lease",
+    "dhcp.next_server",
+    "dhcp.options",
     "dhcp.probe_every",
     "dhcp.subnets",
     "drain",
     "ftp.max_sessions",
+    "groups",
     "http.max_connections",
     "http.max_per_address",
     "media",
@@ -128,13 +132,12 @@ class World:
         """Raises ConfigError."""
         self.nodes = config.all_nodes()
         self.node_by_mac: dict[str, Node] = {mac: node for node in self.nodes for mac in node.macs}
-        check_loaders(config)
         self.loaders = find_loaders(config.boot.loaders)
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports)
-        self.policy = Policy(config.boot, self.loaders)
+        self.policy = Policy(config, self.nodes, self.loaders)
         self.catalog = Catalog(config, self.loaders, self.renderer)
 
     def close(self) -> None:
@@ -404,14 +407,6 @@ class Files:
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         return self._server.catalog.list(path, client)
-
-
-def check_loaders(config: Config) -> None:
-    """Raises ConfigError for a class of machines that `boot.loaders` misspells."""
-    known = {*ARCHITECTURES.values(), *LOADERS, "ipxe"}
-    for name in config.boot.loaders:
-        if name not in known and not name.startswith("arch-0x"):
-            raise ConfigError(f"boot.loaders.{name}: there is no such class; there are {', '.join(sorted(known))}")
 
 
 def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fastboot._core import Source
 from fastboot.boot.catalog import MAX_LINKS, Catalog, Entry
-from fastboot.boot.firmware import Loaders, find_loaders
+from fastboot.boot.loaders import Loaders, find_loaders
 from fastboot.boot.render import Renderer
 from fastboot.config import Config, Media
 from fastboot.model import Client, Node, Profile, Reason, Refusal
@@ -444,9 +444,7 @@ def test_missing_loaders_are_complained_of_with_their_package(tmp_path: Path, ma
     put(tmp_path / "usr/lib/PXELINUX/pxelinux.0")
     assert any("ldlinux.c32" in line for line in make(loaders=find_loaders(system=tmp_path)).check())
     overridden = make(loaders=find_loaders({"uefi-x64": "own.efi"}, tmp_path)).check()
-    assert [line for line in overridden if "uefi-x64" in line] == [
-        "boot.loaders.uefi-x64: own.efi: no such file; name a file below a root, or a URL"
-    ]
+    assert not [line for line in overridden if "uefi-x64" in line]
 
 
 def test_names_beside_the_loader_are_searched_in_the_roots(tmp_path: Path, make: Make) -> None:

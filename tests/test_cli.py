@@ -320,6 +320,53 @@ def test_check_finds_what_would_fail(lab: Lab) -> None:
         assert any(error.startswith(key) for error in errors), f"{key} is not in {errors}"
 
 
+def test_check_finds_what_machines_could_not_be_answered(lab: Lab) -> None:
+    with lab.path.open("a") as file:
+        file.write("""
+[dhcp]
+[[dhcp.subnets]]
+network = "127.0.0.0/8"
+gateway = "127.0.0.254"
+options = { classless-routes = "10.80.0.0/16 via 127.0.0.2", default-url = "http://{server}/x" }
+[[groups]]
+name = "rack7"
+loader = { uefi-x64 = "none.efi" }
+[[groups]]
+name = "rack9"
+loader = "elsewhere.efi"
+next_server = "127.0.0.3"
+[boot.loaders]
+bios = "http://127.0.0.1/x"
+http-x64 = "http://{server}/x.efi"
+opal = "none.elf"
+""")
+    done = lab.run("check", "--json")
+    assert done.returncode == 1
+    found = {(finding["level"], finding["text"]) for finding in json.loads(done.stdout)}
+    for level, text in (
+        ("error", "groups rack7.loader.uefi-x64: none.efi: no such file; name a file below a root, or a URL"),
+        ("error", "boot.loaders.opal: none.elf: no such file; name a file below a root, or a URL"),
+        (
+            "warning",
+            "boot.loaders.bios: http://127.0.0.1/x: PXE firmware fetches by TFTP only; a URL is for http-bios",
+        ),
+        (
+            "warning",
+            "dhcp.subnets[0].options.classless-routes: has no default route, and machines that take these",
+        ),
+        ("warning", "dhcp.subnets[0].options.default-url: every ONIE switch takes it for its installer"),
+        ("warning", "groups[1].name: no node is in group rack9"),
+    ):
+        assert any(level == one and told.startswith(text) for one, told in found), text
+    assert not [text for _, text in found if "elsewhere.efi" in text or "http-x64:" in text]
+    lab.edit('http-x64 = "http://{server}/x.efi"', 'http-x64 = "x.efi"')
+    done = lab.run("check")
+    assert done.returncode == 1
+    assert (
+        'error: boot.loaders.http-x64: x.efi is no URL; write one such as "http://{server}/x.efi"' in done.stdout
+    )
+
+
 def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
     done = lab.run("check")
     assert done.returncode == 0, done.stdout

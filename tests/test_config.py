@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from fastboot.boot.firmware import ARCHITECTURES, IPXE, ONIE
+from fastboot.boot.loaders import find_loaders
+from fastboot.boot.policy import Policy
 from fastboot.config import FOREVER, Config, Pool, PortRange, Table, load, mac
 from fastboot.config.faults import table_in
 from fastboot.config.fields import seconds
-from fastboot.model import ConfigError
+from fastboot.config.options import NAMES, TYPES, has_default_route, overlay, read
+from fastboot.model import ConfigError, Option, Settings
 from fastboot.nodeset import NodeSetError, expand, select
 
 ROOT = Path(__file__).parent.parent
@@ -132,6 +136,25 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("52-54-00-00-00-01", "01:00:5e:00:00:01", "nodes[0].macs[0]: 01:00:5e:00:00:01 is the address of no one machine"),
         ('name = "node01"', 'name = "node02"', "line 2: name node02 is that of node02 (nodes[0]) too"),
         ("[tftp]", '[boot.loaders]\nbios = "' + "x" * 128 + '"', "boot.loaders.bios: is 128 octets; DHCP carries at most 127"),
+        ("[tftp]", '[boot.loaders]\nipxe = "http://{server}/' + "x" * 240 + '"', "boot.loaders.ipxe: is 263 octets; DHCP carries at most 255"),
+        ("[tftp]", '[boot.loaders]\nipxe = "http://{node}/x"', "boot.loaders.ipxe: 'http://{node}/x': only {server} is filled in"),
+        ("[tftp]", '[boot.architectures]\n64k = "x"', "boot.architectures.64k: '64k' is no code of option 93; write one such as 0x0040"),
+        ("[tftp]", '[boot.architectures]\n0x40 = "a b"', "boot.architectures.0x40: 'a b' should look like"),
+        ("[tftp]", '[[groups]]\nname = "g"\n[[groups]]\nname = "g"', "groups[1].name: g is there twice"),
+        ("[tftp]", '[[groups]]\nname = "g"\nloader = { bios = "../x" }', "groups[0].loader.bios: '../x' leaves the served tree"),
+        ("[tftp]", '[[dhcp.classes]]\nname = "g"\nmacs = "zz"', "dhcp.classes[0].macs[0]: 'zz' is no beginning of MAC addresses"),
+        ("[tftp]", '[dhcp.options]\nntp-server = "1.2.3.4"', "dhcp.options.ntp-server: there is no option 'ntp-server'; did you mean 'ntp-servers'?"),
+        ("[tftp]", '[dhcp.options]\n224 = "x"', 'dhcp.options.224: has no name, so say its type, such as { text = "..." }; types are ip, ips,'),
+        ("[tftp]", '[dhcp.options]\n224 = { texts = "x" }', 'dhcp.options.224: write one type and its value, such as { text = "..." }; types are'),
+        ("[tftp]", '[dhcp.options]\n224 = { u8 = 1, u16 = 1 }', "dhcp.options.224: write one type and its value"),
+        ("[tftp]", '[dhcp.options]\n224 = { u8 = 1, always = 1 }', "dhcp.options.224: always: write true or false"),
+        ("[tftp]", '[dhcp.options]\n51 = 5', "dhcp.options.51: has a key of its own; write lease"),
+        ("[tftp]", '[dhcp.options]\n67 = "x"', "dhcp.options.67: has a key of its own; write loader"),
+        ("[tftp]", '[dhcp.options]\n54 = { ip = "1.2.3.4" }', "dhcp.options.54: is the protocol's own and can not be set"),
+        ("[tftp]", '[dhcp.options]\n256 = { u8 = 1 }', "dhcp.options.256: there is no option '256'"),
+        ("[tftp]", '[dhcp.options]\n42 = "1.2.3.4"\nntp-servers = "1.2.3.4"', "dhcp.options.ntp-servers: is option 42, as 42 is; keep one"),
+        ('gateway = "10.77.0.1"', 'options = { ntp-servers = [] }', "dhcp.subnets[0].options.ntp-servers: [] is no list of texts; write"),
+        ('profile = "live"', 'options = { 6 = "x" }', "nodes[0].options.6: 'x' is no IPv4 address; write one such as"),
         ("[tftp]", '[boot]\nunknown = "disk"', "boot.unknown: should be 'menu', 'local' or 'ignore' (is 'disk')"),
         ("[tftp]", "[tftp", "this is no TOML: "),
     ],
@@ -157,6 +180,12 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ("", "line 1: names no column macs and name"),
         ("name,macs\na,52:54:00:00:00:09,b\n", "line 2: has more fields than the first line names"),
         ("name,macs\na,52:54:00:00:00:09\nb,5\n", "line 3: macs[0]: '5' is no MAC address"),
+        ("name,macs,lease\na,52:54:00:00:00:09,1x\n", "line 2: lease: write a duration such as"),
+        ("name,macs,options.mtu\na,52:54:00:00:00:09,9\n", "line 2: options.mtu: there is no option 'mtu'"),
+        (
+            "name,macs,options.interface-mtu\na,52:54:00:00:00:09,9x\n",
+            "line 2: options.interface-mtu: '9x' is no number",
+        ),
         ('name,macs,"no\nte"\na,52:54:00:00:00:09,\nb,5,\n', "line 4: macs[0]: '5' is no MAC address"),
         ('name,macs\n"a', "nodes.csv: unexpected end of data"),
     ],
@@ -165,6 +194,108 @@ def test_a_nodes_file_is_checked_line_by_line(tmp_path: Path, nodes: str, said: 
     said_ = faults(tmp_path, nodes=nodes)
     assert said in said_
     assert said_.startswith(f"nodes_file: {tmp_path / 'nodes.csv'}")
+
+
+def test_a_nodes_file_says_what_its_machines_are_answered(tmp_path: Path) -> None:
+    columns = "name,macs,loader,next_server,lease,options.ntp-servers,options.interface-mtu,options.root-path,rack"
+    row = "a,52:54:00:00:00:09,lab/x.efi,10.77.0.9,2h,10.77.0.5 10.77.0.6,9000,/srv/a,r7"
+    plain = "b,52:54:00:00:00:0a,,,,,,,r8"
+    _, first, second = load(write(tmp_path, nodes=f"{columns}\n{row}\n{plain}\n")).all_nodes()
+    assert first.settings == Settings(
+        {"*": "lab/x.efi"},
+        IPv4Address("10.77.0.9"),
+        7200,
+        (Option(42, bytes((10, 77, 0, 5, 10, 77, 0, 6))), Option(26, b"\x23\x28"), Option(17, b"/srv/a")),
+    )
+    assert first.variables == {"rack": "r7"}
+    assert second.settings == Settings()
+
+
+# ---- options
+
+
+def octets(key: str, value: object) -> bytes:
+    return read(key, value).value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sent"),
+    [
+        ("ntp-servers", "10.77.0.5", "0a4d0005"),
+        ("ntp-servers", ["10.77.0.5", "10.77.0.6"], "0a4d00050a4d0006"),
+        ("broadcast-address", "10.77.0.255", "0a4d00ff"),
+        ("root-path", "/é", "2fc3a9"),
+        ("vendor-options", "06:01 08FF", "060108ff"),
+        ("netbios-node-type", 8, "08"),
+        ("interface-mtu", 9000, "2328"),
+        ("pxelinux-reboot-time", 1, "00000001"),
+        ("time-offset", -3600, "fffff1f0"),
+        ("ip-forwarding", True, "01"),
+        ("42", "10.77.0.5", "0a4d0005"),
+        ("42", {"hex": "01"}, "01"),
+        ("224", {"i32": -1}, "ffffffff"),
+        ("domain-search", "lab.example", "036c6162076578616d706c6500"),
+        # RFC 3397 section 3: pointers go anywhere in the value, and a name that was said before is one pointer.
+        ("domain-search", ["a.b.c", "x.b.c", "B.C", "a.b.c"], "016101620163000178c002c002c000"),
+        ("classless-routes", "default via 10.77.0.1", "000a4d0001"),
+        # The examples of RFC 3442: 10.0.0.0/8, 10.17.0.0/16, 10.27.129.0/24, 10.198.122.47/32.
+        (
+            "classless-routes",
+            [
+                f"{network} via 1.2.3.4"
+                for network in ("10.0.0.0/8", "10.17.0.0/16", "10.27.129.0/24", "10.198.122.47/32")
+            ],
+            "080a01020304100a1101020304180a1b8101020304200ac67a2f01020304",
+        ),
+        ("classless-routes", "10.128.0.0/9 via 1.2.3.4", "090a8001020304"),
+    ],
+)
+def test_options_as_they_are_sent(key: str, value: object, sent: str) -> None:
+    assert octets(key, value).hex() == sent
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("broadcast-address", 1, "1 is no IPv4 address"),
+        ("ntp-servers", ["10.77.0.5", "10.77.0.500"], "'10.77.0.500' is no IPv4 address"),
+        ("ntp-servers", 5, "5 is no list of texts"),
+        ("root-path", "", "is no plain text"),
+        ("root-path", "a\nb", "is no plain text"),
+        ("vendor-options", "123", "is no octets in hex"),
+        ("vendor-options", "", "is no octets in hex"),
+        ("netbios-node-type", 256, "256 is no number from 0 to 255"),
+        ("netbios-node-type", True, "True is no number from 0 to 255"),
+        ("time-offset", 1 << 31, "is no number from -2147483648 to 2147483647"),
+        ("ip-forwarding", 1, "1 is neither true nor false"),
+        ("domain-search", "a..b", "'a..b' is no domain name"),
+        ("domain-search", "a" * 64, "is no domain name"),
+        ("classless-routes", "10.80.0.0/16 10.77.0.2", 'is no route; write "10.80.0.0/16 via 10.77.0.2"'),
+        ("classless-routes", "10.80.0.1/16 via 10.77.0.2", "has host bits set"),
+        ("classless-routes", "10.80.0.0/16 via x", "'x' is no IPv4 address"),
+        ("root-path", "x" * 1025, "is 1025 octets; 1024 is the most that fits a reply"),
+    ],
+)
+def test_options_that_are_none(key: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read(key, value)
+
+
+def test_what_is_sent_to_all_stays_so() -> None:
+    assert read("pxelinux-config-file", "x").always
+    assert read("root-path", {"text": "x", "always": True}).always
+    assert not read("root-path", "x").always
+    assert overlay([Option(17, b"a", True)], [Option(17, b"b"), Option(42, b"c")]) == (
+        Option(17, b"b", True),
+        Option(42, b"c"),
+    )
+
+
+def test_a_default_route_is_seen() -> None:
+    assert has_default_route(octets("classless-routes", ["10.0.0.0/8 via 1.2.3.4", "default via 1.2.3.4"]))
+    assert not has_default_route(
+        octets("classless-routes", ["10.0.0.0/8 via 0.0.0.0", "10.27.129.0/24 via 1.2.3.4"])
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -229,11 +360,15 @@ def keys(model: type[Table], prefix: str = "") -> Iterator[str]:
             yield from keys(inner, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
+def documented_keys() -> list[tuple[str, str]]:
+    """Return the keys of the documentation, each with what stands under "default"."""
+    text = (ROOT / "docs/configuration.md").read_text()
+    tables = re.findall(r"^\| key \| default \| is \|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", "".join(tables), re.MULTILINE)
+
+
 def test_every_key_is_documented() -> None:
-    documented = set(
-        re.findall(r"^\| `([a-z_.]+)` \|", (ROOT / "docs/configuration.md").read_text(), re.MULTILINE)
-    )
-    assert documented - {"dhcp.subnets"} == set(keys(Config))
+    assert {key for key, _ in documented_keys()} - {"dhcp.subnets"} == set(keys(Config))
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
@@ -246,17 +381,44 @@ def test_every_documented_configuration_is_right(document: str, tmp_path: Path) 
     for number, block in enumerate(blocks):
         path = tmp_path / f"{number}.toml"
         path.write_text(block)
-        load(path)
+        config = load(path)
+        Policy(config, config.all_nodes(), find_loaders(config.boot.loaders))
+
+
+def test_every_option_is_documented_under_its_type() -> None:
+    text = (ROOT / "docs/configuration.md").read_text()
+    rows = re.findall(
+        r"^\| ((?:`(?:ip|ips|text|hex|[ui]\d+|bool|domains|routes)` ?)+) \|.*\| (.*) \|$", text, re.MULTILINE
+    )
+    documented = [
+        (name, type_)
+        for types, names in rows
+        for type_, group in zip(types.split(), names.split("; "), strict=True)
+        for name in re.findall(r"`([a-z0-9-]+)`", group)
+        for type_ in [type_.strip("`")]
+    ]
+    assert sorted(documented) == sorted((name, type_) for name, (_, type_) in NAMES.items())
+    assert {type_ for types, _ in rows for type_ in re.findall(r"`(.*?)`", types)} == TYPES.keys()
+
+
+def test_every_class_is_documented() -> None:
+    text = (ROOT / "docs/configuration.md").read_text().partition("## [boot]")[2].partition("## [log]")[0]
+    table = text.partition("| class | machines |")[2].partition("\n\n")[0]
+    documented = [
+        name for row in re.findall(r"^\| ((?:`[a-z0-9-]+` ?)+)\|", table, re.MULTILINE) for name in row.split()
+    ]
+    assert sorted(name.strip("`") for name in documented) == sorted({*ARCHITECTURES.values(), IPXE, ONIE})
 
 
 def test_every_documented_default_is_right() -> None:
-    text = (ROOT / "docs/configuration.md").read_text()
-    for key, default in re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", text, re.MULTILINE):
+    for key, shown in documented_keys():
+        match = re.fullmatch(r"`([^`]*)`", shown)
+        default = match[1] if match else ""
         model: type[Table] = Config
         *tables, name = key.split(".")
         for table in tables:
             model = table_in(model.model_fields[table].annotation) or model
-        if default == "dhcp.lease":
+        if default in ("", "dhcp.lease", "dhcp.next_server"):
             continue
         value = tomllib.loads(f"x = {default}")["x"]
         field = model.model_fields[name]

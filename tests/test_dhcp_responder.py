@@ -635,7 +635,7 @@ def test_a_held_client_that_became_another_class_is_asked_about_again() -> None:
     responder.answer(token, plan(b"rom"), "class", office.now)
     assert office.take() == []
     ((token, *rest),) = responder.misses()
-    assert rest[-2] == b"iPXE"
+    assert rest[-3] == b"iPXE"
     responder.answer(token, plan(b"script"), "class", office.now)
     assert [reply.message.file.rstrip(b"\0") for reply in office.take()] == [b"script"]
 

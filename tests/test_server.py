@@ -329,7 +329,9 @@ def test_a_configuration_without_services_is_refused(make: Make) -> None:
 
 
 def test_an_unknown_class_of_machines_is_refused(make: Make) -> None:
-    with pytest.raises(ConfigError, match=r"boot\.loaders\.uefi: there is no such class; there are .*uefi-x64"):
+    with pytest.raises(
+        ConfigError, match=r"boot\.loaders\.uefi: there is no class 'uefi'; did you mean 'uefi-x64'"
+    ):
         Server(make(boot={"loaders": {"uefi": "grubx64.efi"}}))
 
 

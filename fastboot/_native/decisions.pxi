@@ -177,7 +177,7 @@ cdef class Decisions(Requests):
             told.append((
                 (<char *>&miss)[:sizeof(miss)], h.came.link, self.here.subnet, server, self.m.chaddr[:self.m.hlen],
                 self.node, self.option(OPTION_ARCHITECTURE), self.option(OPTION_VENDOR_CLASS),
-                self.option(OPTION_USER_CLASS), self.option(OPTION_IPXE),
+                self.option(OPTION_USER_CLASS), self.option(OPTION_IPXE), self.option(OPTION_MACHINE_ID),
             ))
         return told
 

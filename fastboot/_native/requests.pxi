@@ -25,6 +25,8 @@ cdef class Requests(Replies):
     cdef digest_t class_key
     cdef digest_t machine_key
     cdef out_t scratch
+    cdef signs_t mac_signs          # what `classify` sees beside the classes
+    cdef signs_t id_signs
 
     # ---- what a server makes of it
 
@@ -39,6 +41,11 @@ cdef class Requests(Replies):
     cdef void handle(self) noexcept nogil:
         # A request has come in.
         pass
+
+    def distinguish(self, list macs not None, list machine_ids not None):
+        cdef signs_t new_macs = signs_of(macs)
+        cdef signs_t new_ids = signs_of(machine_ids)
+        self.mac_signs, self.id_signs = new_macs, new_ids
 
     # ---- a packet comes in
 
@@ -152,6 +159,9 @@ cdef class Requests(Replies):
         for i in range(4):
             wire_put_u16(&p, self.m.seen[codes[i]])
             wire_put(&p, dhcp_value(&self.m, codes[i]), dhcp_size(&self.m, codes[i]))
+        wire_put_u16(&p, signs_find(&self.mac_signs, self.m.chaddr, self.m.hlen))
+        wire_put_u16(&p, signs_find(&self.id_signs, dhcp_value(&self.m, OPTION_MACHINE_ID),
+                                    dhcp_size(&self.m, OPTION_MACHINE_ID)))
         self.class_key = digest_of(&self.key, octets, p.at - octets)
         octets[0] = 1
         wire_put(&p, &self.who, sizeof(digest_t))
@@ -215,6 +225,19 @@ cdef class Requests(Replies):
         self.fill(&e, kind, address, tag, value)
         self.push(&e)
 
+
+cdef signs_t signs_of(list prefixes) except *:
+    cdef signs_t made
+    cdef int32_t i
+    if len(prefixes) > SIGNS_ROOM:
+        raise ValueError(f"more than {SIGNS_ROOM} beginnings of addresses")
+    made.count = len(prefixes)
+    for i, prefix in enumerate(prefixes):
+        if not 0 < len(prefix) <= SIGN_SIZE:
+            raise ValueError(f"{prefix!r} has not 1 to {SIGN_SIZE} octets")
+        made.at[i].size = len(prefix)
+        memcpy(made.at[i].octets, <const char *>prefix, made.at[i].size)
+    return made
 
 cdef int requests_counter(uint8_t type) noexcept nogil:
     if type == DHCP_DISCOVER:

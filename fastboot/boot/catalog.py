@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from fastboot._core import Source, SpecialFileError, open_directory
-from fastboot.boot.firmware import Loaders
+from fastboot.boot.loaders import Loaders
 from fastboot.config import Config
 from fastboot.model import Client, Reason, Refusal
 
@@ -198,22 +198,17 @@ class Catalog:
         trees = {str(layer.tree.path): layer.tree for layer in self._layers if layer.files is None}
         for tree in trees.values():
             complaints += self._check_tree(tree)
-        if self._loaders:
-            complaints += [
-                f"boot.loaders.{class_}: {path}: {refusal.text}; name a file below a root, or a URL"
-                for class_, path in self._loaders.by_class.items()
-                if "://" not in path and (refusal := self._lacks(path))
-            ]
         if self._renderer:
             complaints += self._renderer.check()
             complaints += [
                 f"{key}: {path}: {refusal.text}; name a file in the media, or below a root with a leading /"
                 for key, path in self._renderer.paths()
-                if (refusal := self._lacks(path))
+                if (refusal := self.lacks(path))
             ]
         return complaints
 
-    def _lacks(self, path: str) -> Refusal | None:
+    def lacks(self, path: str) -> Refusal | None:
+        """Return why nobody would get a file, None for one that is there."""
         nobody = Client(IPv4Address(0), IPv4Address(0), "tftp")
         found = self.resolve(path, nobody)
         return found if isinstance(found, Refusal) else None

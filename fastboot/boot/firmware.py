@@ -1,19 +1,26 @@
-"""Firmware as tables: architectures, the loaders that this system has for them, and what firmware gets wrong."""
+"""Firmware as tables: which class of machines asks, what it wants beside a boot file, and what it gets wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 ARCHITECTURES: Final[Mapping[int, str]] = {
     0x00: "bios",
+    0x01: "nec98",
+    0x02: "uefi-ia64",
+    0x03: "alpha",
+    0x04: "arc-x86",
+    0x05: "lean-client",
     0x06: "uefi-ia32",
     0x07: "uefi-x64",
+    0x08: "uefi-xscale",
     0x09: "uefi-x64",  # EBC by number, but sent by real x64 machines (RFC 4578 erratum 4624, xcat2/xcat-core#7645)
     0x0A: "uefi-arm32",
     0x0B: "uefi-arm64",
+    0x0C: "ppc-openfirmware",
+    0x0D: "ppc-epapr",
     0x0E: "opal",
     0x0F: "http-ia32",
     0x10: "http-x64",
@@ -23,22 +30,154 @@ ARCHITECTURES: Final[Mapping[int, str]] = {
     0x14: "http-bios",
     0x15: "uboot-arm32",
     0x16: "uboot-arm64",
+    0x17: "http-uboot-arm32",
+    0x18: "http-uboot-arm64",
     0x19: "uefi-riscv32",
     0x1A: "http-riscv32",
     0x1B: "uefi-riscv64",
     0x1C: "http-riscv64",
+    0x1D: "uefi-riscv128",
+    0x1E: "http-riscv128",
+    0x1F: "s390",
+    0x20: "s390-extended",
+    0x21: "uefi-mips32",
+    0x22: "uefi-mips64",
+    0x23: "uefi-sunway32",
+    0x24: "uefi-sunway64",
     0x25: "uefi-loongarch32",
     0x26: "http-loongarch32",
     0x27: "uefi-loongarch64",
     0x28: "http-loongarch64",
     0x29: "rpiboot",
+    0x100: "uboot",  # U-Boot before 0x15 and 0x16 were assigned (its config_distro_defaults.h)
 }
-"""Option 93 (IANA "Processor Architecture Types", RFC 4578 section 2.1) to the names that `boot.loaders` uses."""
+"""Option 93 (IANA "Processor Architecture Types", RFC 4578 section 2.1) to the classes that `boot.loaders` names.
+
+`boot.architectures` adds to it. A class that begins with http- is given URLs.
+"""
+NOT_SAID: Final = 0xFFFF
+"""What U-Boot and iPXE for s390x send as architecture where they have none to tell."""
+X86_BIOS: Final = 0x00
+"""Also what clients send that have no code of their own."""
+IPXE: Final = "ipxe"
+"""The class of iPXE, on whatever firmware it runs."""
+ONIE: Final = "onie"
+
+VENDORS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"onie_vendor:", ONIE),
+    (b"u-boot.armv8", "uboot-arm64"),
+    (b"u-boot.arm", "uboot-arm32"),
+    (b"u-boot", "uboot"),
+)
+"""How option 60 begins, in lower case, of clients whose architecture code says nothing. Boards write the name of
+U-Boot in several ways, also with a space before it."""
+
+ALONE: Final = frozenset({"opal", "rpiboot", ONIE, "uboot", "uboot-arm32", "uboot-arm64"})
+"""Classes that boot without a boot file: petitboot and U-Boot look for pxelinux.cfg on the server of the header's
+`siaddr`, a Raspberry Pi for its own files; ONIE is left alone unless `boot.loaders.onie` is set."""
+
+PXE_CLIENT, HTTP_CLIENT = b"PXEClient", b"HTTPClient"
+VENDOR_OPTIONS, VENDOR_CLASS, TFTP_SERVER, DEFAULT_URL, IPXE_OPTIONS = 43, 60, 66, 114, 175
+SERVER: Final = "{server}"
+"""In boot files and in options it stands for the address of the machine's file server."""
+
+SKIP_DISCOVERY: Final = b"\x06\x01\x08\x0a\x04\x00PXE\xff"
+"""Option 43 under PXEClient (PXE 2.1 table 2-1): no search for boot servers, take the boot file of this offer; a
+prompt "PXE" of 0 s. Without it, EDK2 takes an offer with option 60 for BINL and asks port 4011 next."""
+RASPBERRY_MENU: Final = b"\x06\x01\x03\x0a\x04\x00PXE\x09\x14\x00\x00\x11Raspberry Pi Boot\xff"
+"""Option 43 that the ROM of the Raspberry Pi 3 and the EEPROM of 4 and 5 search for their words (raspberrypi
+documentation, "Network booting"; the same octets as dnsmasq's `pxe-service`)."""
+NO_PXEDHCP: Final = b"\xb0\x01\x01"
+"""Option 175 to iPXE: do not wait 2 s for proxy offers, for this server alone decides what boots."""
+
+ANSWERS: Final[Mapping[str, tuple[tuple[int, bytes], ...]]] = {
+    "rpiboot": (
+        (TFTP_SERVER, SERVER.encode()),  # a bootcode.bin of 2017 passes over `siaddr` (raspberrypi/firmware#801)
+        (VENDOR_OPTIONS, RASPBERRY_MENU),
+        (VENDOR_CLASS, PXE_CLIENT),
+    ),
+}
+"""Options that a class needs to boot at all, whether it asks for them or not."""
+
+IPXE_SCHEMES: Final = {"http": 0x13, "https": 0x14, "tftp": 0x15, "ftp": 0x16, "nfs": 0x29}
+"""The feature that iPXE lists in option 175 where it can fetch from such a URL."""
+SCRIPT: Final = "boot/boot.ipxe"
+"""What iPXE gets: a rendered script, never a loader (the chainload loop: boot-clients.md, capture 6)."""
 
 
-def class_of(architecture: int) -> str:
-    """Return the class of an architecture code; an unknown code has one of its own, such as "arch-0x0040"."""
-    return ARCHITECTURES.get(architecture, f"arch-{architecture:#06x}")
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Machines that send another's architecture code, and what tells them from it.
+
+    `macs` are how their MAC addresses begin, `machine_ids` how option 97 does.
+    """
+
+    class_: str
+    sends: int
+    macs: tuple[bytes, ...]
+    machine_ids: tuple[bytes, ...]
+
+
+DEVICES: Final[tuple[Device, ...]] = (
+    Device(
+        "rpiboot",
+        X86_BIOS,
+        # The registry's entries of Raspberry Pi Foundation, Trading Ltd and (Trading) Ltd.
+        tuple(
+            bytes.fromhex(prefix)
+            for prefix in ("28cdc1", "2ccf67", "3a3541", "88a29e", "b827eb", "d83add", "dca632", "e45f01")
+        ),
+        # The ROM of the Pi 3 has one for all; the EEPROM of 4 and 5 begins with four letters for the board.
+        (b"\x00" + b"\x44" * 16, b"\x00RPi"),
+    ),
+)
+
+
+def class_of(
+    architecture: int | None,
+    vendor_class: bytes = b"",
+    mac: bytes = b"",
+    machine_id: bytes = b"",
+    names: Mapping[int, str] = ARCHITECTURES,
+) -> str | None:
+    """Return the class of what asks, None where nothing tells (an operating system, a second-stage loader).
+
+    `architecture` and `names` are codes of option 93; the rest is as sent (options 60 and 97). An unknown code has
+    a class of its own, such as "arch-0x0040".
+    """
+    if architecture in (None, NOT_SAID) or (
+        architecture == X86_BIOS and not vendor_class.startswith((PXE_CLIENT, HTTP_CLIENT))
+    ):
+        asked = vendor_class.lstrip().lower()
+        named = next((class_ for prefix, class_ in VENDORS if asked.startswith(prefix)), None)
+        if named or architecture != X86_BIOS:
+            return named
+    for device in DEVICES:
+        if architecture == device.sends and (
+            mac.startswith(device.macs) or machine_id.startswith(device.machine_ids)
+        ):
+            return device.class_
+    class_ = names.get(architecture, f"arch-{architecture:#06x}") if architecture is not None else None
+    if class_ and vendor_class.startswith(HTTP_CLIENT) and not class_.startswith("http-"):
+        return f"http-{class_.removeprefix('uefi-')}"
+    return class_
+
+
+def is_ipxe(user_class: bytes, ipxe_options: bytes) -> bool:
+    """Whether iPXE asks: by option 77, raw (as iPXE sends it) or length-prefixed (RFC 3004), or by option 175."""
+    return bool(ipxe_options) or user_class == b"iPXE" or b"iPXE" in user_classes(user_class)
+
+
+def user_classes(value: bytes) -> list[bytes]:
+    """Split option 77 as RFC 3004 section 4 has it; nothing where it is not so."""
+    strings, at = [], 0
+    while at < len(value):
+        end = at + 1 + value[at]
+        if end > len(value):
+            return []
+        strings.append(value[at + 1 : end])
+        at = end
+    return strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +213,17 @@ QUIRKS: Final[Mapping[str, Quirk]] = {
     "ipxe-waits-for-proxy": Quirk(
         "iPXE",
         "waits 2 s for proxy offers after the first good one",
-        "option 175 sub-option 176 (no-pxedhcp): this server is the sole boot authority",
+        "option 175 sub-option 176 (no-pxedhcp), where this server is the sole boot authority",
+    ),
+    "raspberry-says-bios": Quirk(
+        "Raspberry Pi 3, and 4 and 5 with old firmware",
+        "sends the architecture of a BIOS, and passes over offers without its words in option 43",
+        "told by its MAC address or option 97, and given those words (raspberrypi/rpi-eeprom#182)",
+    ),
+    "raspberry-pad": Quirk(
+        "Raspberry Pi 4 with firmware before 2020",
+        "ignores a reply that holds a PAD (raspberrypi/rpi-eeprom#82)",
+        "PADs only where there is a boot file, and a Raspberry Pi needs none",
     ),
     "localboot-hangs": Quirk(
         "BIOSes that can not go on after a PXE ROM returned to them",
@@ -82,160 +231,3 @@ QUIRKS: Final[Mapping[str, Quirk]] = {
         "the menu's second entry uses LOCALBOOT -1 (INT 18h: the next boot device)",
     ),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Loader:
-    """A boot program: the name it is served as under /boot, and where distributions install it, best first.
-
-    `modules` are directories of files that the program loads by name; the first that exists is served beside it.
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    package: str
-    modules: tuple[str, ...] = ()
-    pattern: str = "*.c32"
-
-
-# In each list: Debian and Ubuntu, Fedora and RHEL, openSUSE and SLES, Arch.
-_PXELINUX_MODULES = (
-    "/usr/lib/syslinux/modules/bios",
-    "/usr/share/syslinux",
-    "/tftpboot",
-    "/usr/lib/syslinux/bios",
-)
-LOADERS: Final[Mapping[str, Loader]] = {
-    "bios": Loader(
-        "pxelinux.0",
-        (
-            "/usr/lib/PXELINUX/pxelinux.0",
-            "/usr/share/syslinux/pxelinux.0",
-            "/tftpboot/pxelinux.0",
-            "/usr/lib/syslinux/bios/pxelinux.0",
-        ),
-        "pxelinux and syslinux-common",
-        _PXELINUX_MODULES,
-    ),
-    "uefi-x64": Loader(
-        "grubx64.efi",
-        (
-            "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed",
-            "/boot/efi/EFI/fedora/grubx64.efi",
-            "/boot/efi/EFI/redhat/grubx64.efi",
-            "/boot/efi/EFI/rocky/grubx64.efi",
-            "/boot/efi/EFI/almalinux/grubx64.efi",
-            "/boot/efi/EFI/centos/grubx64.efi",
-            "/usr/share/efi/x86_64/grub.efi",
-            "/usr/share/grub2/x86_64-efi/grub.efi",
-        ),
-        "grub-efi-amd64-signed",
-    ),
-    "uefi-ia32": Loader(
-        "grubia32.efi",
-        ("/usr/lib/grub/i386-efi-signed/grubnetia32.efi.signed", "/usr/share/grub2/i386-efi/grub.efi"),
-        "grub-efi-ia32-signed",
-    ),
-    "uefi-arm64": Loader(
-        "grubaa64.efi",
-        (
-            "/usr/lib/grub/arm64-efi-signed/grubnetaa64.efi.signed",
-            "/boot/efi/EFI/fedora/grubaa64.efi",
-            "/boot/efi/EFI/redhat/grubaa64.efi",
-            "/boot/efi/EFI/rocky/grubaa64.efi",
-            "/usr/share/efi/aarch64/grub.efi",
-            "/usr/share/grub2/arm64-efi/grub.efi",
-        ),
-        "grub-efi-arm64-signed",
-    ),
-}
-"""The loader of each class where `boot.loaders` names no other."""
-
-COMPANIONS: Final[tuple[Loader, ...]] = (
-    Loader(
-        "lpxelinux.0",
-        (
-            "/usr/lib/PXELINUX/lpxelinux.0",
-            "/usr/share/syslinux/lpxelinux.0",
-            "/usr/lib/syslinux/bios/lpxelinux.0",
-        ),
-        "pxelinux",
-    ),
-    Loader(
-        "shimx64.efi",
-        ("/usr/lib/shim/shimx64.efi.signed", "/boot/efi/EFI/fedora/shimx64.efi", "/usr/share/efi/x86_64/shim.efi"),
-        "shim-signed",
-    ),
-    Loader(
-        "shimaa64.efi",
-        (
-            "/usr/lib/shim/shimaa64.efi.signed",
-            "/boot/efi/EFI/fedora/shimaa64.efi",
-            "/usr/share/efi/aarch64/shim.efi",
-        ),
-        "shim-signed",
-    ),
-    Loader("undionly.kpxe", ("/usr/lib/ipxe/undionly.kpxe", "/usr/share/ipxe/undionly.kpxe"), "ipxe"),
-    Loader("ipxe.efi", ("/usr/lib/ipxe/ipxe.efi", "/usr/share/ipxe/ipxe-x86_64.efi"), "ipxe"),
-    Loader("snponly.efi", ("/usr/lib/ipxe/snponly.efi", "/usr/share/ipxe/ipxe-snponly-x86_64.efi"), "ipxe"),
-)
-"""Served under /boot where they are installed, for `boot.loaders` to name."""
-
-SCRIPT: Final = "boot/boot.ipxe"
-"""What iPXE gets: a rendered script, never a loader (the chainload loop: boot-clients.md, capture 6)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaders:
-    """What machines are given: a loader for each class, and the files under /boot.
-
-    `by_class` are paths in the one namespace or URLs. `files` maps names under /boot to files of this system.
-    `complaints` name what is missing and the Debian package that has it.
-    """
-
-    by_class: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    complaints: tuple[str, ...] = ()
-
-
-def find_loaders(overrides: Mapping[str, str] | None = None, system: Path = Path("/")) -> Loaders:
-    """Look for the loaders installed below `system`; `overrides` are `boot.loaders` of the configuration."""
-    by_class, files, complaints = {"ipxe": SCRIPT}, {}, []
-    for class_, loader in LOADERS.items():
-        if (path := _first(system, loader.paths)) is None:
-            if class_ not in (overrides or {}) and class_ in ("bios", "uefi-x64"):
-                complaints.append(
-                    f"boot.loaders.{class_}: {loader.name} is not installed, so such machines get an address only;"
-                    f" on Debian: apt-get install {loader.package.replace(' and ', ' ')}"
-                )
-            continue
-        by_class[class_] = f"boot/{loader.name}"
-        files[loader.name] = path
-        for directory in loader.modules:
-            modules = sorted((system / directory.lstrip("/")).glob(loader.pattern))
-            files.update({module.name: module.resolve() for module in modules})
-            if modules:
-                break
-        else:
-            if loader.modules:
-                complaints.append(
-                    f"boot.loaders.{class_}: the modules of {loader.name} are missing, so it stops at ldlinux.c32;"
-                    f" on Debian: apt-get install {loader.package.replace(' and ', ' ')}"
-                )
-    for loader in COMPANIONS:
-        if path := _first(system, loader.paths):
-            files[loader.name] = path
-    by_class.update(overrides or {})
-    return Loaders(by_class, files, tuple(complaints))
-
-
-def _first(system: Path, paths: tuple[str, ...]) -> Path | None:
-    for name in paths:
-        path = system / name.lstrip("/")
-        # /boot/efi is closed to other users on Fedora: what can not be looked at is not there.
-        try:
-            if path.is_file():
-                return path.resolve()
-        except OSError:
-            continue
-    return None

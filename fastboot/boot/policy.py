@@ -1,113 +1,243 @@
-"""What a machine is answered: ordered rules, each a function of the request, the first verdict holds."""
+"""What a machine is answered: by its class, and by what the configuration says for it, the specific before all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-from fastboot.boot.firmware import SCRIPT, Loaders, class_of
-from fastboot.config import Boot
-from fastboot.model import IGNORE, BootRequest, ConfigError, Plan, Scope, Stage, Verdict
+from fastboot.boot.firmware import (
+    ALONE,
+    ANSWERS,
+    ARCHITECTURES,
+    DEFAULT_URL,
+    HTTP_CLIENT,
+    IPXE,
+    IPXE_OPTIONS,
+    IPXE_SCHEMES,
+    NO_PXEDHCP,
+    ONIE,
+    PXE_CLIENT,
+    SCRIPT,
+    SERVER,
+    SKIP_DISCOVERY,
+    VENDOR_CLASS,
+    VENDOR_OPTIONS,
+    class_of,
+    user_classes,
+)
+from fastboot.boot.loaders import LOADERS, Loaders
+from fastboot.config import ClassTable, Config
+from fastboot.config.faults import unknown
+from fastboot.config.options import overlay
+from fastboot.model import IGNORE, BootRequest, ConfigError, Node, Option, Plan, Scope, Settings, Stage, Verdict
 
-Rule = Callable[[BootRequest], Verdict]
-
-MAX_LOADER: Final = 127
-"""Octets of a boot file name: the header's `file` field less its NUL (RFC 2131 section 2)."""
-NO_PXEDHCP: Final = (175, b"\xb0\x01\x01")
-"""To iPXE: do not wait 2 s for proxy offers, for this server alone decides what boots."""
-IPXE_SCHEMES: Final = {"http": 0x13, "https": 0x14, "tftp": 0x15, "ftp": 0x16}
-"""The feature that iPXE lists in option 175 where it can fetch from such a URL."""
-_BINARY = re.compile(r"\.(?:0|efi|k?kpxe|pxe|lkrn|krn|usb|iso)$", re.IGNORECASE)
+ANY: Final = "*"
+"""Under `loader` of a node or group: for firmware of any class."""
+_PROGRAM = re.compile(r"\.(?:0|efi|k?kpxe|pxe|lkrn|krn|usb|iso)$", re.IGNORECASE)
 
 
-def is_ipxe(request: BootRequest) -> bool:
-    """Whether iPXE asks: by option 77, raw (as iPXE sends it) or length-prefixed (RFC 3004), or by option 175."""
-    return (
-        request.stage is Stage.IPXE
-        or bool(request.ipxe_features)
-        or request.user_class == b"iPXE"
-        or b"iPXE" in _strings(request.user_class)
-    )
+def is_program(loader: str) -> bool:
+    """Whether a boot file is a program, which iPXE would load and start for ever, and not a script."""
+    return bool(_PROGRAM.search(urlsplit(loader).path))
 
 
 class Policy:
-    """The default policy: who gets which loader. `decide` is a pure function of the request."""
+    """Who gets which boot file and options. `decide` is a pure function of the request."""
 
-    def __init__(self, boot: Boot, loaders: Loaders, rules: Sequence[Rule] = ()) -> None:
-        """`rules` are asked before the own ones. Raises ConfigError for a loader that can not be given."""
-        for class_, path in loaders.by_class.items():
-            if len(path.encode()) > MAX_LOADER:
-                raise ConfigError(f"boot.loaders.{class_}: longer than {MAX_LOADER} octets: take a shorter path")
-        if _BINARY.search(urlsplit(loaders.by_class.get("ipxe", "")).path):
-            raise ConfigError(
-                f"boot.loaders.ipxe: {loaders.by_class['ipxe']} is a boot program, which iPXE would load for ever;"
-                ' name a script such as "boot/boot.ipxe"'
-            )
-        self._unknown = boot.unknown
-        self._loaders = loaders.by_class
-        self._rules = (*rules, self._strangers, self._ipxe, self._http, self._firmware)
+    def __init__(self, config: Config, nodes: Sequence[Node], loaders: Loaders) -> None:
+        """`nodes` are all that are known, `loaders` those of the system and of the configuration.
+
+        Raises ConfigError for a class that there is not, and for a boot file that its class can not be given.
+        """
+        self._unknown = config.boot.unknown
+        self._names = {**ARCHITECTURES, **config.boot.architectures}
+        self._loaders, self._nodes = loaders.by_class, tuple(nodes)
+        dhcp = config.dhcp
+        self._classes = dhcp.classes if dhcp else ()
+        self._groups = {group.name: group.settings(group.loader) for group in config.groups}
+        self._servers = {subnet.network: subnet.next_server for subnet in dhcp.served()} if dhcp else {}
+        self._elsewhere = dhcp is not None and dhcp.next_server is not None
+        self._proxy = dhcp is not None and dhcp.mode != "server"
+        self._sole = dhcp is not None and not self._proxy and not dhcp.known_servers
+        if faults := [*self._class_faults(), *self._loader_faults(config)]:
+            raise ConfigError("\n".join(faults))
+
+    @property
+    def classes(self) -> frozenset[str]:
+        """The names of all classes: those of firmware, and the configuration's own."""
+        return frozenset({*self.firmware, *(entry.name for entry in self._classes)})
+
+    @property
+    def firmware(self) -> frozenset[str]:
+        """The names of the classes of firmware."""
+        return frozenset({*self._names.values(), *LOADERS, IPXE, ONIE, *ALONE})
+
+    def boot_files(self) -> Iterator[tuple[str, str]]:
+        """Yield every boot file that a machine may be told to fetch from here, with its key."""
+        if not self._elsewhere:
+            yield from ((f"boot.loaders.{class_}", loader) for class_, loader in self._loaders.items())
+        for key, settings in self._named():
+            for class_, loader in settings.loaders.items() if not settings.next_server else ():
+                yield key if class_ == ANY else f"{key}.{class_}", loader
+
+    def _named(self) -> Iterator[tuple[str, Settings]]:
+        """Yield what is said for groups and nodes, with the key of their loaders."""
+        yield from ((f"groups {name}.loader", settings) for name, settings in self._groups.items())
+        yield from ((f"nodes {node.name}.loader", node.settings) for node in self._nodes)
 
     def decide(self, request: BootRequest) -> Verdict:
-        """Return the plan for this request, or IGNORE. A node gets a plan of its own, with its address."""
-        for rule in self._rules:
-            verdict = rule(request)
-            if verdict is IGNORE:
-                return IGNORE
-            if verdict is not None:
-                return self._own(request, verdict)
-        # Installers, operating systems, GRUB, and the second DHCP that syslinux.efi causes (no class, no option
-        # 93: boot-clients.md, capture 7), and architectures without a loader: an address, the node's where it has
-        # one, so that it does not change in the middle of a boot.
-        return self._own(request, Plan())
+        """Return the plan for this request, or IGNORE. A node gets a plan of its own, with its address.
 
-    def _own(self, request: BootRequest, plan: Plan) -> Plan:
-        if request.node is None:
-            return plan
-        scope = Scope.MACHINE if plan.scope is Scope.CLASS else plan.scope
-        return replace(plan, scope=scope, address=plan.address or request.node.address)
+        What asks without a class gets an address, the node's where it has one, so that it does not change in the
+        middle of a boot: installers, operating systems, GRUB, and the second DHCP of syslinux.efi (no class, no
+        option 93: boot-clients.md, capture 7).
+        """
+        node = request.node
+        if node is None and self._unknown == "ignore":
+            return IGNORE
+        class_ = self.class_of(request)
+        layers = list(self._layers(request, class_))
+        next_server = next((each.next_server for each in reversed(layers) if each.next_server), None)
+        server = str(next_server or self._servers.get(request.network) or request.server)
+        loader, remark = self._loader(request, class_, layers)
+        options = overlay(self._needed(request, class_, loader), *(each.options for each in layers))
+        return Plan(
+            loader.replace(SERVER, server) if loader and class_ != ONIE else None,
+            node.address if node else None,
+            next_server,
+            next((each.lease for each in reversed(layers) if each.lease), None),
+            _filled((each for each in options if each.always), server),
+            Scope.MACHINE if node else Scope.CLASS,
+            _filled((each for each in options if not each.always), server),
+            remark,
+        )
 
-    def _strangers(self, request: BootRequest) -> Verdict:
-        return IGNORE if request.node is None and self._unknown == "ignore" else None
+    def class_of(self, request: BootRequest) -> str | None:
+        """Return the class of firmware that asks, None where none does."""
+        if request.stage is Stage.IPXE:
+            # ROM and undionly.kpxe send the same classes (boot-clients.md, capture 6), so any program for iPXE
+            # would come round again and again: it gets a script and nothing else, on every firmware.
+            return IPXE
+        mac = bytes.fromhex(request.mac.replace(":", ""))
+        return class_of(request.architecture, request.vendor_class, mac, request.machine_id, self._names)
 
-    def _ipxe(self, request: BootRequest) -> Verdict:
-        # ROM and undionly.kpxe send the same classes (capture 6), so any program for iPXE would come round again
-        # and again: it gets a script and nothing else.
-        if not is_ipxe(request):
-            return None
-        script = self._loaders.get("ipxe", SCRIPT)
-        feature = IPXE_SCHEMES.get(urlsplit(script).scheme)
-        if feature is not None and request.ipxe_features and feature not in request.ipxe_features:
-            script = SCRIPT
-        return Plan(loader=script, options=(NO_PXEDHCP,))
+    def _layers(self, request: BootRequest, class_: str | None) -> Iterator[Settings]:
+        """Yield what is said for this machine, the weakest first: classes in their order, its group, itself."""
+        for entry in self._classes:
+            if _holds(entry, request, class_):
+                loader = self._loaders.get(entry.name) if entry.matches else None
+                yield entry.settings({ANY: loader} if loader else None)
+        if request.node is not None:
+            if request.node.group in self._groups:
+                yield self._groups[request.node.group]
+            yield request.node.settings
 
-    def _http(self, request: BootRequest) -> Verdict:
-        if not request.vendor_class.startswith(b"HTTPClient") or request.architecture is None:
-            return None
-        loader = self._loaders.get(class_of(request.architecture))
-        # EDK2 and GRUB take no URL from an offer without this class (UEFI 2.5 section 24.7).
-        return Plan(loader=loader, options=((60, b"HTTPClient"),)) if loader else None
+    def _loader(self, request: BootRequest, class_: str | None, layers: list[Settings]) -> tuple[str | None, str]:
+        """Return the boot file and, where there is none or another than was meant, why."""
+        if class_ is None:
+            return None, ""
+        named = [name for each in reversed(layers) for name in (each.loaders.get(class_), each.loaders.get(ANY))]
+        named.append(self._loaders.get(class_))
+        loader = next((name for name in named if name and _suits(class_, name)), None)
+        if class_ == IPXE:
+            return _script(request, loader or SCRIPT)
+        if loader or class_ in ALONE:
+            return loader, ""
+        if class_.startswith("arch-"):
+            code = class_.removeprefix("arch-")
+            return None, f"architecture {code} is unknown: give it a name in boot.architectures, then a loader"
+        what = f'a URL, such as "http://{SERVER}/..."' if class_.startswith("http-") else "its boot program"
+        return None, f"machines of class {class_} get an address only; name {what} in boot.loaders.{class_}"
 
-    def _firmware(self, request: BootRequest) -> Verdict:
-        if request.architecture is None or request.vendor_class.startswith(b"HTTPClient"):
-            return None
-        class_ = class_of(request.architecture)
-        if class_.startswith("http-") or class_ not in self._loaders:
-            return None
-        # No option 60: with it and without option 43, EDK2 asks port 4011 next, and ends in PXE-E16
-        # (protocol-facts.md A4, the option-60 trap).
-        return Plan(loader=self._loaders[class_])
+    def _needed(self, request: BootRequest, class_: str | None, loader: str | None) -> Iterator[Option]:
+        """Yield the options without which this class does not boot."""
+        needed: list[tuple[int, bytes]] = []
+        if class_ is None:
+            return
+        if request.vendor_class.startswith(HTTP_CLIENT):
+            # EDK2 and GRUB take no URL from an offer without this class (UEFI 2.5 section 24.7).
+            needed = [(VENDOR_CLASS, HTTP_CLIENT)]
+        elif self._proxy and request.vendor_class.startswith(PXE_CLIENT):
+            needed = [(VENDOR_OPTIONS, SKIP_DISCOVERY), (VENDOR_CLASS, PXE_CLIENT)]
+        # As the server of addresses, no option 60 to PXE clients: with it and without option 43, EDK2 asks port
+        # 4011 next, and ends in PXE-E16 (protocol-facts.md A4, the option-60 trap).
+        needed += ANSWERS.get(class_, ())
+        if class_ == IPXE and self._sole:
+            needed.append((IPXE_OPTIONS, NO_PXEDHCP))
+        if class_ == ONIE and loader:
+            # Its installer; as a boot file the same name would be tried at every server that it knows of.
+            needed.append((DEFAULT_URL, loader.encode()))
+        yield from (Option(code, value, always=True) for code, value in needed)
+
+    def _class_faults(self) -> Iterator[str]:
+        firmware = self.firmware
+        for at, entry in enumerate(self._classes):
+            key = f"dhcp.classes[{at}]"
+            if entry.name in [each.name for each in self._classes[:at]]:
+                yield f"{key}.name: {entry.name} is there twice; give each its own"
+            if entry.matches and entry.name in firmware:
+                yield f"{key}.name: {entry.name} is a class of firmware and has its machines; take another name"
+            if not entry.matches and entry.name not in firmware and not entry.name.startswith("arch-0x"):
+                yield (
+                    f"{key}: has no machines (by firmware, vendor_class, user_class, macs or subnets), and"
+                    f" there is no class of firmware {unknown(entry.name, sorted(firmware))}"
+                )
+            for name in entry.firmware:
+                if name not in firmware and not name.startswith("arch-0x"):
+                    yield f"{key}.firmware: there is no class of firmware {unknown(name, sorted(firmware))}"
+
+    def _loader_faults(self, config: Config) -> Iterator[str]:
+        classes = self.classes
+        for key, settings in (("boot.loaders", Settings(config.boot.loaders)), *self._named()):
+            for class_, loader in settings.loaders.items():
+                if class_ == ANY and key != "boot.loaders":
+                    continue
+                if class_ not in classes and not class_.startswith("arch-0x"):
+                    yield f"{key}.{class_}: there is no class {unknown(class_, sorted(classes))}"
+                elif class_ == IPXE and is_program(loader):
+                    yield (
+                        f"{key}.{class_}: {loader} is a boot program, which iPXE would load for ever;"
+                        ' name a script such as "boot/boot.ipxe"'
+                    )
+                elif not _suits(class_, loader):
+                    url = f"http://{SERVER}/{loader.lstrip('/')}"
+                    yield f'{key}.{class_}: {loader} is no URL; write one such as "{url}"'
 
 
-def _strings(value: bytes) -> list[bytes]:
-    """Split option 77 as RFC 3004 section 4 has it; nothing where it is not so."""
-    strings, at = [], 0
-    while at < len(value):
-        end = at + 1 + value[at]
-        if end > len(value):
-            return []
-        strings.append(value[at + 1 : end])
-        at = end
-    return strings
+def _holds(entry: ClassTable, request: BootRequest, class_: str | None) -> bool:
+    if not entry.matches:
+        return entry.name == class_
+    mac = bytes.fromhex(request.mac.replace(":", ""))
+    users = (request.user_class, *user_classes(request.user_class))
+    return (
+        (not entry.firmware or class_ in entry.firmware)
+        and (not entry.vendor_class or request.vendor_class.startswith(_octets(entry.vendor_class)))
+        and (not entry.user_class or any(user in _octets(entry.user_class) for user in users))
+        and (not entry.macs or mac.startswith(entry.macs))
+        and (not entry.subnets or any(request.network == subnet for subnet in entry.subnets))
+    )
+
+
+def _octets(texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(text.encode() for text in texts)
+
+
+def _suits(class_: str, loader: str) -> bool:
+    """Whether firmware of this class can use such a boot file at all."""
+    if class_ == IPXE:
+        return not is_program(loader)
+    return "://" in loader or not (class_.startswith("http-") or class_ == ONIE)
+
+
+def _script(request: BootRequest, script: str) -> tuple[str, str]:
+    scheme = urlsplit(script).scheme
+    feature = IPXE_SCHEMES.get(scheme)
+    if feature is None or not request.ipxe_features or feature in request.ipxe_features:
+        return script, ""
+    return SCRIPT, f"an iPXE without {scheme} gets {SCRIPT} by TFTP, not {script}"
+
+
+def _filled(options: Iterable[Option], server: str) -> tuple[tuple[int, bytes], ...]:
+    return tuple((each.code, each.value.replace(SERVER.encode(), server.encode())) for each in options)

@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from fastboot.config.dhcp import Dhcp, Subnet, subnet_faults
+from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Subnet, subnet_faults
 from fastboot.config.faults import explain, repeated, unknown
 from fastboot.config.fields import (
     FOREVER,
+    Architecture,
     FilePath,
     LoaderPath,
     Name,
@@ -30,15 +31,18 @@ from fastboot.config.fields import (
     Text,
     mac,
 )
-from fastboot.config.nodes import NodeTable, node_faults, read_nodes
+from fastboot.config.nodes import GroupTable, NodeTable, node_faults, read_nodes
 from fastboot.model import ConfigError, Node, Profile
 
 __all__ = [
     "FOREVER",
+    "Answer",
     "Boot",
+    "ClassTable",
     "Config",
     "Dhcp",
     "Ftp",
+    "GroupTable",
     "Http",
     "Log",
     "Media",
@@ -104,7 +108,9 @@ class ProfileTable(Table):
 class Boot(Table):
     unknown: Literal["menu", "local", "ignore"] = "menu"
     loaders: dict[str, LoaderPath] = Field(default_factory=dict)
-    """Overrides of what boot/firmware.py would choose, by its class names: bios, uefi-x64, ipxe, ..."""
+    """Overrides of what boot/loaders.py would choose, by class: bios, uefi-x64, ipxe, ..."""
+    architectures: dict[Architecture, Name] = Field(default_factory=dict)
+    """Codes of option 93 that boot/firmware.py does not know, or knows otherwise, and their classes."""
 
 
 class Log(Table):
@@ -130,6 +136,7 @@ class Config(Table):
     tftp: Tftp | None = None
     ftp: Ftp | None = None
     http: Http | None = None
+    groups: tuple[GroupTable, ...] = ()
     nodes: tuple[NodeTable, ...] = ()
     media: tuple[Media, ...] = ()
     profiles: tuple[ProfileTable, ...] = ()
@@ -142,6 +149,7 @@ class Config(Table):
             *repeated("interface", self.interface),
             *repeated("media", [item.name for item in self.media], ".name"),
             *repeated("profiles", [profile.name for profile in self.profiles], ".name"),
+            *repeated("groups", [group.name for group in self.groups], ".name"),
             *subnet_faults(self.dhcp.subnets if self.dhcp else ()),
             *_port_faults(self.tftp, self.ftp, self.http),
         ]

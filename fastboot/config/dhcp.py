@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations, pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fastboot.config.fields import Lease, Pool, Seconds, Table
+from fastboot.config.fields import Lease, Line, MacPrefix, Name, Pool, Seconds, Table
+from fastboot.config.options import Options, overlay
+from fastboot.model import Settings
 
 
 def _network(value: object) -> object:
@@ -31,16 +33,45 @@ def _period(value: int) -> int:
     return value
 
 
-class Subnet(Table):
+class Answer(Table):
+    """What a noun of the configuration may say of the answer to its machines."""
+
+    next_server: IPv4Address | None = None
+    lease: Lease | None = None
+    options: Options = ()
+
+    def settings(self, loaders: Mapping[str, str] | None = None) -> Settings:
+        return Settings(loaders or {}, self.next_server, self.lease, self.options)
+
+
+class Subnet(Answer):
     network: Annotated[IPv4Network, BeforeValidator(_network)]
     pools: tuple[Pool, ...] = ()
     gateway: IPv4Address | None = None
     dns: tuple[IPv4Address, ...] = ()
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")] | None = None
-    lease: Lease | None = None
 
 
-class Dhcp(Table):
+_ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+
+
+class ClassTable(Answer):
+    """Machines that firmware.py knows by a name, or those that match every key that is given."""
+
+    name: Name
+    firmware: Annotated[tuple[str, ...], _ONE_OR_MORE] = ()
+    vendor_class: Annotated[tuple[Line, ...], _ONE_OR_MORE] = ()
+    user_class: Annotated[tuple[Line, ...], _ONE_OR_MORE] = ()
+    macs: Annotated[tuple[MacPrefix, ...], _ONE_OR_MORE] = ()
+    subnets: Annotated[tuple[Annotated[IPv4Network, BeforeValidator(_network)], ...], _ONE_OR_MORE] = ()
+
+    @property
+    def matches(self) -> bool:
+        """Whether it says itself which machines it has."""
+        return bool(self.firmware or self.vendor_class or self.user_class or self.macs or self.subnets)
+
+
+class Dhcp(Answer):
     mode: Literal["server"] = "server"
     lease: Lease = 3600
     known_servers: tuple[IPv4Address, ...] = ()
@@ -49,6 +80,20 @@ class Dhcp(Table):
     probe_every: Annotated[Seconds, AfterValidator(_period), Field(le=86400)] = 300
     """How often to look for one while serving; 0 means never."""
     subnets: tuple[Subnet, ...] = ()
+    classes: tuple[ClassTable, ...] = ()
+
+    def served(self) -> tuple[Subnet, ...]:
+        """Return the subnets, each with what is said for all of them filled in."""
+        return tuple(
+            subnet.model_copy(
+                update={
+                    "next_server": subnet.next_server or self.next_server,
+                    "lease": subnet.lease or self.lease,
+                    "options": overlay(self.options, subnet.options),
+                }
+            )
+            for subnet in self.subnets
+        )
 
 
 def subnet_faults(subnets: Sequence[Subnet]) -> Iterator[str]:

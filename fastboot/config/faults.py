@@ -11,6 +11,14 @@ from pydantic import ValidationError
 from fastboot.config.fields import Table
 
 
+class KeyFaults(ValueError):
+    """What is wrong in a table that is read by hand: (key below it, text) for each fault."""
+
+    def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
+        super().__init__("\n".join(f"{key}: {text}" for key, text in faults))
+        self.faults = tuple(faults)
+
+
 def repeated(key: str, values: Sequence[str], suffix: str = "") -> Iterator[str]:
     for at, value in enumerate(values):
         if value in values[:at]:
@@ -32,8 +40,14 @@ def explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
             place == each["loc"][: len(place)] for each in found if each is not fault
         ):
             continue  # pydantic counts only the items that are right
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+        parts = [
+            part for part in place if part != "[key]"
+        ]  # pydantic's word for the key of a table, not its value
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
         text, value = fault["msg"], fault["input"]
+        if isinstance(inner := fault.get("ctx", {}).get("error"), KeyFaults):
+            yield from (f"{key}.{below}: {text}" for below, text in inner.faults)
+            continue
         if fault["type"] == "extra_forbidden":
             text = f"there is no key {unknown(str(place[-1]), _keys(model, place[:-1]))}"
         elif fault["type"] == "missing":

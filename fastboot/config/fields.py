@@ -22,6 +22,10 @@ FOREVER = 0xFFFFFFFF
 """Seconds of an infinite lease (RFC 2131 section 3.3)."""
 MAX_LOADER = 127
 """Octets of a boot file's name: the header's `file` field holds 128 with its end (RFC 2131 section 2)."""
+MAX_URL = 255
+"""Octets of a URL, which option 67 carries where `file` can not: firmware reads only its first part."""
+SERVER = "{server}"
+"""In a boot file it stands for the address of the machine's file server."""
 
 
 class Table(BaseModel):
@@ -105,9 +109,22 @@ def _served_path(value: str) -> str:
 
 
 def _loader(value: str) -> str:
-    if len(value) > MAX_LOADER:
-        raise ValueError(f"is {len(value)} octets; DHCP carries at most {MAX_LOADER}")
+    longest = value.replace(SERVER, "255.255.255.255")
+    most = MAX_URL if "://" in value else MAX_LOADER
+    if len(longest) > most:
+        raise ValueError(f"is {len(longest)} octets; DHCP carries at most {most}")
+    if re.search(r"[{}]", value.replace(SERVER, "")):
+        raise ValueError(f"{value!r}: only {SERVER} is filled in")
     return _served_path(value)
+
+
+def _mac_prefix(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    digits = re.sub(r"[:.\-]", "", value)
+    if not re.fullmatch(r"(?:[0-9A-Fa-f]{2}){1,6}", digits):
+        raise ValueError(f'{value!r} is no beginning of MAC addresses; write it as "b8:27:eb"')
+    return bytes.fromhex(digits)
 
 
 def _text(value: str) -> str:
@@ -122,6 +139,16 @@ def _one_line(value: str) -> str:
     return _text(value)
 
 
+def _architecture(value: object) -> object:
+    try:
+        code = int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        code = None
+    if not isinstance(code, int) or not 0 <= code < 0xFFFF:
+        raise ValueError(f"{value!r} is no code of option 93; write one such as 0x0040")
+    return code
+
+
 Seconds = Annotated[int, BeforeValidator(seconds)]
 Mac = Annotated[str, BeforeValidator(_machine_mac)]
 Lease = Annotated[Seconds, Field(ge=60, le=FOREVER)]
@@ -130,6 +157,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 ServedPath = Annotated[str, AfterValidator(_served_path)]
 LoaderPath = Annotated[str, AfterValidator(_loader)]
+Loaders = Annotated[
+    dict[str, LoaderPath], BeforeValidator(lambda value: {"*": value} if isinstance(value, str) else value)
+]
+"""Boot files by class of firmware; one alone is for any firmware, "*"."""
+Architecture = Annotated[int, BeforeValidator(_architecture)]
+MacPrefix = Annotated[bytes, BeforeValidator(_mac_prefix)]
 Text = Annotated[str, AfterValidator(_text)]
 Line = Annotated[str, AfterValidator(_one_line)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]

@@ -10,28 +10,42 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from fastboot.config.dhcp import Subnet, address_faults
+from fastboot.config.dhcp import Answer, Subnet, address_faults
 from fastboot.config.faults import explain, unknown
-from fastboot.config.fields import Line, Mac, Name, Table, Variable
+from fastboot.config.fields import Line, Loaders, Mac, Name, Variable
+from fastboot.config.options import from_text
 from fastboot.model import ConfigError, Node
 
+OPTION = "options."
+"""How the name of a column begins that holds a DHCP option."""
 
-class NodeTable(Table):
+
+class GroupTable(Answer):
+    """What the nodes of a group have in common."""
+
+    name: Name
+    loader: Loaders = Field(default_factory=dict)
+
+
+class NodeTable(Answer):
     name: Name
     macs: Annotated[tuple[Mac, ...], Field(min_length=1)]
     address: IPv4Address | None = None
     group: Name | None = None
     profile: str | None = None
+    loader: Loaders = Field(default_factory=dict)
     variables: dict[Variable, Line] = Field(default_factory=dict)
 
     def node(self) -> Node:
-        return Node(self.name, self.macs, self.address, self.group, self.profile, self.variables)
+        settings = self.settings(self.loader)
+        return Node(self.name, self.macs, self.address, self.group, self.profile, self.variables, settings)
 
 
 def read_nodes(path: Path) -> list[tuple[str, Node]]:
-    """Read a CSV file with the columns name, macs (joined by spaces), address, group, profile.
+    """Read a CSV file: name, macs (joined by spaces), address, group, profile, loader, next_server, lease, and
+    options.NAME for DHCP options. Any other column is a variable of the node.
 
-    Any other column is a variable of the node. Returns each node with the place it stands at, for errors.
+    Returns each node with the place it stands at, for errors.
     Raises ConfigError with the line number.
     """
     nodes: list[tuple[str, Node]] = []
@@ -61,10 +75,16 @@ def read_nodes(path: Path) -> list[tuple[str, Node]]:
 def _node_of(row: dict[str | Any, Any]) -> Node:
     if None in row:
         raise ValueError("has more fields than the first line names")
-    own = set(NodeTable.model_fields) - {"variables"}
+    own = set(NodeTable.model_fields) - {"variables", "options"}
     fields: dict[str, Any] = {key: value.strip() for key, value in row.items() if key in own and value}
     fields["macs"] = tuple(fields.get("macs", "").split())
-    fields["variables"] = {key: value for key, value in row.items() if key not in own and value}
+    others = {key: value for key, value in row.items() if key not in own and value}
+    fields["options"] = {
+        key.removeprefix(OPTION): from_text(key.removeprefix(OPTION), value.strip())
+        for key, value in others.items()
+        if key.startswith(OPTION)
+    }
+    fields["variables"] = {key: value for key, value in others.items() if not key.startswith(OPTION)}
     return NodeTable.model_validate(fields).node()
 
 

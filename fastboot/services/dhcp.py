@@ -19,7 +19,7 @@ from fastboot import config
 from fastboot._core import Responder
 from fastboot.model import BootRequest, ConfigError, Event, FastbootError, Lease, Node, Plan, Transfer
 from fastboot.services.dhcp_decisions import Decide, Decisions
-from fastboot.services.dhcp_plan import EncodedPlan, encode_plan
+from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, open_udp
@@ -91,7 +91,7 @@ class DhcpService:
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
         self._watch = Watch(emit)
-        self._decisions = Decisions(self._responder, links, decide, self._encode, self.step)
+        self._decisions = Decisions(self._responder, links, decide, self._encode, emit, self.step)
         self._idle = asyncio.Event()
         self._idle.set()
         self._flushing: asyncio.TimerHandle | None = None
@@ -261,11 +261,12 @@ class DhcpService:
 
     def _configure(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
         own = _host_addresses() | {entry.ip for link in self._links for entry in link.addresses}
+        served = settings.served()
         links = []
         for link in self._links:
             nears = [
                 (at, int(entry.ip))
-                for at, subnet in enumerate(settings.subnets)
+                for at, subnet in enumerate(served)
                 for entry in [next((one for one in link.addresses if one.ip in subnet.network), None)]
                 if entry is not None
             ]
@@ -285,16 +286,17 @@ class DhcpService:
                 subnet.lease or settings.lease,
                 _ranges(subnet, own),
             )
-            for subnet in settings.subnets
+            for subnet in served
         ]
         known = [
             (int(node.address) if node.address else 0, [bytes.fromhex(mac.replace(":", "")) for mac in node.macs])
             for node in nodes
         ]
+        self._responder.distinguish(*signs_of(settings))
         self._responder.configure(links, subnets, known, [int(each) for each in own], not settings.known_servers)
-        self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
+        self._decisions.configure([subnet.network for subnet in served], tuple(nodes))
         self._watch.configure(settings.probe_every, own | set(settings.known_servers))
-        self._settings, self._subnets = settings, settings.subnets
+        self._settings, self._subnets = settings, served
 
     async def _probe(self, sockets: Sockets) -> None:
         if not self._settings.probe or not sockets.probes:

@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from fastboot.model import IGNORE, BootRequest, Node, Plan, Scope, Verdict
+from fastboot.model import IGNORE, BootRequest, Event, Node, Plan, Scope, Verdict
 from fastboot.services.dhcp_plan import EncodedPlan, architecture_of, features_of, stage_of
 from fastboot.services.links import Link
 
@@ -25,6 +25,8 @@ Encode = Callable[[BootRequest, Plan, int], EncodedPlan | None]
 DECIDE_WITHIN = 30.0
 """Seconds after which a decision is given up; its request is forgotten after 2."""
 ABOUT_ROOM = 65_536
+REMARKS = 256
+"""Remarks that are told between two reloads, each once: a stranger can send 65,000 architectures."""
 SILENT: Final = None
 """The encoded plan of IGNORE."""
 
@@ -36,7 +38,7 @@ class Core(Protocol):
     def asking(self) -> int: ...
     def misses(
         self, most: int = ..., /
-    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes]]: ...
+    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes]]: ...
     def answer(self, token: bytes, plan: EncodedPlan | None, scope: str, now: int, /) -> None: ...
     def drop(self, token: bytes, /) -> None: ...
 
@@ -62,21 +64,29 @@ class Decisions:
     """
 
     def __init__(
-        self, core: Core, links: Sequence[Link], decide: Decide, encode: Encode, step: Callable[[], None]
+        self,
+        core: Core,
+        links: Sequence[Link],
+        decide: Decide,
+        encode: Encode,
+        emit: Callable[[Event], None],
+        step: Callable[[], None],
     ) -> None:
         self.counts = {"decide_failed": 0, "undecided": 0}
         self._core, self._links = core, links
-        self._decide, self._encode, self._step = decide, encode, step
+        self._decide, self._encode, self._emit, self._step = decide, encode, emit, step
         self._networks: Sequence[IPv4Network] = ()
         self._nodes: Sequence[Node] = ()
         self._about: dict[int, About] = {}
         self._tags: dict[About, int] = {}
         self._failed: set[str] = set()
+        self._remarked: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def configure(self, networks: Sequence[IPv4Network], nodes: Sequence[Node]) -> None:
         """Take what the subnets and nodes in a miss are indices of."""
         self._networks, self._nodes = networks, nodes
+        self._remarked.clear()
 
     def ask(self) -> None:
         """Decide, or begin to, everything that the core waits for."""
@@ -97,7 +107,7 @@ class Decisions:
 
     def _ask(
         self, token: bytes, link: int, subnet: int, server: int, mac: bytes, node: int, architecture: bytes,
-        vendor: bytes, user: bytes, ipxe: bytes,
+        vendor: bytes, user: bytes, ipxe: bytes, machine_id: bytes,
     ) -> None:  # fmt: skip
         request = BootRequest(
             mac=mac.hex(":"),
@@ -110,6 +120,7 @@ class Decisions:
             user_class=user,
             ipxe_features=features_of(ipxe),
             node=self._nodes[node] if node >= 0 else None,
+            machine_id=machine_id,
         )
         try:
             verdict = self._decide(request)
@@ -147,6 +158,14 @@ class Decisions:
                 self._fail(token, error)
                 return
             self._core.answer(token, plan, verdict.scope.value, now)
+            self._remark(request, verdict)
+
+    def _remark(self, request: BootRequest, plan: Plan) -> None:
+        if plan.remark and plan.remark not in self._remarked and len(self._remarked) < REMARKS:
+            self._remarked.add(plan.remark)
+            about = About(request.stage.value, request.architecture, plan.loader)
+            details = {"text": plan.remark, "interface": request.interface, **about.details()}
+            self._emit(Event(time.time(), "dhcp.loader_warning", request.mac, details=details))
 
     def _tag(self, request: BootRequest, plan: Plan) -> int:
         about = About(request.stage.value, request.architecture, plan.loader)

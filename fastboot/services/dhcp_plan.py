@@ -8,7 +8,9 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from fastboot import config
-from fastboot.model import Node, Plan, Stage
+from fastboot.boot.firmware import DEVICES, is_ipxe
+from fastboot.config.options import PROTOCOL, overlay
+from fastboot.model import ConfigError, Node, Option, Plan, Stage
 
 EncodedPlan = tuple[int, int, int, int, bytes, bytes, bytes, bytes]
 """A plan as `Responder.answer` takes it."""
@@ -17,20 +19,20 @@ MASK, ROUTER, DNS, HOST_NAME, DOMAIN, BROADCAST = 1, 3, 6, 12, 15, 28
 TFTP_SERVER, BOOT_FILE = 66, 67
 MAX_FILE = 127
 """Octets of the header's `file`, less its NUL (RFC 2131 section 2)."""
+MAX_SIGNS: Final = 256
+"""Beginnings of MAC addresses that are compared with every packet's."""
 UNTERMINATED: Final = frozenset({60, 67})
-"""A PAD follows these: ROMs read on after 67 and ask for `file\\xff`, GRUB takes 60 as a C string."""
-OURS: Final = frozenset({0, 13, 50, 51, 52, 53, 54, 55, 57, 58, 59, 61, 82, 97, 255})
-"""What a plan can not set: the protocol's own, and 13, whose wrong value EDK2 answers with PXE-E05."""
+"""A PAD follows these where there is a boot file: ROMs read on after 67 and ask for `file\\xff`, GRUB takes 60 as
+a C string. Only there: a Raspberry Pi 4 of 2019 ignores replies with a PAD, and needs no boot file."""
 
 
 def stage_of(vendor: bytes, user: bytes, ipxe: bytes) -> Stage:
     """Tell which program asks, by options 60, 77 and 175 as sent."""
-    # iPXE's user class has no length octet (protocol-facts.md A7); RFC 3004 wants one.
-    if ipxe or user == b"iPXE" or b"\x04iPXE" in user:
+    if is_ipxe(user, ipxe):
         return Stage.IPXE
-    if vendor.startswith((b"PXEClient", b"HTTPClient", b"U-Boot")):
+    if vendor.startswith((b"PXEClient", b"HTTPClient")) or vendor.lstrip().lower().startswith(b"u-boot"):
         return Stage.ROM
-    if vendor.startswith((b"anaconda", b"d-i")):
+    if vendor.startswith((b"anaconda", b"d-i", b"onie_vendor:")):
         return Stage.INSTALLER
     return Stage.OS
 
@@ -52,53 +54,82 @@ def features_of(ipxe: bytes) -> frozenset[int]:
     return frozenset(codes)
 
 
+def signs_of(settings: config.Dhcp) -> tuple[list[bytes], list[bytes]]:
+    """Return how the MAC addresses and machine ids begin that set machines apart within the classes they send.
+
+    Raises ConfigError where there are too many.
+    """
+    macs = {mac for device in DEVICES for mac in device.macs} | {
+        mac for each in settings.classes for mac in each.macs
+    }
+    if len(macs) > MAX_SIGNS:
+        raise ConfigError(f"dhcp.classes: names {len(macs)} beginnings of MAC addresses; {MAX_SIGNS} is the most")
+    return sorted(macs), [machine_id for device in DEVICES for machine_id in device.machine_ids]
+
+
 def encode_plan(
     plan: Plan, subnet: config.Subnet, server: IPv4Address, node: Node | None, tag: int
 ) -> EncodedPlan:
     """Return a plan as `Responder.answer` takes it. Raises ValueError for one that can not be sent."""
     loader = plan.loader.encode() if plan.loader else b""
-    given = dict(plan.options)
+    siaddr = plan.next_server or subnet.next_server or server
+    options = {
+        each.code: each
+        for each in overlay(
+            _subnet_options(subnet, node),
+            [Option(BOOT_FILE, loader, True), Option(TFTP_SERVER, str(siaddr).encode() if loader else b"", True)],
+            subnet.options,
+            (Option(code, value) for code, value in plan.asked),
+            (Option(code, value, True) for code, value in plan.options),
+        )
+    }
+    boot_file = options[BOOT_FILE].value
+    _check(plan, loader, boot_file)
+    must = [options.pop(MASK), options.pop(BOOT_FILE)]
+    always = [each for each in options.values() if each.always]
+    asked = [each for each in options.values() if not each.always]
+    ends = UNTERMINATED if boot_file else frozenset[int]()
+    blobs = [
+        b"".join(option(each.code, each.value, each.code in ends) for each in part)
+        for part in (must, always, asked)
+    ]
+    return (
+        int(plan.address) if plan.address else 0, int(siaddr), plan.lease or 0, tag,
+        loader if len(loader) <= MAX_FILE else b"", blobs[0], blobs[1], blobs[2],
+    )  # fmt: skip
+
+
+def _check(plan: Plan, loader: bytes, boot_file: bytes) -> None:
     if len(loader) > MAX_FILE and b"://" not in loader:
         raise ValueError(f"plan.loader: {plan.loader} is longer than {MAX_FILE} octets")
-    if len(given.get(BOOT_FILE, loader)) > 255:
-        raise ValueError(
-            f"plan.loader: {plan.loader} is longer than 255 octets"
-        )  # firmware reads the first part only
+    if len(boot_file) > 255:
+        # Firmware reads the first part of an option only.
+        raise ValueError(f"plan.loader: {plan.loader} is longer than 255 octets")
     if plan.lease is not None and not 60 <= plan.lease <= config.FOREVER:
         raise ValueError(f"plan.lease: {plan.lease} is not between 60 and {config.FOREVER}")
-    siaddr = plan.next_server or server
-    for code, value in plan.options:
-        if code in OURS or not 0 <= code <= 255:
+    for code, value in (*plan.options, *plan.asked):
+        if code in PROTOCOL or not 0 <= code <= 255:
             raise ValueError(f"plan.options: {code} is not a plan's to set")
         if not value:
             raise ValueError(
                 f"plan.options: {code} has no octets; firmware drops a packet that holds such an option"
             )
-    must = option(MASK, given.get(MASK, subnet.network.netmask.packed))
-    must += option(BOOT_FILE, given.get(BOOT_FILE, loader))
-    always = b""
-    if loader and TFTP_SERVER not in given:
-        always += option(TFTP_SERVER, str(siaddr).encode())
-    if subnet.gateway and ROUTER not in given:
-        always += option(ROUTER, subnet.gateway.packed)
-    always += b"".join(option(code, value) for code, value in plan.options if code not in (MASK, BOOT_FILE))
-    asked = b"".join(option(code, value) for code, value in _asked(subnet, node) if code not in given)
-    return (
-        int(plan.address) if plan.address else 0, int(siaddr), plan.lease or 0, tag,
-        loader if len(loader) <= MAX_FILE else b"", must, always, asked,
-    )  # fmt: skip
 
 
-def _asked(subnet: config.Subnet, node: Node | None) -> Iterator[tuple[int, bytes]]:
-    yield DNS, b"".join(server.packed for server in subnet.dns)
-    yield DOMAIN, (subnet.domain or "").encode()
-    yield HOST_NAME, node.name.encode() if node else b""
-    yield BROADCAST, subnet.network.broadcast_address.packed
+def _subnet_options(subnet: config.Subnet, node: Node | None) -> Iterator[Option]:
+    # EDK2 answers an ACK without option 1 with DECLINE.
+    yield Option(MASK, subnet.network.netmask.packed, always=True)
+    yield Option(ROUTER, subnet.gateway.packed if subnet.gateway else b"", always=True)
+    yield Option(DNS, b"".join(server.packed for server in subnet.dns))
+    yield Option(DOMAIN, (subnet.domain or "").encode())
+    yield Option(HOST_NAME, node.name.encode() if node else b"")
+    yield Option(BROADCAST, subnet.network.broadcast_address.packed)
 
 
-def option(code: int, value: bytes) -> bytes:
-    """Return an option as it is sent: in parts where it is long (RFC 3396), not at all where it is empty."""
+def option(code: int, value: bytes, ends: bool = False) -> bytes:
+    """Return an option as it is sent: in parts where it is long (RFC 3396), not at all where it is empty.
+
+    `ends`: a PAD follows it.
+    """
     parts = [value[at : at + 255] for at in range(0, len(value), 255)]
-    return b"".join(bytes((code, len(part))) + part for part in parts) + b"\0" * (
-        code in UNTERMINATED and bool(value)
-    )
+    return b"".join(bytes((code, len(part))) + part for part in parts) + b"\0" * (ends and bool(value))

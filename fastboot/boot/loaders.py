@@ -1,0 +1,164 @@
+"""The loaders that this system has: where distributions install them, and which class of machines gets which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fastboot.boot.firmware import SCRIPT
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """A boot program: the name it is served as under /boot, and where distributions install it, best first.
+
+    `modules` are directories of files that the program loads by name; the first that exists is served beside it.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    package: str
+    modules: tuple[str, ...] = ()
+    pattern: str = "*.c32"
+
+
+# In each list: Debian and Ubuntu, Fedora and RHEL, openSUSE and SLES, Arch.
+_PXELINUX_MODULES = (
+    "/usr/lib/syslinux/modules/bios",
+    "/usr/share/syslinux",
+    "/tftpboot",
+    "/usr/lib/syslinux/bios",
+)
+LOADERS: Final[Mapping[str, Loader]] = {
+    "bios": Loader(
+        "pxelinux.0",
+        (
+            "/usr/lib/PXELINUX/pxelinux.0",
+            "/usr/share/syslinux/pxelinux.0",
+            "/tftpboot/pxelinux.0",
+            "/usr/lib/syslinux/bios/pxelinux.0",
+        ),
+        "pxelinux and syslinux-common",
+        _PXELINUX_MODULES,
+    ),
+    "uefi-x64": Loader(
+        "grubx64.efi",
+        (
+            "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed",
+            "/boot/efi/EFI/fedora/grubx64.efi",
+            "/boot/efi/EFI/redhat/grubx64.efi",
+            "/boot/efi/EFI/rocky/grubx64.efi",
+            "/boot/efi/EFI/almalinux/grubx64.efi",
+            "/boot/efi/EFI/centos/grubx64.efi",
+            "/usr/share/efi/x86_64/grub.efi",
+            "/usr/share/grub2/x86_64-efi/grub.efi",
+        ),
+        "grub-efi-amd64-signed",
+    ),
+    "uefi-ia32": Loader(
+        "grubia32.efi",
+        ("/usr/lib/grub/i386-efi-signed/grubnetia32.efi.signed", "/usr/share/grub2/i386-efi/grub.efi"),
+        "grub-efi-ia32-signed",
+    ),
+    "uefi-arm64": Loader(
+        "grubaa64.efi",
+        (
+            "/usr/lib/grub/arm64-efi-signed/grubnetaa64.efi.signed",
+            "/boot/efi/EFI/fedora/grubaa64.efi",
+            "/boot/efi/EFI/redhat/grubaa64.efi",
+            "/boot/efi/EFI/rocky/grubaa64.efi",
+            "/usr/share/efi/aarch64/grub.efi",
+            "/usr/share/grub2/arm64-efi/grub.efi",
+        ),
+        "grub-efi-arm64-signed",
+    ),
+}
+"""The loader of each class where `boot.loaders` names no other."""
+
+COMPANIONS: Final[tuple[Loader, ...]] = (
+    Loader(
+        "lpxelinux.0",
+        (
+            "/usr/lib/PXELINUX/lpxelinux.0",
+            "/usr/share/syslinux/lpxelinux.0",
+            "/usr/lib/syslinux/bios/lpxelinux.0",
+        ),
+        "pxelinux",
+    ),
+    Loader(
+        "shimx64.efi",
+        ("/usr/lib/shim/shimx64.efi.signed", "/boot/efi/EFI/fedora/shimx64.efi", "/usr/share/efi/x86_64/shim.efi"),
+        "shim-signed",
+    ),
+    Loader(
+        "shimaa64.efi",
+        (
+            "/usr/lib/shim/shimaa64.efi.signed",
+            "/boot/efi/EFI/fedora/shimaa64.efi",
+            "/usr/share/efi/aarch64/shim.efi",
+        ),
+        "shim-signed",
+    ),
+    Loader("undionly.kpxe", ("/usr/lib/ipxe/undionly.kpxe", "/usr/share/ipxe/undionly.kpxe"), "ipxe"),
+    Loader("ipxe.efi", ("/usr/lib/ipxe/ipxe.efi", "/usr/share/ipxe/ipxe-x86_64.efi"), "ipxe"),
+    Loader("snponly.efi", ("/usr/lib/ipxe/snponly.efi", "/usr/share/ipxe/ipxe-snponly-x86_64.efi"), "ipxe"),
+)
+"""Served under /boot where they are installed, for `boot.loaders` to name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """What machines are given: a loader for each class, and the files under /boot.
+
+    `by_class` are paths in the one namespace or URLs. `files` maps names under /boot to files of this system.
+    `complaints` name what is missing and the Debian package that has it.
+    """
+
+    by_class: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    complaints: tuple[str, ...] = ()
+
+
+def find_loaders(overrides: Mapping[str, str] | None = None, system: Path = Path("/")) -> Loaders:
+    """Look for the loaders installed below `system`; `overrides` are `boot.loaders` of the configuration."""
+    by_class, files, complaints = {"ipxe": SCRIPT}, {}, []
+    for class_, loader in LOADERS.items():
+        if (path := _first(system, loader.paths)) is None:
+            if class_ not in (overrides or {}) and class_ in ("bios", "uefi-x64"):
+                complaints.append(
+                    f"boot.loaders.{class_}: {loader.name} is not installed, so such machines get an address only;"
+                    f" on Debian: apt-get install {loader.package.replace(' and ', ' ')}"
+                )
+            continue
+        by_class[class_] = f"boot/{loader.name}"
+        files[loader.name] = path
+        for directory in loader.modules:
+            modules = sorted((system / directory.lstrip("/")).glob(loader.pattern))
+            files.update({module.name: module.resolve() for module in modules})
+            if modules:
+                break
+        else:
+            if loader.modules:
+                complaints.append(
+                    f"boot.loaders.{class_}: the modules of {loader.name} are missing, so it stops at ldlinux.c32;"
+                    f" on Debian: apt-get install {loader.package.replace(' and ', ' ')}"
+                )
+    for loader in COMPANIONS:
+        if path := _first(system, loader.paths):
+            files[loader.name] = path
+    by_class.update(overrides or {})
+    return Loaders(by_class, files, tuple(complaints))
+
+
+def _first(system: Path, paths: tuple[str, ...]) -> Path | None:
+    for name in paths:
+        path = system / name.lstrip("/")
+        # /boot/efi is closed to other users on Fedora: what can not be looked at is not there.
+        try:
+            if path.is_file():
+                return path.resolve()
+        except OSError:
+            continue
+    return None
