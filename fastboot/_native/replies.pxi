@@ -34,6 +34,8 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_OTHER_NETWORK
     COUNT_NO_ADDRESS_ASKED
     COUNT_EXHAUSTED
+    COUNT_DOUBTFUL
+    COUNT_CONFLICT
     COUNT_ADDRESS_TAKEN
     COUNT_ADDRESS_OFF_LINK
     COUNT_DECLINE_BY_STRANGER
@@ -53,8 +55,8 @@ RESPONDER_COUNTERS = (
     "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
     "discover", "request", "decline", "release", "inform", "offer", "ack", "nak", "miss", "held_replaced", "held_full",
     "decision_late", "decision_stale", "ignored", "other_server", "unknown_client", "other_network",
-    "no_address_asked", "exhausted", "address_taken", "address_off_link", "decline_by_stranger",
-    "release_by_stranger", "in_flight", "already_waiting", "waiting_full", "commit_failed",
+    "no_address_asked", "exhausted", "doubtful", "conflict", "address_taken", "address_off_link",
+    "decline_by_stranger", "release_by_stranger", "in_flight", "already_waiting", "waiting_full", "commit_failed",
     "renewed_without_commit", "send_failed", "events_lost", "no_memory",
 )
 
@@ -68,9 +70,12 @@ cdef enum:
     FACT_EXHAUSTED
     FACT_OTHER_SERVER
     FACT_TAKEN
+    FACT_CONFLICT
+    FACT_PROXY_ARP
 
 RESPONDER_EVENT_KINDS = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
+    "conflict", "proxy_arp",
 )
 
 cdef struct fact_t:

@@ -79,6 +79,10 @@ class Dhcp(Answer):
     """How long to look for another DHCP server before serving. dnsmasq pings for 3 s before its first OFFER."""
     probe_every: Annotated[Seconds, AfterValidator(_period), Field(le=86400)] = 300
     """How often to look for one while serving; 0 means never."""
+    arp_probes: bool = True
+    """Whether to ask who uses a free address before it is given to a machine."""
+    quarantine: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = 3600
+    """How long nobody gets an address that is in use. Kea's decline-probation-period is a day, ISC's as long."""
     subnets: tuple[Subnet, ...] = ()
     classes: tuple[ClassTable, ...] = ()
 
