@@ -226,8 +226,9 @@ RESPONDER_EVENT_KINDS: tuple[str, ...]
 RESPONDER_WAYS: tuple[str, ...]
 STATE_NAMES: tuple[str, ...]
 
-_LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float]
-"""address, state, MAC, client identifier, host name, start and end in seconds since the epoch."""
+_LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float, int, bytes, bytes]
+"""address, state, MAC, client identifier, host name, start and end in seconds since the epoch, relay or 0,
+circuit id, remote id."""
 
 @disjoint_base
 class Network:
@@ -240,15 +241,17 @@ class Network:
     def configure(
         self,
         links: list[tuple[int, int, int, list[tuple[int, int]], bytes]],
-        subnets: list[tuple[int, int, int, list[tuple[int, int]]]],
-        nodes: list[tuple[int, list[bytes]]],
+        subnets: list[tuple[int, int, int, list[tuple[int, int]], int, bool]],
+        nodes: list[tuple[int, list[bytes], bytes, bytes]],
         own: list[int],
         authoritative: bool,
     ) -> None:
         """Take links (interface index, MTU, first address, [(index of a subnet, our address there)], MAC), subnets
-        (network, mask, lease seconds, [(first, last) address of a pool]), nodes (fixed address or 0, MACs) and all
-        addresses of this host. `authoritative`: no other DHCP server is meant to be here. Raises
-        ValueError for more than 16 subnets on a link, MemoryError."""
+        (network, mask, lease seconds, [(first, last) address of a pool], number of its wire, whether option 61
+        tells its clients apart), nodes (fixed address or 0, MACs, circuit id, remote id) and all addresses of this
+        host.
+        `authoritative`: no other DHCP server is meant to be here. Raises ValueError for more than 16 subnets on a
+        link, MemoryError."""
 
 @disjoint_base
 class Replies(Network):
@@ -278,6 +281,10 @@ class Replies(Network):
 class Requests(Replies):
     """The request at hand. Works with or without sockets."""
 
+    bootp: bool
+    """Whether clients of BOOTP are answered (RFC 951)."""
+    snooping: bool
+    """Whether option 82 is believed, and sent back, where no relay has put its address beside it."""
     def distinguish(self, macs: list[bytes], machine_ids: list[bytes]) -> None:
         """Set machines apart by how their MAC address or option 97 begins: those of one class, in `answer`, begin
         with the same of these. Call it before `configure`. Raises ValueError for more than 256 of either."""
@@ -298,9 +305,10 @@ class Decisions(Requests):
 
     def misses(
         self, most: int = 4096
-    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes]]:
+    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes]]:
         """Return at most so many of the requests that wait for a decision, each once: token, link, subnet, our
-        address, MAC, node or -1, options 93, 60, 77, 175, 97."""
+        address, MAC, node or -1, options 93, 60, 77, 175, 97, relay or 0, circuit id, remote
+        id."""
 
     def answer(self, token: bytes, plan: _EncodedPlan | None, scope: str, now: int) -> None:
         """Decide a miss, None for silence; `scope` as model.Scope. Raises ValueError."""
@@ -316,39 +324,8 @@ class Leases:
     """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
 
 @disjoint_base
-class Prober:
-    """Which free addresses somebody uses. Of the core's own use; it has no methods."""
-
-@disjoint_base
 class Responder(Decisions):
     """The DHCP server that gives leases (RFC 2131). A new configuration leaves bindings as they are."""
-
-    quarantine: int
-    """Seconds that an address in use is set aside."""
-    @property
-    def vacant(self) -> bool:
-        """Whether free addresses have come or gone since the last `probes`."""
-
-    def speak_arp(self, link: int, on: bool) -> None:
-        """Say whether ARP can be spoken on a link, of the first 64: then the free addresses of its subnets are
-        asked about. Raises IndexError."""
-
-    def probes(self, now: int, most: int) -> tuple[list[tuple[int, int]], int]:
-        """Return whom to ask for now, at most so many addresses, as (link, address), and the nanoseconds until
-        there is more to do. Each is asked for three times, a second apart (RFC 5227), and again after five
-        minutes."""
-
-    def receive_arp(self, data: bytes, link: int, now: int) -> bool:
-        """Take an ARP packet of a link, without its Ethernet header. Return whether it sets an address aside.
-        Raises IndexError."""
-
-    def readable_arp(self, link: int, fd: int, now: int) -> int:
-        """Take what a packet socket holds, at most 64; return how many addresses it sets aside. Raises
-        IndexError."""
-
-    def doubt(self, addresses: list[int] | None, now: int) -> int:
-        """Give these free addresses, None for all, to no stranger before they are found unused or, where ARP can
-        not be spoken, for ten minutes. Return how many there are."""
 
     @property
     def committing(self) -> int:
@@ -370,6 +347,9 @@ class Responder(Decisions):
 
     def lease_at(self, address: int, now: int, wall: float) -> _LeaseTuple | None:
         """Return who has an address bound or on offer."""
+
+    def node_of_mac(self, mac: bytes) -> int:
+        """Return the index of the node that a MAC is of, by its lease too, or a negative number."""
 
     def release(self, address: int, now: int) -> bool:
         """Free a bound or declined address, durably. Returns whether it was one and no commit of it is due."""

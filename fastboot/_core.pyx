@@ -16,7 +16,6 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 
 from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
-from fastboot._native.arp cimport arp_parse, arp_t
 from fastboot._native.datagram cimport (
     BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
     put_control,
@@ -26,20 +25,23 @@ from fastboot._native.dhcp cimport (
     DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
     OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER,
     OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit,
-    dhcp_frame, dhcp_has, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_value,
+    dhcp_frame, dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size,
+    dhcp_subnet, dhcp_value,
 )
-from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_of, digest_same, digest_spread, digest_t
+from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.lease cimport (
-    FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_DECLINED, LEASE_FREE, LEASE_ID,
-    LEASE_OFFERED, binding_t, fifo_push, fifo_remove, fifo_t, lease_add, lease_at,
-    lease_client, lease_link, lease_of, lease_t, lease_unlink, lease_until, leases_t,
+    LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED, LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED,
+    LEASE_REMOTE, LEASE_TEXTS, binding_t, fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client,
+    lease_link, lease_of, lease_says, lease_t, lease_text, lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.network cimport (
-    NETWORK_NEAR, NETWORK_SELF, link_t, near_t, node_mac_t, node_t, subnet_at, subnet_t,
+    NETWORK_NEAR, NETWORK_SELF, NODE_CIRCUIT, NODE_MAC, NODE_PORT, NODE_REMOTE, link_t, near_t, node_digest,
+    node_key_t, node_t, subnet_at, subnet_t,
 )
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
+from fastboot._native.relay cimport relay_t
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
@@ -67,7 +69,7 @@ from fastboot._native.transfer cimport (
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport (
-    pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16, wire_u32,
+    pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16,
 )
 
 cdef enum:
@@ -99,8 +101,7 @@ include "_native/replies.pxi"   # 7  Replies: what waits for the disk and the so
 include "_native/requests.pxi"  # 8  Requests: the packet at hand, on Replies
 include "_native/decisions.pxi"  # 9  Decisions: the plan table and what waits for a decision, on Requests
 include "_native/leases.pxi"    # 10 Leases: whose every address is
-include "_native/prober.pxi"    # 11 Prober: which free addresses somebody uses, looks at Leases
-include "_native/responder.pxi"  # 12 Responder: the server that gives leases, on Decisions, has Leases and a Prober
+include "_native/responder.pxi"  # 11 Responder: the server that gives leases, on Decisions, has Leases
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

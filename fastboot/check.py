@@ -21,6 +21,7 @@ from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.server import World, open_sockets
 from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import Link, find_links
 
 DESCRIPTORS = 512
@@ -98,15 +99,19 @@ def _may_be_meant(text: str, world: World) -> bool:
 
 def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterator[Finding]:
     own = {address.ip: link.name for link in links for address in link.addresses}
+    wires = wires_of(subnets, links)
+    served = {wires[at] for at, subnet in enumerate(subnets) if attached(subnet, links)}
+    near = [wire in served for wire in wires]
     for at, subnet in enumerate(subnets):
         key = f"dhcp.subnets[{at}]"
         inside = {address: name for address, name in own.items() if address in subnet.network}
-        if not inside:
+        if not (inside or subnet.relayed or near[at]):
             host = subnet.gateway or subnet.network.network_address + 1
             yield Finding(
                 "error",
                 f"{key}.network: no interface has an address in {subnet.network}; give it one with:"
-                f" ip address add {host}/{subnet.network.prefixlen} dev {links[0].name}",
+                f" ip address add {host}/{subnet.network.prefixlen} dev {links[0].name}; or, where relays reach"
+                " it, write relayed = true",
             )
         for number, pool in enumerate(subnet.pools):
             for address, name in inside.items():
@@ -116,6 +121,8 @@ def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterat
     for link in links:
         if not any(address.ip in subnet.network for address in link.addresses for subnet in subnets):
             text = f"interface: {link.name} has no address in a subnet of dhcp, so machines on it get no answer"
+            if any(subnet.relayed for subnet in subnets):
+                text += " but through a relay"
             yield Finding("warning", text)
 
 

@@ -30,7 +30,7 @@ from rich.text import Text
 
 from fastboot import __version__
 from fastboot.check import Finding, after_drop, before_drop
-from fastboot.config import Config, load
+from fastboot.config import Config, NodeIndex, load
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
 from fastboot.server import Server, World, lease_facts, node_facts
@@ -220,9 +220,9 @@ def stored_leases(config: Config) -> list[object]:
             drop_to(pwd.getpwuid(owner))
         except KeyError:
             raise FastbootError(f"state: {config.state} belongs to a user that does not exist: {owner}") from None
-    names = {mac: node for node in config.all_nodes() for mac in node.macs}
+    known = NodeIndex(config.all_nodes())
     with StateLock(config.state):
-        return [plain(lease_facts(lease, names.get(lease.mac))) for lease in read_leases(config.state)]
+        return [plain(lease_facts(lease, known)) for lease in read_leases(config.state)]
 
 
 async def run(server: Server, log: EventLog) -> None:

@@ -45,7 +45,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A machine that the configuration names, known by its MAC addresses."""
+    """A machine that the configuration names, known by its MAC addresses, or by the switch port that it is behind:
+    what a relay says of it in option 82, `circuit_id`, `remote_id` or both together (RFC 3046 section 3)."""
 
     name: str
     macs: tuple[str, ...]
@@ -54,6 +55,8 @@ class Node:
     profile: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     settings: Settings = Settings()
+    circuit_id: bytes = b""
+    remote_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,9 @@ class Scope(Enum):
     """For whom a Plan holds, hence when `decide` is asked again."""
 
     CLASS = "class"
-    """Every machine of the same subnet that sends the same classes and has no settings of its own."""
+    """Every machine of the same subnet and relay that sends the same classes and is no node."""
     MACHINE = "machine"
-    """This machine, while it sends the same classes."""
+    """This machine, while it sends the same classes and is behind the same port."""
     ONCE = "once"
     """This request only: ask again for the next."""
 
@@ -101,8 +104,9 @@ class BootRequest:
     `architecture` is the first code of option 93 (RFC 4578 section 2.1), or the one named in the text of
     option 60 where 93 is missing or malformed; None where neither tells. `vendor_class` and `user_class` are
     options 60 and 77 as sent. `ipxe_features` are the sub-options of option 175 that iPXE lists. `machine_id` is
-    option 97 as sent: a type, 0, and 16 octets of GUID (RFC 4578 section 2.3); it is no part of the classes, so a
-    plan that depends on it is for one machine.
+    option 97 as sent: a type, 0, and 16 octets of GUID (RFC 4578 section 2.3). `relay` is the address of the relay
+    that sent it on; `circuit_id` and `remote_id` are what option 82 says, where it is believed (RFC 3046 section
+    3). A plan that depends on one of `machine_id`, `circuit_id` and `remote_id` is for one machine.
     """
 
     mac: str
@@ -116,6 +120,9 @@ class BootRequest:
     ipxe_features: frozenset[int] = frozenset()
     node: Node | None = None
     machine_id: bytes = b""
+    relay: IPv4Address | None = None
+    circuit_id: bytes = b""
+    remote_id: bytes = b""
 
 
 class Ignore(Enum):
@@ -203,7 +210,8 @@ class Transfer:
 class Lease:
     """An address bound to a client. Times are seconds since the epoch; an infinite lease ends at `inf`.
 
-    `offered`: held for a client that has not asked for it yet; never on disk.
+    `offered`: held for a client that has not asked for it yet; never on disk. `relay`, `circuit_id` and
+    `remote_id` say where the client was when it last asked through a relay.
     """
 
     address: IPv4Address
@@ -213,6 +221,9 @@ class Lease:
     expires: float
     hostname: str = ""
     client_id: bytes = b""
+    relay: IPv4Address | None = None
+    circuit_id: bytes = b""
+    remote_id: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fastboot.boot.catalog import Catalog, Entry
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
-from fastboot.config import Config, Table
+from fastboot.config import Config, NodeIndex, Table, relay_id_text
 from fastboot.model import (
     BootRequest,
     Client,
@@ -52,14 +52,14 @@ Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
 RELOADABLE = (
     "allow_links",
     "boot.",
-    "dhcp.arp_probes",
+    "dhcp.bootp",
     "dhcp.classes",
     "dhcp.known_servers",
     "dhcp.lease",
     "dhcp.next_server",
     "dhcp.options",
     "dhcp.probe_every",
-    "dhcp.quarantine",
+    "dhcp.snooping",
     "dhcp.subnets",
     "drain",
     "ftp.max_sessions",
@@ -130,15 +130,15 @@ class Service(Protocol):
 class World:
     """What a configuration says about machines and files: everything that a reload replaces."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError."""
+    def __init__(self, config: Config, node_of: Callable[[str], Node | None] = lambda mac: None) -> None:
+        """`node_of` tells whose a MAC is that no node names. Raises ConfigError."""
         self.nodes = config.all_nodes()
-        self.node_by_mac: dict[str, Node] = {mac: node for node in self.nodes for mac in node.macs}
+        self.known = NodeIndex(self.nodes)
         self.loaders = find_loaders(config.boot.loaders)
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports)
+        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of)
         self.policy = Policy(config, self.nodes, self.loaders)
         self.catalog = Catalog(config, self.loaders, self.renderer)
 
@@ -171,7 +171,7 @@ class Server:
         self._config = config
         self._decide, self._resolve = decide, resolve
         self._load = load
-        self._world = self._old = World(config)
+        self._world = self._old = World(config, self._node_behind)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -254,7 +254,7 @@ class Server:
                 if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
                     raise NeedsRestart(fixed)
                 # Thousands of nodes take longer than the loop may be busy.
-                world = await asyncio.to_thread(World, config)
+                world = await asyncio.to_thread(World, config, self._node_behind)
                 try:
                     self._adopt(config, world)
                 except FastbootError:
@@ -308,7 +308,7 @@ class Server:
     def leases(self) -> list[dict[str, object]]:
         """Return the leases: address, mac, state, times in seconds since the epoch, node."""
         leases = self._dhcp.leases() if self._dhcp else []
-        return [lease_facts(lease, self._world.node_by_mac.get(lease.mac)) for lease in leases]
+        return [lease_facts(lease, self._world.known) for lease in leases]
 
     def nodes(self) -> list[dict[str, object]]:
         """Return the machines that the configuration names."""
@@ -383,9 +383,14 @@ class Server:
     def _mac_of(self, address: IPv4Address) -> str | None:
         return self._dhcp.mac_of(address) if self._dhcp else None
 
+    def _node_behind(self, mac: str) -> Node | None:
+        """Whose a MAC is that only its port tells."""
+        return self._dhcp.node_of(mac) if self._dhcp else None
+
     def _emit(self, event: Event) -> None:
-        if event.node is None and event.mac is not None and (node := self._world.node_by_mac.get(event.mac)):
-            event = replace(event, node=node.name)
+        if event.node is None and event.mac is not None:
+            node = self._world.known.find(event.mac) or self._node_behind(event.mac)
+            event = replace(event, node=node.name) if node else event
         self._hub.emit(event)
 
     def _tell(self, kind: str, **details: object) -> None:
@@ -423,14 +428,18 @@ def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:
     return tuple(keys)
 
 
-def lease_facts(lease: Lease, node: Node | None = None) -> dict[str, object]:
+def lease_facts(lease: Lease, known: NodeIndex) -> dict[str, object]:
     """Return a lease as commands print it; an infinite one has no end in JSON."""
+    node = known.find(lease.mac, lease.circuit_id, lease.remote_id)
     return {
         "address": lease.address,
         "mac": lease.mac,
         "node": node.name if node else None,
         "hostname": lease.hostname,
         "client_id": lease.client_id.hex(),
+        "relay": lease.relay,
+        "circuit_id": relay_id_text(lease.circuit_id) if lease.circuit_id else None,
+        "remote_id": relay_id_text(lease.remote_id) if lease.remote_id else None,
         "state": lease.state,
         "starts": lease.starts,
         "expires": None if lease.expires == math.inf else lease.expires,
@@ -442,6 +451,8 @@ def node_facts(node: Node) -> dict[str, object]:
     return {
         "name": node.name,
         "macs": list(node.macs),
+        "circuit_id": relay_id_text(node.circuit_id) if node.circuit_id else None,
+        "remote_id": relay_id_text(node.remote_id) if node.remote_id else None,
         "address": node.address,
         "group": node.group,
         "profile": node.profile,

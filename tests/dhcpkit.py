@@ -20,6 +20,7 @@ import pytest
 from fastboot import config
 from fastboot._core import DhcpMessage, Responder, parse_dhcp
 from fastboot.model import Node, Plan
+from fastboot.services.dhcp_network import Network
 from fastboot.services.dhcp_plan import encode_plan
 from fastboot.services.links import Link, find_links
 
@@ -124,6 +125,8 @@ class Office:
     authoritative: bool = True
     plan: Plan | None = field(default_factory=lambda: Plan(loader="pxelinux.0"))
     lease: int = 3600
+    bootp: bool = False
+    snooping: bool = False
     disk: bool = True
     decide: Callable[[str], Plan | None] | None = None
 
@@ -134,41 +137,28 @@ class Office:
         self.configure()
 
     def configure(self) -> None:
-        own = [[IPv4Interface(address) for address in addresses] for addresses in self.links]
-        links = [
-            (
+        links = tuple(
+            Link(
+                f"eth{at}",
                 at + 1,
-                1500,
-                int(addresses[0].ip),
-                [
-                    (number_, int(address.ip))
-                    for number_, subnet in enumerate(self.subnets)
-                    for address in addresses
-                    if address.ip in subnet.network
-                ],
                 bytes.fromhex(OUR_MAC.replace(":", "")),
+                1500,
+                tuple(map(IPv4Interface, addresses)),
             )
-            for at, addresses in enumerate(own)
-        ]
-        subnets = [
-            (
-                int(subnet.network.network_address),
-                int(subnet.network.netmask),
-                subnet.lease or self.lease,
-                [(int(pool.first), int(pool.last)) for pool in subnet.pools],
-            )
-            for subnet in self.subnets
-        ]
-        nodes = [
-            (int(node.address or 0), [bytes.fromhex(mac.replace(":", "")) for mac in node.macs])
-            for node in self.nodes
-        ]
-        everywhere = [int(address.ip) for addresses in own for address in addresses]
-        self.responder.configure(links, subnets, nodes, everywhere, self.authoritative)
+            for at, addresses in enumerate(self.links)
+        )
+        own = frozenset(entry.ip for link in links for entry in link.addresses)
+        settings = config.Dhcp(lease=self.lease, subnets=self.subnets)
+        self.network = Network(settings, links, self.nodes, own)
+        made = self.network
+        self.responder.configure(made.links, made.subnets, made.nodes, made.own, self.authoritative)
+        self.responder.bootp, self.responder.snooping = self.bootp, self.snooping
 
-    def send(self, packet: bytes, *, link: int = 0, source: int = ANY, destination: int = ALL) -> list[Reply]:
+    def send(
+        self, packet: bytes, *, link: int = 0, source: int = ANY, destination: int = ALL, port: int = 68
+    ) -> list[Reply]:
         """Deliver a packet, decide what it asks, commit where the disk works; return what leaves."""
-        self.responder.receive(packet, link, source, destination, self.now)
+        self.responder.receive(packet, link, source, destination, self.now, port)
         self.answer()
         if self.disk:
             self.commit()
@@ -176,13 +166,15 @@ class Office:
 
     def answer(self) -> None:
         while self.responder.asking:
-            for token, _, subnet, server, mac, node, *_ in self.responder.misses(1):
+            for token, link, subnet, server, mac, node, *_ in self.responder.misses(1):
                 self.asked += 1
                 plan = self.decide(mac.hex(":")) if self.decide else self.plan
                 encoded = None
                 if plan is not None:
                     known = self.nodes[node] if node >= 0 else None
-                    encoded = encode_plan(plan, self.subnets[subnet], IPv4Address(server), known, self.asked)
+                    wanted = plan.address or (known.address if known else None)
+                    place, _ = self.network.place(self.subnets[subnet].network, f"eth{link}", wanted)
+                    encoded = encode_plan(plan, place, IPv4Address(server), known, self.asked)
                 self.responder.answer(token, encoded, plan.scope.value if plan else "machine", self.now)
 
     def commit(self, ok: bool = True) -> list[str]:
@@ -265,15 +257,14 @@ class Namespace:
 
 @dataclass
 class Wire:
-    """A server's namespace with `s0`, `s1`... and clients' namespaces whose ends are `c0`."""
+    """A server's namespace with `s0`, `s1`... and for each a client's namespace whose end is `c0`."""
 
     server: Namespace
     clients: list[Namespace]
-    interfaces: tuple[str, ...]
 
     def links(self) -> tuple[Link, ...]:
         with self.server.inside():
-            return find_links(self.interfaces)
+            return find_links([f"s{at}" for at in range(len(self.clients))])
 
 
 @contextmanager
@@ -294,33 +285,7 @@ def wires(*addresses: tuple[str, ...]) -> Iterator[Wire]:
             server.ip("link", "set", f"s{at}", "up")
             client.ip("link", "set", "c0", "up")
             server.await_carrier(f"s{at}")
-        yield Wire(server, made[1:], tuple(f"s{at}" for at in range(len(addresses))))
-    finally:
-        for namespace in made:
-            namespace.delete()
-
-
-@contextmanager
-def lan(address: str, clients: int) -> Iterator[Wire]:
-    """Make one network: the server's `s0`, and the `c0` of each of so many clients' namespaces, on a switch."""
-    made = [Namespace(), Namespace()]
-    try:
-        server, switch = made
-        switch.ip("link", "add", "sw", "type", "bridge")
-        switch.ip("link", "set", "sw", "up")
-        for at in range(clients + 1):
-            if at:
-                made.append(Namespace())
-            end, name, mac = made[-1] if at else server, "c0" if at else "s0", f"52:54:00:c0:01:{at:02x}"
-            switch.ip(
-                "link", "add", f"p{at}", "type", "veth", "peer", "name", name, "address", mac, "netns", end.name
-            )
-            switch.ip("link", "set", f"p{at}", "master", "sw", "up")
-            if not at:
-                server.ip("address", "add", address, "dev", "s0")
-            end.ip("link", "set", name, "up")
-            end.await_carrier(name)
-        yield Wire(server, made[2:], ("s0",))
+        yield Wire(server, made[1:])
     finally:
         for namespace in made:
             namespace.delete()

@@ -15,11 +15,11 @@ import pytest
 from fastboot.boot.firmware import ARCHITECTURES, IPXE, ONIE
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
-from fastboot.config import FOREVER, Config, Pool, PortRange, Table, load, mac
+from fastboot.config import FOREVER, Config, NodeIndex, Pool, PortRange, Table, load, mac, relay_id_text
 from fastboot.config.faults import table_in
 from fastboot.config.fields import seconds
 from fastboot.config.options import NAMES, TYPES, has_default_route, overlay, read
-from fastboot.model import ConfigError, Option, Settings
+from fastboot.model import ConfigError, Node, Option, Settings
 from fastboot.nodeset import NodeSetError, expand, select
 
 ROOT = Path(__file__).parent.parent
@@ -134,6 +134,14 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("52-54-00-00-00-01", "52:54:00:00:00:03", "line 2: mac 52:54:00:00:00:03 is that of node01 (nodes[0]) too"),
         ("52-54-00-00-00-01", "52:54", "nodes[0].macs[0]: '52:54' is no MAC address; write it as"),
         ("52-54-00-00-00-01", "01:00:5e:00:00:01", "nodes[0].macs[0]: 01:00:5e:00:00:01 is the address of no one machine"),
+        ('macs = ["52-54-00-00-00-01"]', "", "nodes[0]: names no machine; write macs, circuit_id or remote_id"),
+        ("macs =", 'circuit_id = "0x00:04:0"\nmacs =', "nodes[0].circuit_id: '0x00:04:0' is no number of octets; write it as"),
+        ("macs =", 'remote_id = ""\nmacs =', "nodes[0].remote_id: '' is 0 octets; option 82 holds 1 to 255"),
+        ("macs =", 'remote_id = 7\nmacs =', "nodes[0].remote_id: "),
+        ("[tftp]", '[[nodes]]\nname = "x"\ncircuit_id = "Gi1"\n[[nodes]]\nname = "y"\ncircuit_id = "0x476931"\n[tftp]', "nodes[1]: port circuit_id Gi1 is that of x (nodes[0]) too; it must be in one place"),
+        ("[tftp]", '[[dhcp.subnets]]\nnetwork = "10.88.0.0/24"\nrelayed = true\n[tftp]', "dhcp.subnets[1].gateway: is missing; machines behind a relay need it"),
+        ("[tftp]", '[[dhcp.subnets]]\nnetwork = "10.88.0.0/24"\nshared_network = "a"\n[tftp]', "dhcp.subnets[1].shared_network: no other subnet is in a; name two or more, or none"),
+        ('lease = "forever"', 'identity = "name"', "dhcp.subnets[0].identity: should be 'mac' or 'client-id' (is 'name')"),
         ('name = "node01"', 'name = "node02"', "line 2: name node02 is that of node02 (nodes[0]) too"),
         ("[tftp]", '[boot.loaders]\nbios = "' + "x" * 128 + '"', "boot.loaders.bios: is 128 octets; DHCP carries at most 127"),
         ("[tftp]", '[boot.loaders]\nipxe = "http://{server}/' + "x" * 240 + '"', "boot.loaders.ipxe: is 263 octets; DHCP carries at most 255"),
@@ -319,6 +327,38 @@ def test_a_program_builds_one_by_hand() -> None:
 @pytest.mark.parametrize("text", ["52:54:00:AB:cd:ef", "52-54-00-ab-cd-ef", "5254.00ab.cdef", "525400ABCDEF"])
 def test_one_spelling_of_a_mac(text: str) -> None:
     assert mac(text) == "52:54:00:ab:cd:ef"
+
+
+@pytest.mark.parametrize(
+    ("text", "octets", "again"),
+    [
+        ("Gi1/0/7", b"Gi1/0/7", "Gi1/0/7"),
+        ("port 7", b"port 7", "port 7"),
+        ("0x0004002a0107", b"\0\4\0\x2a\1\7", "0x0004002a0107"),
+        ("0x00:04:00:2A:01:07", b"\0\4\0\x2a\1\7", "0x0004002a0107"),
+        ("0x3078", b"0x", "0x3078"),  # a text that looks like digits
+        ("0x20", b" ", "0x20"),
+        ("süd", "süd".encode(), "0x73c3bc64"),
+    ],
+)
+def test_circuit_and_remote_ids_are_text_or_octets(tmp_path: Path, text: str, octets: bytes, again: str) -> None:
+    path = write(tmp_path, nodes=f"name,circuit_id,remote_id\nnode02,{text},x\n")
+    node = load(path).all_nodes()[1]
+    assert (node.circuit_id, node.remote_id, node.macs) == (octets, b"x", ())
+    assert relay_id_text(octets) == again
+
+
+def test_nodes_are_found_as_dhcp_finds_them() -> None:
+    named = Node("named", ("52:54:00:00:00:01",))
+    both = Node("both", (), circuit_id=b"c", remote_id=b"r")
+    circuit, remote = Node("circuit", (), circuit_id=b"c"), Node("remote", (), remote_id=b"r")
+    index = NodeIndex([remote, circuit, both, named])
+    assert index.find("52:54:00:00:00:01", b"c", b"r") is named
+    other = "52:54:00:00:00:02"
+    assert index.find(other, b"c", b"r") is both
+    assert index.find(other, b"c", b"x") is circuit
+    assert index.find(other, b"x", b"r") is remote
+    assert index.find(other) is index.find(other, b"x", b"x") is None
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,9 @@ cdef class Decisions(Requests):
                 (<char *>&miss)[:sizeof(miss)], h.came.link, self.here.subnet, server, self.m.chaddr[:self.m.hlen],
                 self.node, self.option(OPTION_ARCHITECTURE), self.option(OPTION_VENDOR_CLASS),
                 self.option(OPTION_USER_CLASS), self.option(OPTION_IPXE), self.option(OPTION_MACHINE_ID),
+                self.m.giaddr,
+                self.m.relay.circuit[:self.m.relay.circuit_size] if self.m.relay.circuit_size else b"",
+                self.m.relay.remote[:self.m.relay.remote_size] if self.m.relay.remote_size else b"",
             ))
         return told
 

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
+from fastboot._native.relay cimport relay_read, relay_t
 from fastboot._native.wire cimport (
     cursor_t, pen_t, wire_cursor, wire_left, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32,
     wire_take, wire_u16, wire_u32,
@@ -49,6 +50,7 @@ cdef enum:
     OPTION_RELAY = 82
     OPTION_ARCHITECTURE = 93
     OPTION_MACHINE_ID = 97
+    OPTION_SUBNET = 118
     OPTION_IPXE = 175
     OPTION_END = 255
 
@@ -77,6 +79,7 @@ cdef struct dhcp_msg_t:
     uint32_t giaddr
     const uint8_t *chaddr
     uint8_t overload
+    relay_t relay
     uint16_t seen[256]          # octets of an option's joined value, plus one; 0: absent
     uint16_t at[256]            # where it is in `values`
     uint8_t values[DHCP_LONGEST]
@@ -96,8 +99,8 @@ cdef struct dhcp_plan_t:        # what Python decided, encoded once (services/dh
     const uint8_t *asked        # encoded options, sent where option 55 lists them or is missing
 
 cdef struct dhcp_reply_t:
-    uint8_t type
-    uint32_t server             # option 54
+    uint8_t type                # 0: BOOTP
+    uint32_t server             # option 54, unless a relay says another
     uint32_t yiaddr
     uint32_t lease              # seconds; 0: no lease (INFORM, NAK)
     const char *message         # option 56, or NULL
@@ -191,6 +194,7 @@ cdef inline int dhcp_parse(const uint8_t *data, size_t n, dhcp_msg_t *m) noexcep
     m.chaddr = data + 28
     m.type = m.overload = 0
     memset(m.seen, 0, sizeof(m.seen))
+    memset(&m.relay, 0, sizeof(m.relay))
     areas[0] = wire_cursor(data + DHCP_HEADER, n - DHCP_HEADER)
     rc = dhcp_measure(m, areas[0], False)
     if rc < 0:
@@ -223,7 +227,26 @@ cdef inline int dhcp_check(dhcp_msg_t *m) noexcept nogil:
         return -DHCP_BAD_ADDRESS_OPTION
     if dhcp_has(m, OPTION_SERVER) and dhcp_size(m, OPTION_SERVER) != 4:
         return -DHCP_BAD_ADDRESS_OPTION
+    if m.giaddr:
+        dhcp_hear_relay(m)
     return 0
+
+cdef inline void dhcp_hear_relay(dhcp_msg_t *m) noexcept nogil:
+    # Takes option 82 for what somebody on the way says. Without a relay's address it may be the client's own: then it
+    # is believed only where the network is known to have switches that insert it, and from these only whence it came.
+    if dhcp_has(m, OPTION_RELAY):
+        relay_read(&m.relay, dhcp_value(m, OPTION_RELAY), dhcp_size(m, OPTION_RELAY))
+    if not m.giaddr:
+        m.relay.subnet = m.relay.server = 0
+        m.relay.own_port = m.relay.unicast = False
+
+cdef inline uint32_t dhcp_subnet(const dhcp_msg_t *m) noexcept nogil:
+    # An address of the link that the client is on (RFC 3527 3, RFC 3011 2); 0: where the packet came in.
+    if m.relay.subnet:
+        return m.relay.subnet
+    if dhcp_size(m, OPTION_SUBNET) == 4:
+        return wire_u32(dhcp_value(m, OPTION_SUBNET))
+    return m.giaddr
 
 
 # ---- replying
@@ -231,6 +254,8 @@ cdef inline int dhcp_check(dhcp_msg_t *m) noexcept nogil:
 cdef inline size_t dhcp_limit(const dhcp_msg_t *m, uint32_t mtu) noexcept nogil:
     # Octets of payload that this client takes: option 57 counts the IP datagram (RFC 2132 9.10).
     cdef size_t limit = DHCP_DEFAULT_REPLY
+    if m.type == 0:
+        limit = min(max(m.size, <size_t>DHCP_SHORTEST_REPLY), limit)    # BOOTP knows 64 octets of options (RFC 951)
     if dhcp_size(m, OPTION_MAX_SIZE) == 2:
         limit = max(wire_u16(dhcp_value(m, OPTION_MAX_SIZE)), <uint16_t>576) - DHCP_FRAME
     if mtu >= DHCP_FRAME + DHCP_SHORTEST_REPLY:
@@ -334,22 +359,25 @@ cdef inline size_t dhcp_emit(uint8_t *out, const dhcp_msg_t *m, const dhcp_reply
                              uint32_t mtu) noexcept nogil:
     # Octets of the reply to `m`, written to `out`, which holds DHCP_LONGEST_REPLY. `plan` is NULL for a NAK.
     # The order is the order of worth: what no longer fits is left out, never 53, 54, 51, 1, 67.
-    cdef size_t limit = dhcp_limit(m, mtu), relay = dhcp_size(m, OPTION_RELAY) if m.giaddr else 0
+    cdef size_t limit = dhcp_limit(m, mtu), relay = dhcp_size(m, OPTION_RELAY) if m.relay.heard else 0
     cdef size_t must = DHCP_HEADER + 15 + (plan.must_size if plan != NULL else 0) + 1
     cdef pen_t p = wire_pen(out, limit)
     cdef const uint8_t *text = <const uint8_t *>reply.message
+    cdef uint32_t server = m.relay.server or reply.server
     cdef size_t n = 0
     if relay and must + relay + 2 * ((relay + 254) // 255) > limit:
         relay = 0                                       # RFC 3046 2.1: the option is dropped, not the packet
     p.end -= 1 + (relay + 2 * ((relay + 254) // 255))
     dhcp_put_header(&p, m, reply, plan)
-    dhcp_put_option(&p, OPTION_TYPE, &reply.type, 1)
-    dhcp_put_number(&p, OPTION_SERVER, reply.server)
+    if reply.type:
+        dhcp_put_option(&p, OPTION_TYPE, &reply.type, 1)
+        dhcp_put_number(&p, OPTION_SERVER, server)
     if reply.lease:
         dhcp_put_number(&p, OPTION_LEASE, reply.lease)
     if plan != NULL:
         dhcp_put_blob(&p, plan.always, plan.must_size)
     dhcp_put_option(&p, OPTION_CLIENT_ID, dhcp_value(m, OPTION_CLIENT_ID), dhcp_size(m, OPTION_CLIENT_ID))
+    dhcp_put_option(&p, OPTION_SUBNET, dhcp_value(m, OPTION_SUBNET), dhcp_size(m, OPTION_SUBNET))
     if text != NULL:
         while text[n]:
             n += 1
@@ -372,12 +400,12 @@ cdef inline size_t dhcp_emit(uint8_t *out, const dhcp_msg_t *m, const dhcp_reply
     return n
 
 cdef inline dhcp_destination_t dhcp_destination(const dhcp_msg_t *m, const dhcp_reply_t *reply, uint32_t source,
-                                                bint raw) noexcept nogil:
-    # RFC 2131 4.1. `source` is whence the request came; `raw`: whether frames can be sent.
+                                                uint16_t port, bint raw) noexcept nogil:
+    # RFC 2131 4.1. The request came from `source` and `port`; `raw`: whether frames can be sent.
     cdef dhcp_destination_t d
     d.kind, d.address, d.port = DHCP_TO_ADDRESS, 0xFFFFFFFF, 68
     if m.giaddr:
-        d.address, d.port = m.giaddr, 67
+        d.address, d.port = m.giaddr, port if m.relay.own_port else 67
     elif reply.type == DHCP_NAK:
         d.kind = DHCP_TO_ALL
     elif m.ciaddr and m.type != DHCP_DISCOVER:

@@ -2,26 +2,27 @@
 # Times are monotonic nanoseconds and come in as arguments.
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from fastboot._native.digest cimport (
     NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t,
 )
 
+cdef enum:                      # what a client, or its relay, says of it
+    LEASE_CLIENT_ID = 0
+    LEASE_HOST
+    LEASE_CIRCUIT
+    LEASE_REMOTE
+    LEASE_TEXTS
+
 cdef enum:
-    LEASE_ID = 255              # octets of a client identifier
+    LEASE_LONGEST = 255         # octets of a text that are kept
 
 cdef enum:                      # states of an address
     LEASE_FREE = 0
     LEASE_OFFERED
     LEASE_BOUND
-    LEASE_DECLINED              # in use, a client found (RFC 2131 3.1 step 5), or somebody was heard
-
-cdef enum:                      # lists of free addresses, in the order in which strangers get them
-    FREE_CLEAR = 1              # nobody answered for it lately
-    FREE_UNKNOWN
-    FREE_DOUBTFUL               # somebody may use it: no stranger's before it was found clear
-    FREE_LISTS
+    LEASE_DECLINED              # a client found it in use (RFC 2131 3.1 step 5)
 
 cdef struct binding_t:          # what the store keeps of an address
     uint8_t state
@@ -32,9 +33,9 @@ cdef struct binding_t:          # what the store keeps of an address
     int64_t starts
     int64_t expires             # of a binding its end, INT64_MAX: infinite; of a free address since when it is
     int64_t until               # end of the state; INT64_MAX where only an event ends it
-    uint8_t *text               # client identifier, then host name; owned by the binding
-    uint16_t id_size
-    uint16_t host_size
+    uint32_t relay              # through which it was asked for last, 0: none
+    uint8_t *text               # client identifier, host name, circuit id, remote id; owned by the binding
+    uint8_t size[LEASE_TEXTS]   # octets of each
 
 cdef struct lease_t:
     uint32_t address
@@ -50,10 +51,7 @@ cdef struct lease_t:
     int32_t heap                # where it is in the heap of ends, or NOWHERE
     int32_t older               # neighbours in the list of free addresses
     int32_t newer
-    uint8_t listed              # in which list of free addresses it is; 0: in none
-    bint doubtful               # of a free address: goes to FREE_DOUBTFUL
-    uint8_t probes              # sent since it was found clear, or listed
-    int64_t probed              # when the last was sent, or it was found clear, or became doubtful
+    bint listed
     int32_t next_address        # chains of the two indexes
     int32_t next_who
 
@@ -67,7 +65,7 @@ cdef struct leases_t:
     int32_t *heap               # of those whose state ends, the first to end at 0
     int32_t ending
 
-cdef struct fifo_t:             # free addresses of a subnet, oldest first
+cdef struct fifo_t:             # the free addresses of a subnet, oldest first
     int32_t oldest
     int32_t newest
     int32_t count
@@ -75,20 +73,30 @@ cdef struct fifo_t:             # free addresses of a subnet, oldest first
 
 # ---- who a client is
 
-cdef inline digest_t lease_client(const digest_key_t *key, uint8_t htype, const uint8_t *mac, uint8_t hlen,
-                                  const uint8_t *client_id, size_t id_size) noexcept nogil:
-    # The hardware address, not option 61: firmware, iPXE and installer send three different ones from one
-    # machine, which must keep its address. Where the hardware address says nothing, option 61 must do
-    # (InfiniBand, RFC 4390).
-    cdef uint8_t octets[LEASE_ID + 2]
-    cdef bint by_id = hlen == 0 or htype == 32
+cdef inline digest_t lease_client(const digest_key_t *key, bint by_client_id, uint8_t htype, const uint8_t *mac,
+                                  uint8_t hlen, const uint8_t *client_id, size_t id_size) noexcept nogil:
+    # The hardware address, not option 61: firmware, iPXE and installer send three different ones from one machine,
+    # which must keep its address (RFC 4361 6.3 allows that). Where the network wants it, or the hardware address says
+    # nothing (InfiniBand, RFC 4390), option 61.
+    cdef uint8_t octets[LEASE_LONGEST + 2]
+    cdef bint by_id = hlen == 0 or htype == 32 or (by_client_id and id_size >= 2)
     octets[0], octets[1] = by_id, htype
     if by_id:
-        id_size = min(id_size, <size_t>LEASE_ID)
+        id_size = min(id_size, <size_t>LEASE_LONGEST)
         memcpy(octets + 2, client_id, id_size)
         return digest_of(key, octets, id_size + 2)
     memcpy(octets + 2, mac, hlen)
     return digest_of(key, octets, hlen + 2)
+
+cdef inline const uint8_t *lease_text(const binding_t *b, int what) noexcept nogil:
+    cdef const uint8_t *p = b.text
+    cdef int i
+    for i in range(what):
+        p += b.size[i]
+    return p
+
+cdef inline bint lease_says(const binding_t *b, int what, const uint8_t *text, size_t size) noexcept nogil:
+    return b.size[what] == size and (size == 0 or memcmp(lease_text(b, what), text, size) == 0)
 
 
 # ---- the two indexes
@@ -186,13 +194,11 @@ cdef inline void lease_until(leases_t *t, int32_t i, int64_t until) noexcept nog
 
 # ---- the lists of free addresses
 
-cdef inline void fifo_push(leases_t *t, fifo_t *lists, int32_t i, uint8_t which) noexcept nogil:
+cdef inline void fifo_push(leases_t *t, fifo_t *f, int32_t i) noexcept nogil:
     cdef lease_t *lease = &t.at[i]
-    cdef fifo_t *f = &lists[which]
     if lease.listed:
         return
-    lease.listed = which
-    lease.probes = 0
+    lease.listed = True
     lease.older, lease.newer = f.newest, NOWHERE
     if f.newest == NOWHERE:
         f.oldest = i
@@ -201,12 +207,11 @@ cdef inline void fifo_push(leases_t *t, fifo_t *lists, int32_t i, uint8_t which)
     f.newest = i
     f.count += 1
 
-cdef inline void fifo_remove(leases_t *t, fifo_t *lists, int32_t i) noexcept nogil:
+cdef inline void fifo_remove(leases_t *t, fifo_t *f, int32_t i) noexcept nogil:
     cdef lease_t *lease = &t.at[i]
-    cdef fifo_t *f = &lists[lease.listed]
     if not lease.listed:
         return
-    lease.listed = 0
+    lease.listed = False
     if lease.older == NOWHERE:
         f.oldest = lease.newer
     else:

@@ -8,12 +8,15 @@ cdef enum:
     LEASES_ROW = 1200               # octets of one row as JSON at most: 64 escaped, 255 and 16 in hex
 
 cdef int64_t OFFER_FOR = 120 * SECOND       # the Raspberry Pi ROM boots from an OFFER and never sends REQUEST
-cdef int64_t DOUBT_FOR = 600 * SECOND       # where nobody can be asked
+cdef int64_t DECLINED_FOR = 3600 * SECOND
 
 cdef struct pool_t:                 # the addresses of a subnet that may be given to strangers
-    fifo_t free[FREE_LISTS]
-    uint64_t links                  # a bit for each on which it is asked who uses them
+    fifo_t free
     bint exhausted                  # and told so
+
+cdef struct text_t:
+    const uint8_t *at
+    uint8_t size
 
 cdef struct row_t:
     int32_t lease
@@ -35,12 +38,9 @@ cdef class Leases:
     cdef uint32_t filling           # number of the batch that takes rows
     cdef int32_t filled
     cdef int64_t now                # of the call at hand
-    cdef int64_t quarantine_for
-    cdef bint vacant                # the lists have changed
 
     def __cinit__(self):
         self.filling = 1
-        self.quarantine_for = 3600 * SECOND
 
     def __dealloc__(self):
         cdef int32_t i
@@ -64,9 +64,18 @@ cdef class Leases:
     cdef settle(self, list subnets, list nodes):
         # Gives every address its place in the new configuration; bindings stay.
         cdef subnet_t *new_subnets = subnets_of(subnets)
-        cdef int32_t i
+        cdef int32_t i, before
         cdef lease_t *lease
         cdef uint32_t address
+        for i in range(self.table.count):
+            lease = &self.table.at[i]
+            before, lease.subnet = lease.subnet, subnet_at(new_subnets, len(subnets), lease.address)
+            if (before != NOWHERE and lease.subnet != NOWHERE and lease.now.state != LEASE_OFFERED
+                    and self.subnets[before].by_client_id != new_subnets[lease.subnet].by_client_id
+                    and not digest_none(lease.now.who)):
+                self.set_who(i, lease_client(&self.key, new_subnets[lease.subnet].by_client_id, lease.now.htype,
+                             lease.now.chaddr, lease.now.hlen, lease_text(&lease.now, LEASE_CLIENT_ID),
+                             lease.now.size[LEASE_CLIENT_ID]))
         free(self.subnets)
         self.subnets, self.subnet_count = new_subnets, 0
         free(self.pools)
@@ -76,13 +85,12 @@ cdef class Leases:
         self.make_room(wanted + len(nodes) + LEASES_SPARE)
         for i in range(self.table.count):
             lease = &self.table.at[i]
-            lease.subnet = self.subnet_of(lease.address)
             lease.node, lease.pooled = NOWHERE, False
         for entry in subnets:
             for first, last in entry[3]:
                 for address in range(first, last + 1):
                     self.table.at[self.entry(address)].pooled = True
-        for node, (fixed, _) in enumerate(nodes):
+        for node, (fixed, _, _, _) in enumerate(nodes):
             if fixed:
                 self.table.at[self.entry(fixed)].node = node
         self.list_free()
@@ -90,13 +98,11 @@ cdef class Leases:
     cdef list_free(self):
         # Oldest-free first; those never used are the oldest, in the order of the addresses.
         cdef int32_t i
-        cdef int which
         for i in range(self.subnet_count):
-            for which in range(FREE_LISTS):
-                self.pools[i].free[which].oldest = self.pools[i].free[which].newest = NOWHERE
-                self.pools[i].free[which].count = 0
+            self.pools[i].free.oldest = self.pools[i].free.newest = NOWHERE
+            self.pools[i].free.count = 0
         for i in range(self.table.count):
-            self.table.at[i].listed = 0
+            self.table.at[i].listed = False
             self.table.at[i].older = self.table.at[i].newer = NOWHERE
         order = sorted(
             (self.table.at[i].now.expires, self.table.at[i].address, i)
@@ -155,8 +161,7 @@ cdef class Leases:
         cdef lease_t *lease
         cdef bytes mac, client_id, host
         cdef const char *p
-        cdef const char *h
-        cdef size_t id_size, host_size
+        cdef text_t texts[LEASE_TEXTS]
         cdef digest_t who
         self.now = now
         for address, state, htype, mac, client_id, host, starts, expires in rows:
@@ -174,12 +179,12 @@ cdef class Leases:
             lease.now.starts = now - max(0, int((wall - starts) * 1e9))
             lease.now.expires = INT64_MAX if left == float("inf") else now + int(min(left, expires - starts) * 1e9)
             if state != "declined":
-                p, h = host, client_id
-                id_size, host_size = min(len(client_id), LEASE_ID), min(len(host), LEASES_HOST)
-                self.set_text(&lease.now, <const uint8_t *>h, id_size, <const uint8_t *>p, host_size)
-                p = mac
-                who = lease_client(&self.key, lease.now.htype, <const uint8_t *>p, lease.now.hlen,
-                                   <const uint8_t *>h, id_size)
+                memset(texts, 0, sizeof(texts))
+                text_take(&texts[LEASE_CLIENT_ID], client_id, LEASE_LONGEST)
+                text_take(&texts[LEASE_HOST], host, LEASES_HOST)
+                self.forget_texts(&lease.now)
+                self.set_texts(&lease.now, texts)
+                who = self.client_of(&lease.now, lease.subnet)
                 self.set_who(i, who)
             if state == "released":
                 lease.now.expires = min(lease.now.expires, now)
@@ -194,26 +199,57 @@ cdef class Leases:
     cdef int32_t subnet_of(self, uint32_t address) noexcept nogil:
         return subnet_at(self.subnets, self.subnet_count, address)
 
+    cdef digest_t client_of(self, const binding_t *b, int32_t subnet) noexcept nogil:
+        return lease_client(&self.key, self.subnets[subnet].by_client_id, b.htype, b.chaddr, b.hlen,
+                            lease_text(b, LEASE_CLIENT_ID), b.size[LEASE_CLIENT_ID])
+
     cdef void set_who(self, int32_t i, digest_t who) noexcept nogil:
         lease_unlink(&self.table, i)
         self.table.at[i].now.who = who
         lease_link(&self.table, i)
 
-    cdef void set_text(self, binding_t *b, const uint8_t *client_id, size_t id_size, const uint8_t *host,
-                       size_t host_size) noexcept nogil:
-        free(b.text)
-        b.id_size, b.host_size = id_size, host_size
-        b.text = <uint8_t *>malloc(id_size + host_size) if id_size + host_size else NULL
+    cdef void set_texts(self, binding_t *b, const text_t *texts) noexcept nogil:
+        # `b.text` is nobody's yet.
+        cdef size_t n = 0
+        cdef int i
+        for i in range(LEASE_TEXTS):
+            n += texts[i].size
+        b.text = <uint8_t *>malloc(n) if n else NULL
+        memset(b.size, 0, sizeof(b.size))
         if b.text == NULL:
-            b.id_size = b.host_size = 0
             return
-        memcpy(b.text, client_id, id_size)
-        memcpy(b.text + id_size, host, host_size)
+        n = 0
+        for i in range(LEASE_TEXTS):
+            if texts[i].size:
+                memcpy(b.text + n, texts[i].at, texts[i].size)
+            b.size[i] = texts[i].size
+            n += texts[i].size
+
+    cdef void set_texts_of(self, binding_t *b, const dhcp_msg_t *m, const binding_t *before) noexcept nogil:
+        # `before`: what is known of the same client; where nobody on the way says anything, it is where it was.
+        cdef text_t texts[LEASE_TEXTS]
+        texts[LEASE_CLIENT_ID].at = dhcp_value(m, OPTION_CLIENT_ID)
+        texts[LEASE_CLIENT_ID].size = min(dhcp_size(m, OPTION_CLIENT_ID), <size_t>LEASE_LONGEST)
+        texts[LEASE_HOST].at, texts[LEASE_HOST].size = dhcp_value(m, OPTION_HOST_NAME), host_of(m)
+        if m.relay.heard or before == NULL:
+            b.relay = m.giaddr
+            texts[LEASE_CIRCUIT].at, texts[LEASE_CIRCUIT].size = m.relay.circuit, m.relay.circuit_size
+            texts[LEASE_REMOTE].at, texts[LEASE_REMOTE].size = m.relay.remote, m.relay.remote_size
+        else:
+            b.relay = before.relay
+            texts[LEASE_CIRCUIT] = text_of(before, LEASE_CIRCUIT)
+            texts[LEASE_REMOTE] = text_of(before, LEASE_REMOTE)
+        self.set_texts(b, texts)
+
+    cdef void forget_texts(self, binding_t *b) noexcept nogil:
+        free(b.text)
+        b.text = NULL
+        memset(b.size, 0, sizeof(b.size))
 
     cdef bint allowed(self, int32_t i, uint32_t fixed, int32_t node) noexcept nogil:
-        # Whether a client may have this address, if it is free or its own; `fixed`: the one it must have, or 0.
+        # Whether this client may have this address at all; `fixed`: the one that it must have, or 0.
         cdef lease_t *lease = &self.table.at[i]
-        if lease.subnet == NOWHERE:
+        if lease.subnet == NOWHERE or lease.now.state == LEASE_DECLINED:
             return False
         if fixed:
             return lease.address == fixed
@@ -231,26 +267,23 @@ cdef class Leases:
             left = (lease.now.expires - self.now) // SECOND
             if (self.now - lease.now.starts) * 4 >= lease.now.expires - lease.now.starts:
                 return 0
-        if left > wanted or (host and not self.same_host(lease, m, host)):
+        if left > wanted or (host and not lease_says(&lease.now, LEASE_HOST, dhcp_value(m, OPTION_HOST_NAME), host)):
             return 0
+        if m.relay.heard and not (
+                lease_says(&lease.now, LEASE_CIRCUIT, m.relay.circuit, m.relay.circuit_size)
+                and lease_says(&lease.now, LEASE_REMOTE, m.relay.remote, m.relay.remote_size)):
+            return 0                                    # it was moved, or put in another's place
         return left
-
-    cdef bint same_host(self, const lease_t *lease, const dhcp_msg_t *m, size_t size) noexcept nogil:
-        return (lease.now.host_size == size
-                and memcmp(lease.now.text + lease.now.id_size, dhcp_value(m, OPTION_HOST_NAME), size) == 0)
 
     # ---- how a binding changes
 
     cdef void retire(self, int32_t i) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
-        if lease.now.state != LEASE_FREE:
-            lease.probed = self.now                     # who releases an address may have it a moment longer
         lease.now.state = LEASE_FREE
         lease_until(&self.table, i, INT64_MAX)
         if lease.pooled and lease.node == NOWHERE and lease.subnet != NOWHERE and lease.batch == 0:
-            fifo_push(&self.table, self.pools[lease.subnet].free, i,
-                      FREE_DOUBTFUL if lease.doubtful else FREE_UNKNOWN)
-            self.pools[lease.subnet].exhausted, self.vacant = False, True
+            fifo_push(&self.table, &self.pools[lease.subnet].free, i)
+            self.pools[lease.subnet].exhausted = False
 
     cdef void expire(self) noexcept nogil:
         cdef int32_t i
@@ -261,36 +294,7 @@ cdef class Leases:
                 continue
             if self.table.at[i].now.state == LEASE_OFFERED:
                 self.table.at[i].now.expires = self.now
-            elif self.table.at[i].now.state == LEASE_DECLINED:
-                self.suspect(i)
             self.retire(i)
-
-    cdef void suspect(self, int32_t i) noexcept nogil:
-        # Somebody used it: where that can be asked, it is asked before a stranger gets it.
-        cdef lease_t *lease = &self.table.at[i]
-        lease.doubtful = lease.subnet != NOWHERE and self.pools[lease.subnet].links != 0
-
-    cdef bint doubt(self, int32_t i) noexcept nogil:
-        # A free address is no stranger's until it is found clear. Whether it is free.
-        if i == NOWHERE or not self.table.at[i].listed:
-            return False
-        self.unlist(i)
-        self.table.at[i].doubtful, self.table.at[i].probed = True, self.now
-        self.retire(i)
-        return True
-
-    cdef int32_t next_free(self, int32_t subnet) noexcept nogil:
-        # What a stranger gets: what nobody was heard to use, else what nobody was asked about yet. A doubtful one
-        # waits for an answer, or, where nobody can be asked, for the owner to renew it.
-        cdef pool_t *pool = &self.pools[subnet]
-        cdef int32_t i = pool.free[FREE_CLEAR].oldest
-        if i == NOWHERE:
-            i = pool.free[FREE_UNKNOWN].oldest
-        if i == NOWHERE and pool.links == 0:
-            i = pool.free[FREE_DOUBTFUL].oldest
-            if i != NOWHERE and self.now - self.table.at[i].probed < DOUBT_FOR:
-                return NOWHERE
-        return i
 
     cdef void hold_offer(self, int32_t i, digest_t who, const dhcp_msg_t *m) noexcept nogil:
         # An offer holds the address in memory only: it costs no commit, and ends by itself.
@@ -299,20 +303,12 @@ cdef class Leases:
             return
         if not digest_same(lease.now.who, who):
             self.set_who(i, who)
-            free(lease.now.text)
-            lease.now.text = NULL
-            lease.now.id_size = lease.now.host_size = 0
-        self.unlist(i)
-        if lease.now.state == LEASE_DECLINED:
-            self.suspect(i)                             # its user may have it, and may not take it
+            self.forget_texts(&lease.now)
+        if lease.listed:
+            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_OFFERED, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
         lease_until(&self.table, i, self.now + OFFER_FOR)
-
-    cdef void unlist(self, int32_t i) noexcept nogil:
-        if self.table.at[i].listed:
-            fifo_remove(&self.table, self.pools[self.table.at[i].subnet].free, i)
-            self.vacant = True
 
     cdef bint stage(self, int32_t i) noexcept nogil:
         # Begins a durable change: the caller now changes `now`, whose text is nobody's yet.
@@ -325,7 +321,7 @@ cdef class Leases:
             self.rows, self.row_room = more, max(2 * self.row_room, 1024)
         lease.kept = lease.now
         lease.now.text = NULL
-        lease.now.id_size = lease.now.host_size = 0
+        memset(lease.now.size, 0, sizeof(lease.now.size))
         lease.batch = self.filling
         self.rows[self.row_count].lease, self.rows[self.row_count].batch = i, self.filling
         self.row_count += 1
@@ -337,17 +333,17 @@ cdef class Leases:
 
     cdef bint bind(self, int32_t i, digest_t who, const dhcp_msg_t *m, uint32_t seconds) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
-        cdef size_t id_size = min(dhcp_size(m, OPTION_CLIENT_ID), <size_t>LEASE_ID)
-        cdef size_t host_size = host_of(m)
+        cdef const binding_t *before = &lease.kept if digest_same(lease.now.who, who) else NULL
         if not self.stage(i):
             return False
-        self.unlist(i)
+        if lease.listed:
+            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
         self.set_who(i, who)
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_BOUND, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
-        lease.now.starts, lease.doubtful = self.now, False
+        lease.now.starts = self.now
         lease.now.expires = INT64_MAX if seconds == <uint32_t>0xFFFFFFFF else self.now + seconds * SECOND
-        self.set_text(&lease.now, dhcp_value(m, OPTION_CLIENT_ID), id_size, dhcp_value(m, OPTION_HOST_NAME), host_size)
+        self.set_texts_of(&lease.now, m, before)
         lease_until(&self.table, i, lease.now.expires)
         self.drop_others(i)
         return True
@@ -370,22 +366,25 @@ cdef class Leases:
     cdef bint free_durably(self, int32_t i) noexcept nogil:
         # It may be given again once that is on disk.
         cdef lease_t *lease = &self.table.at[i]
+        cdef text_t texts[LEASE_TEXTS]
+        cdef int what
         if not self.stage(i):
             return False
-        self.set_text(&lease.now, lease.kept.text, lease.kept.id_size, lease.kept.text + lease.kept.id_size,
-                      lease.kept.host_size)
+        for what in range(LEASE_TEXTS):
+            texts[what] = text_of(&lease.kept, what)
+        self.set_texts(&lease.now, texts)
         lease.now.expires = self.now
         self.retire(i)
         return True
 
-    cdef bint quarantine(self, int32_t i, digest_t user, int64_t time) noexcept nogil:
-        # Somebody uses it, and nobody else gets it.
+    cdef bint quarantine(self, int32_t i) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
+        cdef digest_t nobody
+        nobody.a = nobody.b = 0
         if not self.stage(i):
             return False
-        self.unlist(i)
-        self.set_who(i, user)
-        lease.now.state, lease.now.starts, lease.now.expires = LEASE_DECLINED, self.now, self.now + time
+        self.set_who(i, nobody)
+        lease.now.state, lease.now.starts, lease.now.expires = LEASE_DECLINED, self.now, self.now + DECLINED_FOR
         lease_until(&self.table, i, lease.now.expires)
         return True
 
@@ -447,9 +446,9 @@ cdef class Leases:
         wire_put(p, text, n)
         text_put_hex(p, lease.now.chaddr, lease.now.hlen, c":")
         wire_put(p, b'","', 3)
-        text_put_hex(p, lease.now.text, lease.now.id_size, 0)
+        text_put_hex(p, lease_text(&lease.now, LEASE_CLIENT_ID), lease.now.size[LEASE_CLIENT_ID], 0)
         wire_put(p, b'","', 3)
-        text_put_json(p, lease.now.text + lease.now.id_size, lease.now.host_size)
+        text_put_json(p, lease_text(&lease.now, LEASE_HOST), lease.now.size[LEASE_HOST])
         # Milliseconds: a locale can make a comma of a decimal point.
         n = snprintf(text, sizeof(text), b'",%lld,', <long long>((lease.now.starts / 1e9 + zero) * 1e3))
         wire_put(p, text, n)
@@ -473,11 +472,12 @@ cdef class Leases:
     # ---- questions from Python
 
     cdef tuple lease_tuple(self, lease_t *lease, double zero):
-        cdef bytes text = lease.now.text[:lease.now.id_size + lease.now.host_size] if lease.now.text != NULL else b""
         return (
             lease.address, STATE_NAMES[lease.now.state], (<uint8_t *>lease.now.chaddr)[:lease.now.hlen],
-            text[:lease.now.id_size], text[lease.now.id_size:], lease.now.starts / 1e9 + zero,
+            text_bytes(&lease.now, LEASE_CLIENT_ID), text_bytes(&lease.now, LEASE_HOST),
+            lease.now.starts / 1e9 + zero,
             float("inf") if lease.now.expires == INT64_MAX else lease.now.expires / 1e9 + zero,
+            lease.now.relay, text_bytes(&lease.now, LEASE_CIRCUIT), text_bytes(&lease.now, LEASE_REMOTE),
         )
 
     cdef list leases(self, int64_t now, double wall):
@@ -503,6 +503,19 @@ cdef class Leases:
             return False
         return self.free_durably(i)
 
+
+cdef text_t text_of(const binding_t *b, int what) noexcept nogil:
+    cdef text_t text
+    text.at, text.size = lease_text(b, what), b.size[what]
+    return text
+
+cdef void text_take(text_t *text, bytes value, size_t most):
+    # `value` must outlive it.
+    cdef const char *octets = value
+    text.at, text.size = <const uint8_t *>octets, min(<size_t>len(value), most)
+
+cdef bytes text_bytes(const binding_t *b, int what):
+    return lease_text(b, what)[:b.size[what]] if b.size[what] else b""
 
 cdef size_t host_of(const dhcp_msg_t *m) noexcept nogil:
     # Octets of the host name: some clients end it with a NUL (RFC 2132 3.14 knows none).

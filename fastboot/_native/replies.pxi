@@ -20,9 +20,11 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_DECLINE
     COUNT_RELEASE
     COUNT_INFORM
+    COUNT_BOOTP_REQUEST
     COUNT_OFFER
     COUNT_ACK
     COUNT_NAK
+    COUNT_BOOTP_REPLY
     COUNT_MISS
     COUNT_HELD_REPLACED
     COUNT_HELD_FULL
@@ -34,12 +36,11 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_OTHER_NETWORK
     COUNT_NO_ADDRESS_ASKED
     COUNT_EXHAUSTED
-    COUNT_DOUBTFUL
-    COUNT_CONFLICT
     COUNT_ADDRESS_TAKEN
     COUNT_ADDRESS_OFF_LINK
     COUNT_DECLINE_BY_STRANGER
     COUNT_RELEASE_BY_STRANGER
+    COUNT_BOOTP_UNKNOWN
     COUNT_IN_FLIGHT
     COUNT_ALREADY_WAITING
     COUNT_WAITING_FULL
@@ -53,11 +54,11 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
 RESPONDER_COUNTERS = (
     "received", "short", "long", "no_cookie", "bad_hlen", "option_overrun", "bad_overload", "bad_type",
     "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
-    "discover", "request", "decline", "release", "inform", "offer", "ack", "nak", "miss", "held_replaced", "held_full",
-    "decision_late", "decision_stale", "ignored", "other_server", "unknown_client", "other_network",
-    "no_address_asked", "exhausted", "doubtful", "conflict", "address_taken", "address_off_link",
-    "decline_by_stranger", "release_by_stranger", "in_flight", "already_waiting", "waiting_full", "commit_failed",
-    "renewed_without_commit", "send_failed", "events_lost", "no_memory",
+    "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
+    "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
+    "unknown_client", "other_network", "no_address_asked", "exhausted", "address_taken", "address_off_link",
+    "decline_by_stranger", "release_by_stranger", "bootp_unknown", "in_flight", "already_waiting", "waiting_full",
+    "commit_failed", "renewed_without_commit", "send_failed", "events_lost", "no_memory",
 )
 
 cdef enum:
@@ -70,12 +71,11 @@ cdef enum:
     FACT_EXHAUSTED
     FACT_OTHER_SERVER
     FACT_TAKEN
-    FACT_CONFLICT
-    FACT_PROXY_ARP
+    FACT_BOOTP
 
 RESPONDER_EVENT_KINDS = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
-    "conflict", "proxy_arp",
+    "bootp",
 )
 
 cdef struct fact_t:
@@ -162,6 +162,8 @@ cdef class Replies(Network):
     cdef void leave(self, out_t *o) noexcept nogil:
         if o.type == DHCP_OFFER:
             self.counts[COUNT_OFFER] += 1
+        elif o.type == 0:
+            self.counts[COUNT_BOOTP_REPLY] += 1
         else:
             self.counts[COUNT_NAK if o.type == DHCP_NAK else COUNT_ACK] += 1
         if o.told:

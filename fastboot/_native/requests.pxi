@@ -12,11 +12,14 @@ cdef struct arrival_t:              # how a packet came in
     uint32_t destination
 
 cdef class Requests(Replies):
+    cdef public bint bootp          # whether clients of BOOTP are answered
+    cdef public bint snooping       # whether switches insert option 82 that are no relays
     cdef dhcp_msg_t m
     cdef int32_t link
     cdef uint32_t source
     cdef uint16_t port              # whence it came
     cdef uint32_t destination
+    cdef bint unicast               # it was sent to us alone
     cdef int32_t node
     cdef digest_t who
     cdef int32_t nears
@@ -33,6 +36,11 @@ cdef class Requests(Replies):
     cdef void tick(self) noexcept nogil:
         # It is `now`.
         pass
+
+    cdef void recognise(self) noexcept nogil:
+        # Sets `node`, NOWHERE where the configuration does not know the machine.
+        cdef relay_t *r = &self.m.relay
+        self.node = self.node_of(self.m.hlen, self.m.chaddr, r.circuit, r.circuit_size, r.remote, r.remote_size)
 
     cdef void prefer(self) noexcept nogil:
         # Sets `here` to one of the subnets near by.
@@ -105,18 +113,21 @@ cdef class Requests(Replies):
             return -rc
         if m.op != 1:
             return COUNT_NOT_A_REQUEST
-        if m.type == 0:
+        if m.type == 0 and not self.bootp:
             return COUNT_BOOTP
         if m.type > DHCP_INFORM or m.type in (DHCP_OFFER, DHCP_ACK, DHCP_NAK):
             return COUNT_UNKNOWN_TYPE
         if (m.hlen == 0 or m.htype == 32) and dhcp_size(m, OPTION_CLIENT_ID) < 2:
             return COUNT_NO_IDENTITY
         self.link, self.source, self.port, self.destination = came.link, came.source, came.port, came.destination
+        self.unicast = m.relay.unicast if m.giaddr else self.is_own(self.destination)
+        if self.snooping and not m.giaddr:
+            dhcp_hear_relay(m)
         if not self.locate():
             return COUNT_NO_SUBNET
-        self.who = lease_client(&self.key, m.htype, m.chaddr, m.hlen, dhcp_value(m, OPTION_CLIENT_ID),
-                                dhcp_size(m, OPTION_CLIENT_ID))
-        self.node = self.node_of(m.hlen, m.chaddr)
+        self.who = lease_client(&self.key, self.subnets[self.near[0].subnet].by_client_id, m.htype, m.chaddr, m.hlen,
+                                dhcp_value(m, OPTION_CLIENT_ID), dhcp_size(m, OPTION_CLIENT_ID))
+        self.recognise()
         if self.node == NETWORK_SELF:                   # came back from a relay, or from another link of ours
             return COUNT_OWN_PROBE
         self.prefer()
@@ -124,16 +135,39 @@ cdef class Requests(Replies):
         return 0
 
     cdef bint locate(self) noexcept nogil:
-        # The subnets it may be in: that of its relay, or those of the link.
+        # The subnets it may be in: those of the link that a relay, or it itself, says it is on; those of the address
+        # with which it comes through a router; those of our link.
         cdef link_t *link = &self.links[self.link]
-        if self.m.giaddr:
-            self.near[0].subnet = self.subnet_of(self.m.giaddr)
-            self.near[0].server = self.destination if self.is_own(self.destination) else link.address
-            self.nears = self.near[0].subnet != NOWHERE
+        cdef uint32_t at = dhcp_subnet(&self.m)
+        cdef int32_t first, i
+        memcpy(self.near, link.near, sizeof(self.near))
+        self.nears = link.nears
+        if not at and self.unicast and self.m.ciaddr and not self.near_of(self.m.ciaddr):
+            first = self.subnet_of(self.m.ciaddr)
+            if first == NOWHERE:
+                return self.nears > 0
+        elif at:
+            first = self.subnet_of(at)
         else:
-            memcpy(self.near, link.near, sizeof(self.near))
-            self.nears = link.nears
+            return self.nears > 0
+        self.nears = 0
+        i = first
+        while i != NOWHERE and self.nears < NETWORK_NEAR:
+            self.near[self.nears].subnet, self.near[self.nears].server = i, self.server_in(i)
+            self.nears += 1
+            i = self.subnets[i].beside if self.subnets[i].beside != first else NOWHERE
         return self.nears > 0
+
+    cdef uint32_t server_in(self, int32_t subnet) noexcept nogil:
+        # Our address for clients of a subnet: the one that was asked, else one of the link.
+        cdef link_t *link = &self.links[self.link]
+        cdef int32_t i
+        if self.is_own(self.destination):
+            return self.destination
+        for i in range(link.nears):
+            if link.near[i].subnet == subnet:
+                return link.near[i].server
+        return link.address
 
     cdef bint near_of(self, uint32_t address) noexcept nogil:
         # Sets `here` to the subnet near by that holds the address.
@@ -156,6 +190,7 @@ cdef class Requests(Replies):
         wire_put_u32(&p, self.subnets[self.here.subnet].network)
         wire_put_u32(&p, self.here.server)
         wire_put_u16(&p, self.link)
+        wire_put_u32(&p, self.m.giaddr)
         for i in range(4):
             wire_put_u16(&p, self.m.seen[codes[i]])
             wire_put(&p, dhcp_value(&self.m, codes[i]), dhcp_size(&self.m, codes[i]))
@@ -165,7 +200,14 @@ cdef class Requests(Replies):
         self.class_key = digest_of(&self.key, octets, p.at - octets)
         octets[0] = 1
         wire_put(&p, &self.who, sizeof(digest_t))
+        wire_put_u8(&p, self.m.relay.circuit_size)
+        wire_put(&p, self.m.relay.circuit, self.m.relay.circuit_size)
+        wire_put(&p, self.m.relay.remote, self.m.relay.remote_size)
         self.machine_key = digest_of(&self.key, octets, p.at - octets)
+
+    cdef bint is_server(self, uint32_t address) noexcept nogil:
+        # Whether that is we, under one of our addresses or the one that the client's relay gave us (RFC 5107 4).
+        return self.is_own(address) or (self.m.relay.server and address == self.m.relay.server)
 
     cdef bytes option(self, uint8_t code):
         return dhcp_value(&self.m, code)[:dhcp_size(&self.m, code)]
@@ -173,7 +215,7 @@ cdef class Requests(Replies):
     # ---- the reply to it
 
     cdef dhcp_destination_t route(self, const dhcp_reply_t *reply) noexcept nogil:
-        return dhcp_destination(&self.m, reply, self.source, self.raw)
+        return dhcp_destination(&self.m, reply, self.source, self.port, self.raw)
 
     cdef void send(self, const dhcp_reply_t *reply, const dhcp_plan_t *plan, uint32_t batch,
                    bint told) noexcept nogil:
@@ -189,7 +231,7 @@ cdef class Requests(Replies):
             dhcp_frame(o.frame, o.source, 67, d.address, d.port, n)
         o.told = told
         if told:
-            self.note(&o.event, reply, plan.tag if plan != NULL else 0)
+            self.note(&o.event, reply, plan)
         copy = <out_t *>malloc(sizeof(out_t) - sizeof(o.frame) + DHCP_FRAME + n)
         if copy == NULL:
             self.counts[COUNT_NO_MEMORY] += 1
@@ -201,11 +243,14 @@ cdef class Requests(Replies):
         else:
             self.leave(copy)
 
-    cdef void note(self, fact_t *e, const dhcp_reply_t *reply, uint32_t tag) noexcept nogil:
+    cdef void note(self, fact_t *e, const dhcp_reply_t *reply, const dhcp_plan_t *plan) noexcept nogil:
         cdef uint32_t address
+        cdef uint32_t tag = plan.tag if plan != NULL else 0
         cdef uint8_t kind = FACT_OFFER if reply.type == DHCP_OFFER else FACT_ACK
         if reply.type == DHCP_NAK:
             kind = FACT_NAK
+        elif reply.type == 0:
+            kind = FACT_BOOTP
         elif self.m.type == DHCP_INFORM:
             kind = FACT_INFORM
         address = reply.yiaddr or self.m.ciaddr or dhcp_address(&self.m, OPTION_REQUESTED)
@@ -214,7 +259,7 @@ cdef class Requests(Replies):
             e.text_size = snprintf(<char *>e.text, RESPONDER_TEXT, b"%s", reply.message)
 
     cdef void fill(self, fact_t *e, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
-        cdef uint8_t code = OPTION_HOST_NAME if kind in (FACT_ACK, FACT_OFFER, FACT_INFORM) else OPTION_MESSAGE
+        cdef uint8_t code = OPTION_MESSAGE if kind in (FACT_NAK, FACT_DECLINE) else OPTION_HOST_NAME
         e.kind, e.hlen, e.address, e.tag, e.value, e.link = kind, self.m.hlen, address, tag, value, self.link
         memcpy(e.chaddr, self.m.chaddr, 16)
         e.text_size = min(dhcp_size(&self.m, code), <size_t>RESPONDER_TEXT)
@@ -246,4 +291,6 @@ cdef int requests_counter(uint8_t type) noexcept nogil:
         return COUNT_REQUEST
     if type == DHCP_DECLINE:
         return COUNT_DECLINE
-    return COUNT_RELEASE if type == DHCP_RELEASE else COUNT_INFORM
+    if type == DHCP_RELEASE:
+        return COUNT_RELEASE
+    return COUNT_INFORM if type == DHCP_INFORM else COUNT_BOOTP_REQUEST

@@ -13,24 +13,33 @@ cdef struct stranger_t:             # a server that a client chose instead of us
 
 cdef class Responder(Decisions):
     cdef Leases book
-    cdef Prober prober
-    cdef uint64_t probing           # a bit for each link on which ARP is spoken
     cdef stranger_t strangers[RESPONDER_STRANGERS]
 
     def __cinit__(self, bytes seed not None):
         self.book = Leases()
         self.book.key = self.key
-        self.prober = Prober()
-        self.prober.book = self.book
 
     def configure(self, list links not None, list subnets not None, list nodes not None, list own not None,
                   bint authoritative):
         Decisions.configure(self, links, subnets, nodes, own, authoritative)
         self.book.settle(subnets, nodes)
-        self.reach()
 
     cdef void tick(self) noexcept nogil:
         self.book.tick(self.now)
+
+    cdef int32_t node_of_lease(self, const binding_t *b) noexcept nogil:
+        return self.node_of(
+            b.hlen, b.chaddr, lease_text(b, LEASE_CIRCUIT), b.size[LEASE_CIRCUIT],
+            lease_text(b, LEASE_REMOTE), b.size[LEASE_REMOTE])
+
+    cdef void recognise(self) noexcept nogil:
+        # What renews by itself says nothing of the port that it is known by.
+        cdef int32_t i
+        Requests.recognise(self)
+        if self.node == NOWHERE and self.m.ciaddr and not self.m.relay.heard:
+            i = lease_at(&self.book.table, self.m.ciaddr)
+            if i != NOWHERE and digest_same(self.book.table.at[i].now.who, self.who):
+                self.node = self.node_of_lease(&self.book.table.at[i].now)
 
     cdef void prefer(self) noexcept nogil:
         # Of several subnets on one wire: the one of the address it has, must have, had, or wants.
@@ -48,7 +57,7 @@ cdef class Responder(Decisions):
             return
         self.here = self.near[0]
         for i in range(self.nears):
-            if self.book.next_free(self.near[i].subnet) != NOWHERE:
+            if self.book.pools[self.near[i].subnet].free.count:
                 self.here = self.near[i]
                 return
 
@@ -58,7 +67,7 @@ cdef class Responder(Decisions):
         elif self.m.type == DHCP_RELEASE:
             self.on_release()
         elif (self.m.type == DHCP_REQUEST and dhcp_has(&self.m, OPTION_SERVER)
-                and not self.is_own(dhcp_address(&self.m, OPTION_SERVER))):
+                and not self.is_server(dhcp_address(&self.m, OPTION_SERVER))):
             self.other_chosen()
         else:
             self.serve()
@@ -68,8 +77,10 @@ cdef class Responder(Decisions):
             self.on_discover(plan)
         elif self.m.type == DHCP_REQUEST:
             self.on_request(plan)
-        else:
+        elif self.m.type == DHCP_INFORM:
             self.on_inform(plan)
+        else:
+            self.on_bootp(plan)
 
     # ---- DISCOVER
 
@@ -101,7 +112,7 @@ cdef class Responder(Decisions):
     cdef bint available(self, const lease_t *lease) noexcept nogil:
         # Free, this client's, or the same node's: of a machine with two interfaces one asks at a time.
         return (lease.now.state == LEASE_FREE or digest_same(lease.now.who, self.who)
-                or (self.node != NOWHERE and self.node_of(lease.now.hlen, lease.now.chaddr) == self.node))
+                or (self.node != NOWHERE and self.node_of_lease(&lease.now) == self.node))
 
     cdef void on_discover(self, dhcp_plan_t *plan) noexcept nogil:
         cdef int32_t i = self.choose(self.fixed(plan))
@@ -120,8 +131,7 @@ cdef class Responder(Decisions):
 
     cdef int32_t choose(self, uint32_t fixed) noexcept nogil:
         # RFC 2131 4.3.1: the binding it has, or had, the address it asks for, the one that is free longest.
-        cdef pool_t *pool = &self.book.pools[self.here.subnet]
-        cdef lease_t *lease
+        cdef fifo_t *f = &self.book.pools[self.here.subnet].free
         cdef int32_t i
         if fixed:
             return lease_at(&self.book.table, fixed)
@@ -129,19 +139,14 @@ cdef class Responder(Decisions):
         if i != NOWHERE and self.book.allowed(i, 0, self.node):
             return i
         i = lease_at(&self.book.table, dhcp_address(&self.m, OPTION_REQUESTED))
-        if i != NOWHERE:
-            lease = &self.book.table.at[i]
-            if lease.listed and lease.listed != FREE_DOUBTFUL and lease.subnet == self.here.subnet:
-                return i
-        i = self.book.next_free(self.here.subnet)
-        if i == NOWHERE and pool.free[FREE_DOUBTFUL].count:
-            self.counts[COUNT_DOUBTFUL] += 1
-        elif i == NOWHERE:
+        if i != NOWHERE and self.book.table.at[i].listed and self.book.table.at[i].subnet == self.here.subnet:
+            return i
+        if f.oldest == NOWHERE:
             self.counts[COUNT_EXHAUSTED] += 1
-            if not pool.exhausted:
-                pool.exhausted = True
+            if not self.book.pools[self.here.subnet].exhausted:
+                self.book.pools[self.here.subnet].exhausted = True
                 self.event(FACT_EXHAUSTED, 0, 0, self.subnets[self.here.subnet].network)
-        return i
+        return f.oldest
 
     # ---- REQUEST
 
@@ -166,7 +171,7 @@ cdef class Responder(Decisions):
             self.refuse(b"the address is not available")
         elif self.on_record(fixed):
             self.refuse(b"the address is not yours")
-        elif (self.m.ciaddr and self.is_own(self.destination) and i != NOWHERE
+        elif (self.m.ciaddr and self.unicast and i != NOWHERE
               and self.book.table.at[i].now.state == LEASE_BOUND):
             self.refuse(b"the address is another client's")
         else:
@@ -181,22 +186,21 @@ cdef class Responder(Decisions):
             return True
         if fixed:
             return True                                 # `fixed` has seen that it is to be had
-        if lease.now.state != LEASE_FREE or not (selecting or (self.m.ciaddr and lease.doubtful)):
+        if not selecting or lease.now.state != LEASE_FREE:
             return False
-        # An offer of before a restart, or a lease that a damaged store has lost: nothing remembers it but the client.
+        # An offer of before a restart: nothing remembers it but the client.
         other = lease_of(&self.book.table, self.who, lease.subnet, i)
         return other == NOWHERE or self.book.table.at[other].now.state != LEASE_BOUND
 
     cdef bint on_record(self, uint32_t fixed) noexcept nogil:
-        # Whether this server knows which address the client should have. An offer is no such knowledge, nor is that
-        # it was heard to use one.
+        # Whether this server knows which address the client should have. An offer is no such knowledge.
         cdef int32_t i = lease_of(&self.book.table, self.who, self.here.subnet, NOWHERE)
-        return fixed or (i != NOWHERE and self.book.table.at[i].now.state not in (LEASE_OFFERED, LEASE_DECLINED))
+        return fixed or (i != NOWHERE and self.book.table.at[i].now.state != LEASE_OFFERED)
 
     cdef void on_other_network(self, bint selecting) noexcept nogil:
         # Only who is alone here knows that an address of another network is wrong. A client that renews by
         # unicast through a router may well be right.
-        if self.authoritative and (selecting or not self.m.ciaddr or not self.is_own(self.destination)):
+        if self.authoritative and (selecting or not self.m.ciaddr or not self.unicast):
             self.refuse(b"the address is of another network")
         else:
             self.counts[COUNT_OTHER_NETWORK] += 1
@@ -232,19 +236,28 @@ cdef class Responder(Decisions):
         cdef uint32_t wanted = plan.lease or self.subnets[self.here.subnet].lease
         return self.book.rest(lease, self.who, &self.m, wanted) or wanted
 
+    cdef bint in_flight(self, int32_t i) noexcept nogil:
+        # Whether a change of the address is on its way to the disk that this request can not join.
+        cdef lease_t *lease = &self.book.table.at[i]
+        if not lease.batch:
+            return False
+        if lease.now.state != LEASE_BOUND or not digest_same(lease.now.who, self.who):
+            self.counts[COUNT_IN_FLIGHT] += 1
+            return True
+        if lease.waiting_xid == self.m.xid:
+            self.counts[COUNT_ALREADY_WAITING] += 1
+            return True
+        return False
+
     cdef void grant(self, int32_t i, dhcp_plan_t *plan) noexcept nogil:
         cdef lease_t *lease = &self.book.table.at[i]
         cdef uint32_t wanted = plan.lease or self.subnets[self.here.subnet].lease
         cdef uint32_t left = 0
         cdef dhcp_reply_t reply
         reply.type, reply.server, reply.yiaddr, reply.message = DHCP_ACK, self.here.server, lease.address, NULL
+        if self.in_flight(i):
+            return
         if lease.batch:
-            if lease.now.state != LEASE_BOUND or not digest_same(lease.now.who, self.who):
-                self.counts[COUNT_IN_FLIGHT] += 1
-                return
-            if lease.waiting_xid == self.m.xid:
-                self.counts[COUNT_ALREADY_WAITING] += 1
-                return
             left = wanted if lease.now.expires == INT64_MAX else (lease.now.expires - self.now) // SECOND
         else:
             left = self.book.rest(lease, self.who, &self.m, wanted)
@@ -278,7 +291,29 @@ cdef class Responder(Decisions):
         reply.message = message
         self.send(&reply, NULL, 0, True)
 
-    # ---- INFORM, DECLINE, RELEASE
+    # ---- BOOTP, INFORM, DECLINE, RELEASE
+
+    cdef void on_bootp(self, dhcp_plan_t *plan) noexcept nogil:
+        # RFC 1534 2: only an address that is kept for it, since it never tells that it is done with one. A lease all
+        # the same, so that the address is known to be its while it boots.
+        cdef uint32_t address = self.fixed(plan)
+        cdef uint32_t wanted = plan.lease or self.subnets[self.here.subnet].lease
+        cdef dhcp_reply_t reply
+        cdef int32_t i
+        if not address:
+            self.counts[COUNT_BOOTP_UNKNOWN] += 1
+            return
+        i = lease_at(&self.book.table, address)
+        if self.in_flight(i):
+            return
+        if (self.book.table.at[i].batch == 0 and not self.book.rest(&self.book.table.at[i], self.who, &self.m, wanted)
+                and not self.book.bind(i, self.who, &self.m, wanted)):
+            self.counts[COUNT_NO_MEMORY] += 1
+            return
+        reply.type, reply.server, reply.yiaddr, reply.lease = 0, self.here.server, address, 0
+        reply.message = NULL
+        self.book.table.at[i].waiting_xid = self.m.xid
+        self.send(&reply, plan, self.book.table.at[i].batch, self.first_told(i, plan.tag, False))
 
     cdef void on_inform(self, dhcp_plan_t *plan) noexcept nogil:
         cdef dhcp_reply_t reply
@@ -301,7 +336,7 @@ cdef class Responder(Decisions):
             return NOWHERE
         if self.book.table.at[i].now.state not in (LEASE_BOUND, LEASE_OFFERED):
             return NOWHERE
-        if dhcp_has(&self.m, OPTION_SERVER) and not self.is_own(dhcp_address(&self.m, OPTION_SERVER)):
+        if dhcp_has(&self.m, OPTION_SERVER) and not self.is_server(dhcp_address(&self.m, OPTION_SERVER)):
             return NOWHERE
         return i
 
@@ -309,7 +344,6 @@ cdef class Responder(Decisions):
         cdef uint32_t address = dhcp_address(&self.m, OPTION_REQUESTED) or self.m.ciaddr
         cdef int32_t i = self.owned(address)
         cdef bint conflict = True
-        cdef digest_t nobody
         cdef const uint8_t *text = dhcp_value(&self.m, OPTION_MESSAGE)
         cdef size_t n = dhcp_size(&self.m, OPTION_MESSAGE)
         if i == NOWHERE:
@@ -322,8 +356,7 @@ cdef class Responder(Decisions):
         if n >= 15 and (memcmp(text, b"Lease is denied", 15) == 0 or memcmp(text, b"Lease confirmed", 15) == 0):
             conflict = False
         self.event(FACT_DECLINE, address, 0, conflict)
-        nobody.a = nobody.b = 0
-        if not (self.book.quarantine(i, nobody, self.book.quarantine_for) if conflict else self.book.free_durably(i)):
+        if not (self.book.quarantine(i) if conflict else self.book.free_durably(i)):
             self.counts[COUNT_NO_MEMORY] += 1
 
     cdef void on_release(self) noexcept nogil:
@@ -336,109 +369,6 @@ cdef class Responder(Decisions):
             self.event(FACT_RELEASE, self.m.ciaddr, 0, 0)
         else:
             self.counts[COUNT_NO_MEMORY] += 1
-
-    # ---- who uses free addresses
-
-    cdef void reach(self) noexcept nogil:
-        # On which links it is asked who uses the addresses of each pool.
-        cdef int32_t i, s
-        cdef pool_t *pools = self.book.pools
-        for s in range(self.subnet_count):
-            pools[s].links = 0
-        for i in range(min(self.link_count, 64)):
-            if self.probing >> i & 1:
-                for s in range(self.links[i].nears):
-                    pools[self.links[i].near[s].subnet].links |= <uint64_t>1 << i
-
-    def speak_arp(self, int link, bint on):
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        if link < 64:
-            self.probing = self.probing & ~(<uint64_t>1 << link) | (<uint64_t>on << link)
-        self.reach()
-        self.prober.again()
-
-    def probes(self, int64_t now, int most):
-        self.now = now
-        self.tick()
-        asks, wait = self.prober.due(now, most)
-        return [(i, address) for links, address in asks for i in range(self.link_count) if links >> i & 1], wait
-
-    def receive_arp(self, bytes data not None, int link, int64_t now):
-        cdef const char *octets = data
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        self.now = now
-        self.tick()
-        return self.heard(link, <const uint8_t *>octets, len(data))
-
-    def readable_arp(self, int link, int fd, int64_t now):
-        cdef int i, n, found = 0
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        with nogil:
-            self.now = now
-            self.tick()
-            traffic_expect(self.traffic)
-            n = recvmmsg(fd, self.traffic.vec, RESPONDER_BATCH, MSG_DONTWAIT, NULL)
-            for i in range(n):
-                found += self.heard(link, self.traffic.data[i], self.traffic.vec[i].msg_len)
-        return found
-
-    cdef bint heard(self, int32_t link, const uint8_t *data, size_t n) noexcept nogil:
-        # Whether it changed anything.
-        cdef arp_t arp
-        cdef fact_t e
-        cdef int32_t i
-        cdef int verdict
-        cdef bint same
-        cdef lease_t *lease
-        if link >= 64 or not arp_parse(data, n, &arp):
-            return False
-        i = lease_at(&self.book.table, arp.address)
-        if i == NOWHERE:
-            return False
-        lease = &self.book.table.at[i]
-        if (not lease.pooled or lease.node != NOWHERE or lease.subnet == NOWHERE or lease.batch
-                or lease.now.state in (LEASE_BOUND, LEASE_DECLINED)
-                or not self.book.pools[lease.subnet].links >> link & 1):
-            return False
-        same = lease.now.hlen == 6 and self.one_machine(lease.now.chaddr, arp.mac)
-        if same and lease.now.state == LEASE_OFFERED:
-            return False
-        verdict = self.prober.heard(i, arp.mac, same)
-        self.counts[COUNT_CONFLICT] += verdict == HEARD_CONFLICT
-        if verdict in (HEARD_CONFLICT, HEARD_PROXY):
-            memset(&e, 0, sizeof(e))
-            e.kind = FACT_CONFLICT if verdict == HEARD_CONFLICT else FACT_PROXY_ARP
-            e.hlen, e.address, e.link = 6, arp.address, link
-            memcpy(e.chaddr, arp.mac, 6)
-            self.push(&e)
-        return verdict != HEARD_NOTHING
-
-    cdef bint one_machine(self, const uint8_t *mac, const uint8_t *other) noexcept nogil:
-        cdef int32_t node = self.node_of(6, mac)
-        return memcmp(mac, other, 6) == 0 or (node != NOWHERE and node == self.node_of(6, other))
-
-    def doubt(self, list addresses, int64_t now):
-        cdef int32_t i
-        self.now = now
-        self.tick()
-        if addresses is None:
-            return sum(self.book.doubt(i) for i in range(self.book.table.count))
-        return sum(self.book.doubt(lease_at(&self.book.table, address)) for address in addresses)
-
-    @property
-    def vacant(self):
-        return self.book.vacant
-
-    @property
-    def quarantine(self):
-        return self.book.quarantine_for // SECOND
-
-    @quarantine.setter
-    def quarantine(self, uint32_t seconds):
-        self.book.quarantine_for = seconds * SECOND
 
     # ---- the leases, for Python
 
@@ -466,6 +396,19 @@ cdef class Responder(Decisions):
 
     def lease_at(self, uint32_t address, int64_t now, double wall):
         return self.book.lease_at(address, now, wall)
+
+    def node_of_mac(self, bytes mac not None):
+        # By what the configuration says, else by the port of its lease.
+        cdef const char *octets = mac
+        cdef uint8_t size = min(<int>len(mac), 16)
+        cdef digest_t who = lease_client(&self.key, False, 1, <const uint8_t *>octets, size, NULL, 0)
+        cdef int32_t node = self.node_by(NODE_MAC, <const uint8_t *>octets, size, NULL, 0)
+        cdef int32_t i, at
+        for i in range(self.subnet_count):
+            at = lease_of(&self.book.table, who, i, NOWHERE)
+            if node == NOWHERE and at != NOWHERE:
+                node = self.node_of_lease(&self.book.table.at[at].now)
+        return node
 
     def release(self, uint32_t address, int64_t now):
         return self.book.release(address, now)

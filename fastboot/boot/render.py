@@ -84,13 +84,15 @@ class Renderer:
         profiles: Sequence[Profile],
         unknown: Literal["menu", "local", "ignore"] = "menu",
         ports: Mapping[str, int] = MappingProxyType({}),
+        node_of: Callable[[str], Node | None] = lambda mac: None,
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where they are not the well-known ones.
+        `node_of` tells whose a MAC is that no node names.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
         self._profiles = {profile.name: profile for profile in profiles}
-        self._by_mac = {mac: node for node in nodes for mac in node.macs}
+        self._by_mac, self._node_of = {mac: node for node in nodes for mac in node.macs}, node_of
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
         self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
@@ -135,19 +137,21 @@ class Renderer:
             profile = self._profiles.get(node.profile or "")
             if profile is None:
                 continue
-            client = Client(node.address or server, server, "tftp", node.macs[0])
+            mac = next(iter(node.macs), "00:00:5e:00:53:00")  # one for documentation (RFC 7042 section 2.1.2)
+            client = Client(node.address or server, server, "tftp", mac)
             try:
-                entry = self._entry(profile, node, node.macs[0], client)
+                entry = self._entry(profile, node, mac, client)
                 for language in NAMES:
-                    self._fill(language, entry.name, [entry], "check", node.macs[0], client)
+                    self._fill(language, entry.name, [entry], "check", mac, client)
             except RenderError as error:
                 complaints.append(f"nodes {node.name}: {error}")
         return complaints
 
     def _identify(self, mac: str | None, client: Client) -> Node | None:
-        named = self._by_mac.get(mac) if mac else None
-        leased = self._by_mac.get(client.mac) if client.mac else None
-        return named or leased or self._by_address.get(client.address)
+        for each in (mac, client.mac):
+            if each and (node := self._by_mac.get(each) or self._node_of(each)):
+                return node
+        return self._by_address.get(client.address)
 
     def _render(self, language: str, node: Node | None, mac: str | None, client: Client) -> str:
         profile = self._profiles.get(node.profile or "") if node else None

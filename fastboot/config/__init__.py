@@ -30,8 +30,9 @@ from fastboot.config.fields import (
     Table,
     Text,
     mac,
+    relay_id_text,
 )
-from fastboot.config.nodes import GroupTable, NodeTable, node_faults, read_nodes
+from fastboot.config.nodes import GroupTable, NodeIndex, NodeTable, node_faults, read_nodes
 from fastboot.model import ConfigError, Node, Profile
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "Http",
     "Log",
     "Media",
+    "NodeIndex",
     "NodeTable",
     "Pool",
     "PortRange",
@@ -55,6 +57,7 @@ __all__ = [
     "Tftp",
     "load",
     "mac",
+    "relay_id_text",
 ]
 
 

@@ -50,6 +50,11 @@ class Subnet(Answer):
     gateway: IPv4Address | None = None
     dns: tuple[IPv4Address, ...] = ()
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")] | None = None
+    relayed: bool = False
+    """None of our addresses is in it: its machines are answered through relays."""
+    shared_network: Name | None = None
+    """Subnets with the same name are on one wire."""
+    identity: Literal["mac", "client-id"] = "mac"
 
 
 _ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
@@ -79,10 +84,9 @@ class Dhcp(Answer):
     """How long to look for another DHCP server before serving. dnsmasq pings for 3 s before its first OFFER."""
     probe_every: Annotated[Seconds, AfterValidator(_period), Field(le=86400)] = 300
     """How often to look for one while serving; 0 means never."""
-    arp_probes: bool = True
-    """Whether to ask who uses a free address before it is given to a machine."""
-    quarantine: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = 3600
-    """How long nobody gets an address that is in use. Kea's decline-probation-period is a day, ISC's as long."""
+    bootp: bool = False
+    snooping: bool = False
+    """Option 82 is believed of switches that insert it and are no relays."""
     subnets: tuple[Subnet, ...] = ()
     classes: tuple[ClassTable, ...] = ()
 
@@ -109,6 +113,12 @@ def subnet_faults(subnets: Sequence[Subnet]) -> Iterator[str]:
             yield f"{key}.gateway: {gateway} is no machine of {network}; write one of {hosts}"
         if gateway is not None:
             reserved[gateway] = "gateway"
+        elif subnet.relayed:
+            yield f"{key}.gateway: is missing; machines behind a relay need it to reach this server"
+        if subnet.shared_network and not any(
+            other.shared_network == subnet.shared_network for other in subnets if other is not subnet
+        ):
+            yield f"{key}.shared_network: no other subnet is in {subnet.shared_network}; name two or more, or none"
         for number, pool in enumerate(subnet.pools):
             if pool.first not in network or pool.last not in network:
                 yield f"{key}.pools[{number}]: {pool} is not inside {network}; write addresses of {hosts}"

@@ -86,6 +86,32 @@ class Pool(Table):
         return int(self.last) - int(self.first) + 1
 
 
+def relay_id(value: object) -> object:
+    """Return the octets of a circuit id or remote id: those of a text, or of hexadecimal digits behind 0x.
+
+    The digits may be parted by colons, dashes or dots. Raises ValueError.
+    """
+    if not isinstance(value, str):
+        return value
+    octets = value.encode()
+    if value.startswith("0x"):
+        try:
+            octets = bytes.fromhex(re.sub(r"[:.\-]", "", value[2:]))
+        except ValueError:
+            raise ValueError(f'{value!r} is no number of octets; write it as "0x0004002a0107"') from None
+    if not 1 <= len(octets) <= 255:
+        raise ValueError(f"{value!r} is {len(octets)} octets; option 82 holds 1 to 255")
+    return octets
+
+
+def relay_id_text(value: bytes) -> str:
+    """Return a circuit id or remote id as `relay_id` takes it."""
+    text = value.decode("ascii", "replace")
+    return (
+        text if re.fullmatch(r"[!-~](?:[ -~]*[!-~])?", text) and not text.startswith("0x") else f"0x{value.hex()}"
+    )
+
+
 def _machine_mac(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -151,6 +177,7 @@ def _architecture(value: object) -> object:
 
 Seconds = Annotated[int, BeforeValidator(seconds)]
 Mac = Annotated[str, BeforeValidator(_machine_mac)]
+RelayId = Annotated[bytes, BeforeValidator(relay_id)]
 Lease = Annotated[Seconds, Field(ge=60, le=FOREVER)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]

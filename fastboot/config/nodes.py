@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from fastboot.config.dhcp import Answer, Subnet, address_faults
 from fastboot.config.faults import explain, unknown
-from fastboot.config.fields import Line, Loaders, Mac, Name, Variable
+from fastboot.config.fields import Line, Loaders, Mac, Name, RelayId, Variable, relay_id_text
 from fastboot.config.options import from_text
 from fastboot.model import ConfigError, Node
 
@@ -29,21 +29,59 @@ class GroupTable(Answer):
 
 class NodeTable(Answer):
     name: Name
-    macs: Annotated[tuple[Mac, ...], Field(min_length=1)]
+    macs: tuple[Mac, ...] = ()
     address: IPv4Address | None = None
     group: Name | None = None
     profile: str | None = None
     loader: Loaders = Field(default_factory=dict)
     variables: dict[Variable, Line] = Field(default_factory=dict)
+    circuit_id: RelayId = b""
+    remote_id: RelayId = b""
+
+    @model_validator(mode="after")
+    def _is_known_by_something(self) -> NodeTable:
+        if not (self.macs or self.circuit_id or self.remote_id):
+            raise ValueError("names no machine; write macs, circuit_id or remote_id")
+        return self
 
     def node(self) -> Node:
         settings = self.settings(self.loader)
-        return Node(self.name, self.macs, self.address, self.group, self.profile, self.variables, settings)
+        known = self.circuit_id, self.remote_id
+        return Node(self.name, self.macs, self.address, self.group, self.profile, self.variables, settings, *known)
+
+
+class NodeIndex:
+    """Finds nodes as the DHCP server does: a MAC comes first, then the port with both its ids, then one of them.
+
+    Behind one port there may be a machine, its BMC and its guests: whoever is known by name is that one. What has
+    no name there is the node of the port, so that a machine put in another's place is that node.
+    """
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._found = {key: node for node in nodes for key in node_keys(node)}
+
+    def find(self, mac: str, circuit_id: bytes = b"", remote_id: bytes = b"") -> Node | None:
+        for key in (
+            ("mac", mac),
+            ("port", circuit_id, remote_id),
+            ("port", circuit_id, b""),
+            ("port", b"", remote_id),
+        ):
+            if node := self._found.get(key):
+                return node
+        return None
+
+
+def node_keys(node: Node) -> Iterator[tuple[str | bytes, ...]]:
+    """Yield what a node is known by, each of which belongs to one node only."""
+    yield from (("mac", mac) for mac in node.macs)
+    if node.circuit_id or node.remote_id:
+        yield "port", node.circuit_id, node.remote_id
 
 
 def read_nodes(path: Path) -> list[tuple[str, Node]]:
-    """Read a CSV file: name, macs (joined by spaces), address, group, profile, loader, next_server, lease, and
-    options.NAME for DHCP options. Any other column is a variable of the node.
+    """Read a CSV file: name, macs (joined by spaces), circuit_id, remote_id, address, group, profile, loader,
+    next_server, lease, and options.NAME for DHCP options. Any other column is a variable of the node.
 
     Returns each node with the place it stands at, for errors.
     Raises ConfigError with the line number.
@@ -53,8 +91,10 @@ def read_nodes(path: Path) -> list[tuple[str, Node]]:
     try:
         with path.open(newline="", encoding="utf-8") as lines:
             rows = csv.DictReader(lines, strict=True)
-            if missing := {"name", "macs"} - set(rows.fieldnames or ()):
-                raise ConfigError(f"nodes_file: {path} line 1: names no column {' and '.join(sorted(missing))}")
+            columns = set(rows.fieldnames or ())
+            if "name" not in columns or not columns & {"macs", "circuit_id", "remote_id"}:
+                missing = "macs" if "name" in columns else "name" if "macs" in columns else "macs and name"
+                raise ConfigError(f"nodes_file: {path} line 1: names no column {missing}")
             for row in rows:
                 place = f"{path} line {rows.line_num}"
                 try:
@@ -97,6 +137,7 @@ def node_faults(
         for what, value in (
             ("name", node.name),
             *(("mac", mac) for mac in node.macs),
+            *_port_name(node),
             *((("address", node.address),) if node.address else ()),
         ):
             if (what, value) in seen:
@@ -109,3 +150,10 @@ def node_faults(
         if node.address is not None and subnets is not None:
             faults += (f"{place}.address: {text}" for text in address_faults(node.address, subnets))
     return faults
+
+
+def _port_name(node: Node) -> Iterator[tuple[str, str]]:
+    """Yield the port of a node for an error, in words that tell all three kinds apart."""
+    names = ("circuit_id", node.circuit_id), ("remote_id", node.remote_id)
+    if text := " with ".join(f"{name} {relay_id_text(value)}" for name, value in names if value):
+        yield "port", text

@@ -6,21 +6,20 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
-from typing import Final
 
 import psutil
 import structlog
 
 from fastboot import config
 from fastboot._core import Responder
-from fastboot.model import BootRequest, ConfigError, Event, FastbootError, Lease, Node, Plan, Transfer
-from fastboot.services.dhcp_conflicts import Conflicts, open_arp
+from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
 from fastboot.services.dhcp_decisions import Decide, Decisions
+from fastboot.services.dhcp_network import Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
@@ -29,29 +28,20 @@ from fastboot.state.store import KEEP_LEASES, Store
 
 log = structlog.get_logger(component="dhcp")
 
-MAX_ADDRESSES = 262_144
-"""Addresses of all pools together: 100 MB of lease table."""
-
-TEXTS: Final = {
-    "conflict": "a machine uses this address without a lease: take it out of the pools, or let the machine ask for"
-    " one; nobody else gets it for {} s",
-    "proxy_arp": "a machine answers for more addresses than one has, so it is not believed any more; is it a "
-    "router with proxy ARP?",
-}
+LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float, int, bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """The bound sockets of the service: one for each link, one for frames to clients without an address, and two
-    for each Ethernet: to hear other servers, and for ARP. Without CAP_NET_RAW only the first are there."""
+    """The bound sockets of the service: one for each link, one for frames to clients without an address, and one
+    for each Ethernet to hear other servers with. `raw` is None, and `probes` empty, without CAP_NET_RAW."""
 
     udp: tuple[socket.socket, ...]
     raw: socket.socket | None = None
     probes: tuple[tuple[Link, socket.socket], ...] = ()
-    arp: tuple[tuple[Link, socket.socket], ...] = ()
 
     def close(self) -> None:
-        for each in (*self.udp, *([self.raw] if self.raw else []), *(each for _, each in self.probes + self.arp)):
+        for each in (*self.udp, *([self.raw] if self.raw else []), *(probe for _, probe in self.probes)):
             each.close()
 
 
@@ -61,22 +51,19 @@ def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
         udp = tuple(undo.enter_context(open_udp("dhcp", port, link=link)) for link in links)
         raw: socket.socket | None = None
         probes: list[tuple[Link, socket.socket]] = []
-        arp: list[tuple[Link, socket.socket]] = []
         try:
             # Protocol 0: it only sends.
             raw = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0))
             enlarge(raw)
-            ethernets = [link for link in links if any(link.mac)]
-            probes = [(link, undo.enter_context(open_probe(link))) for link in ethernets]
-            arp = [(link, undo.enter_context(open_arp(link))) for link in ethernets]
+            probes = [(link, undo.enter_context(open_probe(link))) for link in links if any(link.mac)]
         except PermissionError:
             log.warning(
                 "dhcp.no_raw_socket",
                 text="no CAP_NET_RAW: replies to clients without an address are broadcast, and nobody looks for "
-                "other DHCP servers or for machines that use an address of a pool",
+                "other DHCP servers",
             )
         undo.pop_all()
-    return Sockets(udp, raw, tuple(probes), tuple(arp))
+    return Sockets(udp, raw, tuple(probes))
 
 
 class DhcpService:
@@ -104,7 +91,6 @@ class DhcpService:
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
         self._watch = Watch(emit)
-        self._conflicts = Conflicts(self._responder, self._links, self.step)
         self._decisions = Decisions(self._responder, links, decide, self._encode, emit, self.step)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -126,7 +112,6 @@ class DhcpService:
             return
         await self._probe(self._sockets)
         self._watch.start(self._sockets.probes)
-        self._conflicts.start(self._sockets.arp)
         self._responder.attach_raw(self._sockets.raw.fileno() if self._sockets.raw else -1)
         for at, each in enumerate(self._sockets.udp):
             self._responder.attach(at, each.fileno())
@@ -135,7 +120,6 @@ class DhcpService:
     async def stop(self, drain: float = 10.0) -> None:
         """Take no more requests; let commits end and their acknowledgements leave. A second time does nothing."""
         self._watch.stop()
-        self._conflicts.stop()
         if self._loop is not None and self._sockets is not None:
             for each in self._sockets.udp:
                 if each.fileno() >= 0:
@@ -178,6 +162,11 @@ class DhcpService:
         row = self._responder.lease_at(int(address), time.monotonic_ns(), 0.0)
         return None if row is None else row[2].hex(":")
 
+    def node_of(self, mac: str) -> Node | None:
+        """Return whose a MAC is, by its port too where it has a lease."""
+        at = self._responder.node_of_mac(bytes.fromhex(mac.replace(":", "")))
+        return self._nodes[at] if at >= 0 else None
+
     def release(self, address: IPv4Address) -> bool:
         """Give a leased or declined address back to its pool. Returns whether it was one."""
         released = self._responder.release(int(address), time.monotonic_ns())
@@ -186,24 +175,7 @@ class DhcpService:
 
     def counters(self) -> Mapping[str, int]:
         """Return how often everything happened; every silence has a name."""
-        return {
-            **self._responder.counters(),
-            **self._decisions.counts,
-            **self._watch.counters(),
-            **self._conflicts.counters(),
-        }
-
-    def doubt(self, addresses: Iterable[IPv4Address] | None = None) -> int:
-        """Take it that somebody may use these free addresses, None for all, as after a damaged store.
-
-        No stranger gets one before nobody answers for it by ARP or, where that can not be asked, before ten
-        minutes have passed and no other address is left. A machine that renews one has it. Returns how many there
-        are.
-        """
-        listed = None if addresses is None else [int(address) for address in addresses]
-        count = self._responder.doubt(listed, time.monotonic_ns())
-        self._conflicts.soon()
-        return count
+        return {**self._responder.counters(), **self._decisions.counts, **self._watch.counters()}
 
     def other_servers(self) -> list[OtherServer]:
         """Return the DHCP servers that are at work beside this one and not listed in `known_servers`."""
@@ -225,8 +197,6 @@ class DhcpService:
         if self._loop and self._sockets and self._responder.flush() and self._flushing is None:
             # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
             self._flushing = self._loop.call_later(0.001, self._flush)
-        if self._responder.vacant:
-            self._conflicts.soon()
         self._tell()
 
     def _flush(self) -> None:
@@ -252,21 +222,9 @@ class DhcpService:
     # ---- plans
 
     def _encode(self, request: BootRequest, plan: Plan, tag: int) -> EncodedPlan:
-        subnet, server = self._place(request, plan.address)
+        subnet, own = self._network.place(request.network, request.interface, plan.address)
+        server = request.server if request.relay or own is None else own
         return encode_plan(plan, subnet, server, request.node, tag)
-
-    def _place(self, request: BootRequest, address: IPv4Address | None) -> tuple[config.Subnet, IPv4Address]:
-        """Return the subnet that a plan is for, and our address there: a fixed address may be of another one."""
-        for subnet in self._subnets:
-            if (address in subnet.network) if address else (subnet.network == request.network):
-                for link in self._links:
-                    if link.name == request.interface:
-                        for own in link.addresses:
-                            if own.ip in subnet.network:
-                                return subnet, own.ip
-                if subnet.network == request.network:
-                    return subnet, request.server
-        return self._place(request, None) if address else (self._subnets[0], request.server)
 
     # ---- events
 
@@ -286,8 +244,6 @@ class DhcpService:
                 details["network"] = str(IPv4Address(value))
             elif kind == "decline":
                 details["conflict"] = bool(value)
-            elif kind in TEXTS:
-                details["text"] = TEXTS[kind].format(self._settings.quarantine)
             if text:
                 details["text" if kind in ("nak", "decline") else "hostname"] = text.decode(
                     "ascii", "backslashreplace"
@@ -298,44 +254,14 @@ class DhcpService:
 
     def _configure(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
         own = _host_addresses() | {entry.ip for link in self._links for entry in link.addresses}
-        served = settings.served()
-        links = []
-        for link in self._links:
-            nears = [
-                (at, int(entry.ip))
-                for at, subnet in enumerate(served)
-                for entry in [next((one for one in link.addresses if one.ip in subnet.network), None)]
-                if entry is not None
-            ]
-            links.append((link.index, link.mtu, int(link.addresses[0].ip), nears, link.mac))
-        if not any(link[3] for link in links):
-            have = ", ".join(f"{entry} ({link.name})" for link in self._links for entry in link.addresses)
-            want = ", ".join(str(subnet.network) for subnet in settings.subnets) or "none"
-            raise ConfigError(f"dhcp.subnets: none of {want} holds an address of ours; those are {have}")
-        if sum(len(pool) for subnet in settings.subnets for pool in subnet.pools) > MAX_ADDRESSES:
-            raise ConfigError(
-                f"dhcp.subnets: the pools hold more than {MAX_ADDRESSES} addresses; make them smaller"
-            )
-        subnets = [
-            (
-                int(subnet.network.network_address),
-                int(subnet.network.netmask),
-                subnet.lease or settings.lease,
-                _ranges(subnet, own),
-            )
-            for subnet in served
-        ]
-        known = [
-            (int(node.address) if node.address else 0, [bytes.fromhex(mac.replace(":", "")) for mac in node.macs])
-            for node in nodes
-        ]
-        self._responder.distinguish(*signs_of(settings))
-        self._responder.configure(links, subnets, known, [int(each) for each in own], not settings.known_servers)
-        self._decisions.configure([subnet.network for subnet in served], tuple(nodes))
-        self._responder.quarantine = settings.quarantine
-        self._conflicts.configure(settings.arp_probes)
+        network = Network(settings, self._links, nodes, frozenset(own))
+        responder = self._responder
+        responder.distinguish(*signs_of(settings))
+        responder.configure(network.links, network.subnets, network.nodes, network.own, not settings.known_servers)
+        responder.bootp, responder.snooping = settings.bootp, settings.snooping
+        self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
         self._watch.configure(settings.probe_every, own | set(settings.known_servers))
-        self._settings, self._subnets = settings, served
+        self._settings, self._network, self._nodes = settings, network, tuple(nodes)
 
     async def _probe(self, sockets: Sockets) -> None:
         if not self._settings.probe or not sockets.probes:
@@ -348,22 +274,6 @@ class DhcpService:
             raise refuse(rivals)
 
 
-def _ranges(subnet: config.Subnet, own: set[IPv4Address]) -> list[tuple[int, int]]:
-    """Return the pools of a subnet less the addresses of this host and of the gateway."""
-    taken = {int(each) for each in own | ({subnet.gateway} if subnet.gateway else set())}
-    taken |= {int(subnet.network.network_address), int(subnet.network.broadcast_address)}
-    ranges = []
-    for pool in subnet.pools:
-        first = int(pool.first)
-        for address in sorted(each for each in taken if int(pool.first) <= each <= int(pool.last)):
-            if first < address:
-                ranges.append((first, address - 1))
-            first = address + 1
-        if first <= int(pool.last):
-            ranges.append((first, int(pool.last)))
-    return ranges
-
-
 def _host_addresses() -> set[IPv4Address]:
     return {
         IPv4Address(entry.address)
@@ -373,9 +283,10 @@ def _host_addresses() -> set[IPv4Address]:
     }
 
 
-def _lease(row: tuple[int, str, bytes, bytes, bytes, float, float]) -> Lease:
-    address, state, mac, client_id, host, starts, expires = row
+def _lease(row: LeaseTuple) -> Lease:
+    address, state, mac, client_id, host, starts, expires, relay, circuit_id, remote_id = row
     return Lease(
         IPv4Address(address), mac.hex(":"), state, starts, expires,  # type: ignore[arg-type]
         host.decode("ascii", "backslashreplace"), client_id,
+        IPv4Address(relay) if relay else None, circuit_id, remote_id,
     )  # fmt: skip

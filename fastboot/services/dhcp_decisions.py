@@ -38,7 +38,7 @@ class Core(Protocol):
     def asking(self) -> int: ...
     def misses(
         self, most: int = ..., /
-    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes]]: ...
+    ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes]]: ...
     def answer(self, token: bytes, plan: EncodedPlan | None, scope: str, now: int, /) -> None: ...
     def drop(self, token: bytes, /) -> None: ...
 
@@ -107,7 +107,8 @@ class Decisions:
 
     def _ask(
         self, token: bytes, link: int, subnet: int, server: int, mac: bytes, node: int, architecture: bytes,
-        vendor: bytes, user: bytes, ipxe: bytes, machine_id: bytes,
+        vendor: bytes, user: bytes, ipxe: bytes, machine_id: bytes, relay: int, circuit_id: bytes,
+        remote_id: bytes,
     ) -> None:  # fmt: skip
         request = BootRequest(
             mac=mac.hex(":"),
@@ -121,6 +122,9 @@ class Decisions:
             ipxe_features=features_of(ipxe),
             node=self._nodes[node] if node >= 0 else None,
             machine_id=machine_id,
+            relay=IPv4Address(relay) if relay else None,
+            circuit_id=circuit_id,
+            remote_id=remote_id,
         )
         try:
             verdict = self._decide(request)
