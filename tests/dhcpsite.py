@@ -36,6 +36,7 @@ class Frame:
     source_port: int
     port: int
     message: DhcpMessage
+    payload: bytes
 
 
 class Station:
@@ -62,12 +63,13 @@ class Station:
             while True:
                 frame = await loop.sock_recv(self.socket, 4096)
                 if frame[12:14] == b"\x08\x00" and frame[23] == 17 and frame[36:38] in (b"\0\x44", b"\0\x43"):
-                    found = parse_dhcp(frame[42 : 14 + int.from_bytes(frame[16:18])])
+                    payload = frame[42 : 14 + int.from_bytes(frame[16:18])]
+                    found = parse_dhcp(payload)
                     if isinstance(found, DhcpMessage) and found.op == 2:
                         return Frame(
                             frame[:6].hex(":"), frame[6:12].hex(":"), str(IPv4Address(frame[26:30])),
                             str(IPv4Address(frame[30:34])), int.from_bytes(frame[34:36]),
-                            int.from_bytes(frame[36:38]), found,
+                            int.from_bytes(frame[36:38]), found, payload,
                         )  # fmt: skip
 
     async def ask(self, payload: bytes, **more: str) -> Frame:

@@ -384,7 +384,8 @@ cdef inline size_t dhcp_emit(uint8_t *out, const dhcp_msg_t *m, const dhcp_reply
         dhcp_put_option(&p, OPTION_MESSAGE, text, n)
     if plan != NULL:
         dhcp_put_blob(&p, plan.always + plan.must_size, plan.always_size - plan.must_size)
-        if dhcp_size(m, OPTION_MACHINE_ID) == 17:
+        # Other types than 0, a GUID, are nobody's (RFC 4578 2.3).
+        if dhcp_size(m, OPTION_MACHINE_ID) == 17 and dhcp_value(m, OPTION_MACHINE_ID)[0] == 0:
             dhcp_put_option(&p, OPTION_MACHINE_ID, dhcp_value(m, OPTION_MACHINE_ID), 17)
         if reply.lease:
             dhcp_put_timers(&p, reply.lease)
