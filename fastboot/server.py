@@ -20,6 +20,7 @@ from typing import Protocol
 from fastboot import __version__
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, Entry
+from fastboot.boot.firmware import SERVER
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
@@ -134,7 +135,7 @@ class World:
         """`node_of` tells whose a MAC is that no node names. Raises ConfigError."""
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
-        self.loaders = find_loaders(config.boot.loaders)
+        self.loaders = find_loaders(config.boot.loaders, http=http_url(config))
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
@@ -414,6 +415,13 @@ class Files:
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         return self._server.catalog.list(path, client)
+
+
+def http_url(config: Config) -> str | None:
+    """Return the URL of the one namespace as `boot.loaders` would name it, None where HTTP does not serve it."""
+    if config.http is None or not config.http.port:
+        return None
+    return f"http://{SERVER}" + (f":{config.http.port}" if config.http.port != 80 else "")
 
 
 def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:

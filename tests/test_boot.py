@@ -95,7 +95,7 @@ def directory() -> Any:
         yield Path(path)
 
 
-@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+@pytest.mark.parametrize("firmware", ["bios", "uefi", "uefi-http"])
 def test_a_bare_machine_boots_and_fetches_its_media(
     firmware: Firmware, directory: Path, machine_needs: Callable[[Firmware], None]
 ) -> None:
@@ -103,8 +103,9 @@ def test_a_bare_machine_boots_and_fetches_its_media(
     command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--json"]
     code, result = run(command, directory)
     expect_success(code, result, directory)
-    loaders = {"bios": "boot/boot.ipxe", "uefi": "boot/grubx64.efi"}
+    loaders = {"bios": "boot/boot.ipxe", "uefi": "boot/grubx64.efi", "uefi-http": "boot/boot.ipxe"}
     assert loaders[firmware] in result["server"]["tftp"], "the loader that this firmware should be given"
+    assert list(result["server"]["http"]) == (["boot/snponly.efi"] if firmware == "uefi-http" else [])
 
 
 # Option 210 is PXELINUX's path prefix: it takes what iPXE tells of DHCP for its own.

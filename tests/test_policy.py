@@ -17,6 +17,7 @@ from fastboot.boot.loaders import LOADERS, Loaders, find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.config import Config, Dhcp
 from fastboot.model import IGNORE, BootRequest, ConfigError, Node, Plan, Scope, Stage, Verdict
+from fastboot.server import http_url
 from fastboot.services.dhcp_plan import architecture_of, features_of, signs_of, stage_of
 
 LAB = IPv4Network("10.77.0.0/24")
@@ -530,6 +531,20 @@ def test_loaders_of_this_system(tmp_path: Path) -> None:
         "grubx64.efi": suse / "grub.efi",
     }
     assert loaders.complaints == ()
+
+
+def test_http_boot_gets_ipxe_where_files_are_served_by_http(tmp_path: Path) -> None:
+    (tmp_path / "usr/lib/ipxe").mkdir(parents=True)
+    (tmp_path / "usr/lib/ipxe/snponly.efi").touch()
+    assert "http-x64" not in find_loaders({}, tmp_path).by_class
+    served = find_loaders({}, tmp_path, http="http://{server}:8080")
+    assert served.files["snponly.efi"] == tmp_path / "usr/lib/ipxe/snponly.efi"
+    assert decide(OVMF_HTTP, loaders=served) == Plan("http://10.77.0.1:8080/boot/snponly.efi", options=(HTTP60,))
+    own = find_loaders({"http-x64": "http://h/own.efi"}, tmp_path, http="http://{server}")
+    assert own.by_class["http-x64"] == "http://h/own.efi"
+    for port, url in ((80, "http://{server}"), (8080, "http://{server}:8080"), (0, None)):
+        assert http_url(Config(interface="lo", http={"port": port})) == url  # type: ignore[arg-type]
+    assert http_url(Config(interface="lo")) is None  # type: ignore[arg-type]
 
 
 def test_the_value_for_proxies_ends() -> None:

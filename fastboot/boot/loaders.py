@@ -31,6 +31,7 @@ _PXELINUX_MODULES = (
     "/tftpboot",
     "/usr/lib/syslinux/bios",
 )
+_SNPONLY = ("/usr/lib/ipxe/snponly.efi", "/usr/share/ipxe/ipxe-snponly-x86_64.efi")
 LOADERS: Final[Mapping[str, Loader]] = {
     "bios": Loader(
         "pxelinux.0",
@@ -54,12 +55,17 @@ LOADERS: Final[Mapping[str, Loader]] = {
             "/boot/efi/EFI/centos/grubx64.efi",
             "/usr/share/efi/x86_64/grub.efi",
             "/usr/share/grub2/x86_64-efi/grub.efi",
+            "/usr/lib/grub/x86_64-efi/monolithic/grubnetx64.efi",
         ),
         "grub-efi-amd64-signed",
     ),
     "uefi-ia32": Loader(
         "grubia32.efi",
-        ("/usr/lib/grub/i386-efi-signed/grubnetia32.efi.signed", "/usr/share/grub2/i386-efi/grub.efi"),
+        (
+            "/usr/lib/grub/i386-efi-signed/grubnetia32.efi.signed",
+            "/usr/share/grub2/i386-efi/grub.efi",
+            "/usr/lib/grub/i386-efi/monolithic/grubnetia32.efi",
+        ),
         "grub-efi-ia32-signed",
     ),
     "uefi-arm64": Loader(
@@ -71,8 +77,29 @@ LOADERS: Final[Mapping[str, Loader]] = {
             "/boot/efi/EFI/rocky/grubaa64.efi",
             "/usr/share/efi/aarch64/grub.efi",
             "/usr/share/grub2/arm64-efi/grub.efi",
+            "/usr/lib/grub/arm64-efi/monolithic/grubnetaa64.efi",
         ),
         "grub-efi-arm64-signed",
+    ),
+    "uefi-arm32": Loader(
+        "grubarm.efi",
+        ("/usr/lib/grub/arm-efi/monolithic/grubnetarm.efi", "/usr/share/grub2/arm-efi/grub.efi"),
+        "grub-efi-arm-bin",
+    ),
+    "uefi-riscv64": Loader(
+        "grubriscv64.efi",
+        ("/usr/lib/grub/riscv64-efi/monolithic/grubnetriscv64.efi", "/usr/share/grub2/riscv64-efi/grub.efi"),
+        "grub-efi-riscv64-bin",
+    ),
+    "uefi-loongarch64": Loader(
+        "grubloongarch64.efi",
+        ("/usr/lib/grub/loongarch64-efi/monolithic/grubnetloongarch64.efi",),
+        "grub-efi-loong64-bin",
+    ),
+    # By HTTP iPXE: Debian's GRUB ends at its prompt there, without a driver for HTTP (boot-clients.md).
+    "http-x64": Loader("snponly.efi", _SNPONLY, "ipxe"),
+    "http-arm64": Loader(
+        "snponly-arm64.efi", ("/usr/lib/ipxe/arm64/snponly.efi", "/usr/share/ipxe/arm64-efi/snponly.efi"), "ipxe"
     ),
 }
 """The loader of each class where `boot.loaders` names no other."""
@@ -103,7 +130,7 @@ COMPANIONS: Final[tuple[Loader, ...]] = (
     ),
     Loader("undionly.kpxe", ("/usr/lib/ipxe/undionly.kpxe", "/usr/share/ipxe/undionly.kpxe"), "ipxe"),
     Loader("ipxe.efi", ("/usr/lib/ipxe/ipxe.efi", "/usr/share/ipxe/ipxe-x86_64.efi"), "ipxe"),
-    Loader("snponly.efi", ("/usr/lib/ipxe/snponly.efi", "/usr/share/ipxe/ipxe-snponly-x86_64.efi"), "ipxe"),
+    Loader("snponly.efi", _SNPONLY, "ipxe"),
 )
 """Served under /boot where they are installed, for `boot.loaders` to name."""
 
@@ -121,8 +148,13 @@ class Loaders:
     complaints: tuple[str, ...] = ()
 
 
-def find_loaders(overrides: Mapping[str, str] | None = None, system: Path = Path("/")) -> Loaders:
-    """Look for the loaders installed below `system`; `overrides` are `boot.loaders` of the configuration."""
+def find_loaders(
+    overrides: Mapping[str, str] | None = None, system: Path = Path("/"), http: str | None = None
+) -> Loaders:
+    """Look for the loaders installed below `system`; `overrides` are `boot.loaders` of the configuration.
+
+    `http` is the URL of the one namespace, where it is served by HTTP.
+    """
     by_class, files, complaints = {"ipxe": SCRIPT}, {}, []
     for class_, loader in LOADERS.items():
         if (path := _first(system, loader.paths)) is None:
@@ -132,8 +164,11 @@ def find_loaders(overrides: Mapping[str, str] | None = None, system: Path = Path
                     f" on Debian: apt-get install {loader.package.replace(' and ', ' ')}"
                 )
             continue
-        by_class[class_] = f"boot/{loader.name}"
         files[loader.name] = path
+        if not class_.startswith("http-"):
+            by_class[class_] = f"boot/{loader.name}"
+        elif http:
+            by_class[class_] = f"{http}/boot/{loader.name}"
         for directory in loader.modules:
             modules = sorted((system / directory.lstrip("/")).glob(loader.pattern))
             files.update({module.name: module.resolve() for module in modules})

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.text import Text
@@ -28,6 +29,13 @@ _FAILED, _CAN_NOT, _INTERRUPTED = 1, 2, 130
 _TAIL = 25
 """Lines of each log that a failure shows, and of each the first `_WIDTH` characters: a firmware draws screens."""
 _WIDTH = 300
+
+
+FIRMWARE: Final = {
+    "bios": "a BIOS",
+    "uefi": "UEFI firmware",
+    "uefi-http": "UEFI firmware that boots by HTTP",
+}
 
 
 def run(
@@ -75,7 +83,7 @@ async def _show(result: Result, console: Console) -> None:
     assert task
     # Ctrl-C is asyncio's own; this is for whoever sends SIGTERM: the same tidy end.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    firmware = {"bios": "a BIOS", "uefi": "UEFI firmware"}[result.scenario.hardware.firmware]
+    firmware = FIRMWARE[result.scenario.hardware.firmware]
     title = f"fastboot demo: a machine with {firmware}, an empty disk and a network cable"
     began = time.monotonic()
     with Screen(console, title) as screen:

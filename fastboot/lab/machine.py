@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from fastboot.lab.namespace import LabError, spawn, stop
 
-Firmware = Literal["bios", "uefi"]
+Firmware = Literal["bios", "uefi", "uefi-http"]
 
 _DISK = 1 << 30
 OVMF: Final = (
@@ -88,7 +88,7 @@ class Machine:
     def _command(self, network: int) -> list[str]:
         disk, rom = self.directory / "disk.img", ""
         machine = ["-machine", "pc,graphics=off"]
-        if self.hardware.firmware == "uefi":
+        if self.hardware.firmware != "bios":
             # An empty romfile leaves the NIC to the firmware's own PXE instead of iPXE's EFI ROM.
             machine, rom = self._uefi(), ",romfile="
         return [
@@ -107,8 +107,11 @@ class Machine:
             if Path(code).exists() and Path(variables).exists():
                 own = self.directory / "uefi-variables.fd"
                 shutil.copyfile(variables, own)
+                # Without PXE, HTTP Boot is what is left (OvmfPkg's PlatformBootManagerLib).
+                pxe = ["-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"]
                 return [
                     *("-machine", "pc"),
+                    *(pxe if self.hardware.firmware == "uefi-http" else []),
                     *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"),
                     *("-drive", f"if=pflash,format=raw,unit=1,file={own}"),
                 ]

@@ -78,6 +78,7 @@ class Result:
             facts["server"] = {
                 "acks": story.acks,
                 "tftp": story.tftp,
+                "http": story.http,
                 "ftp_files": len(story.sent),
                 "ftp_octets": sum(story.sent.values()),
             }
@@ -105,7 +106,12 @@ def missing(firmware: Firmware) -> list[str]:
         needs["ipxe-qemu"] = any(Path(rom, "pxe-virtio.rom").exists() for rom in roms)
     else:
         needs["ovmf"] = any(Path(code).exists() for code, _ in OVMF)
-        needs["grub-efi-amd64-signed"] = Path("/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed").exists()
+        loaders = {
+            "uefi": ("grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"),
+            "uefi-http": ("ipxe", "/usr/lib/ipxe/snponly.efi"),
+        }
+        package, loader = loaders[firmware]
+        needs[package] = Path(loader).exists()
     return [package for package, here in needs.items() if not here]
 
 
@@ -113,7 +119,7 @@ def require(hardware: Hardware) -> None:
     """Raise LabError for a machine that can not be made here, saying what to install or to ask for instead."""
     if hardware.nic not in initrd.NICS:
         raise LabError(f"NIC {hardware.nic}: write one of {', '.join(initrd.NICS)}")
-    if hardware.firmware == "uefi" and hardware.nic != "virtio-net-pci":
+    if hardware.firmware != "bios" and hardware.nic != "virtio-net-pci":
         raise LabError(f"NIC {hardware.nic}: the UEFI firmware has a driver for virtio-net-pci only")
     if lacking := missing(hardware.firmware):
         raise LabError(f"packages are missing here; on Debian: sudo apt-get install {' '.join(lacking)}")
@@ -257,6 +263,8 @@ pools = ["{hosts[100]}-{hosts[199]}"]
 [tftp]
 
 [ftp]
+
+[http]
 
 [[media]]
 name = "demo"

@@ -109,6 +109,7 @@ class Story:
     sent: dict[str, int] = field(default_factory=dict)
     """Octets sent by FTP, by path, as the server tells it."""
     tftp: dict[str, int] = field(default_factory=dict)
+    http: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     """What went wrong, in the machine's or the server's words."""
     checked: Checked | None = None
@@ -150,6 +151,10 @@ class Story:
             self._reach("ack", at, str(details.get("address", "")))
         elif kind == "tftp.sent":
             self._tftp_sent(at, str(details["path"]), int(details["octets"]))
+        elif kind == "http.sent":
+            path = str(details["path"]).strip("/")
+            self.http[path] = int(details["bytes"])
+            self._reach("loader", at, f"{path}, {_amount(self.http[path])}")
         elif kind == "ftp.session":
             self._reach("connected", at, str(details.get("peer", "")))
         elif kind == "ftp.sent":
