@@ -19,6 +19,8 @@ class Source:
 
     offset: int
     size: int
+    mtime: float
+    """Modification time in seconds since the epoch, when it was opened."""
     name: str
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Raises TypeError: see open, of_bytes and slice."""
@@ -33,16 +35,13 @@ class Source:
     def of_bytes(name: str, data: bytes) -> Source:
         """Make a Source of bytes that no file holds (a rendered configuration), in a memfd."""
 
-    def slice(self, offset: int, size: int, name: str | None = None) -> Source:
-        """Return a part of this range, on the same open file. Raises ValueError outside of it."""
+    def slice(self, offset: int, size: int, name: str | None = None, mtime: float | None = None) -> Source:
+        """Return a part of this range, on the same open file; with a name and time of its own where given.
+        Raises ValueError outside of it."""
 
     @property
     def identity(self) -> tuple[int, int, int, int, int]:
         """(device, inode, size, mtime_ns, ctime_ns) of the whole file when it was opened."""
-
-    @property
-    def mtime(self) -> float:
-        """Modification time in seconds since the epoch, when it was opened."""
 
     def fileno(self) -> int: ...
     def unchanged(self) -> bool:

@@ -14,8 +14,8 @@ import pwd
 import resource
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -25,10 +25,14 @@ from urllib.parse import quote
 import typer
 import uvloop
 from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from fastboot import __version__
+from fastboot.boot.image import Step
+from fastboot.boot.shelf import Progress
 from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, NodeIndex, load
 from fastboot.model import ConfigError, FastbootError
@@ -94,6 +98,8 @@ def serve(config: ConfigFile = DEFAULT) -> None:
     raise_descriptors()
     path = config.absolute()
     server = Server(settings, load=lambda: load(path))
+    if any(medium.iso for medium in settings.media):
+        server.start_reader(identity_of(account_of(settings)))
     become(settings)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(server, log))
@@ -107,7 +113,13 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     findings = list(before_drop(settings))
     try:
         world = World(settings)
-        drop_to(account_of(settings))
+        account = account_of(settings)
+        if any(medium.iso for medium in settings.media):
+            world.indexer.start(identity_of(account))
+        drop_to(account)
+        with media_bar() as progress:
+            asyncio.run(world.shelf.prepare(lambda kind, **details: None, progress))
+        world.indexer.close()
         findings += after_drop(settings, world, path)
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
@@ -246,7 +258,7 @@ async def run(server: Server, log: EventLog) -> None:
         loop.add_signal_handler(number, on_stop, number)
     loop.add_signal_handler(signal.SIGHUP, on_reload)
     following = loop.create_task(log.follow(server.events()))
-    starting = loop.create_task(server.start())
+    starting = loop.create_task(start(server))
     stopping = loop.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -260,6 +272,13 @@ async def run(server: Server, log: EventLog) -> None:
     finally:
         stopping.cancel()
         await following
+
+
+async def start(server: Server) -> None:
+    """Start the server, after a bar on a terminal while it reads new media."""
+    with media_bar() as progress:
+        await server.prepare(progress)
+    await server.start()
 
 
 async def try_reload(server: Server) -> None:
@@ -315,6 +334,11 @@ def account_of(config: Config) -> pwd.struct_passwd | None:
         raise ConfigError(f"user: there is no user {config.user!r} here; make it with: {make}") from None
 
 
+def identity_of(account: pwd.struct_passwd | None) -> tuple[int, int, list[int]] | None:
+    """Return the uid, gid and groups of an account."""
+    return account and (account.pw_uid, account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid))
+
+
 def drop_to(account: pwd.struct_passwd | None) -> None:
     """Become another user for good. Raises FastbootError."""
     if account:
@@ -334,6 +358,24 @@ def user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
+
+
+@contextmanager
+def media_bar() -> Iterator[Progress]:
+    """Show how far images are read, where standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda name, step: None
+        return
+    columns = TextColumn("reading {task.description}"), BarColumn(), TextColumn("{task.fields[names]} files")
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, step: Step) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, names=0)
+            bars.update(tasks[name], total=step.known, completed=step.read, names=step.names)
+
+        yield show
 
 
 def print_facts(facts: Sequence[Any], columns: Sequence[str], as_json: bool) -> None:

@@ -19,11 +19,14 @@ from typing import Protocol
 
 from fastboot import __version__
 from fastboot._core import Source
-from fastboot.boot.catalog import Catalog, Entry
+from fastboot.boot.catalog import Catalog
 from fastboot.boot.firmware import SERVER
+from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
+from fastboot.boot.shelf import Progress, Shelf
+from fastboot.boot.tree import Entry
 from fastboot.config import Config, NodeIndex, Table, relay_id_text
 from fastboot.model import (
     BootRequest,
@@ -50,6 +53,8 @@ Resolve = Callable[[str, Client], Resolved | Awaitable[Resolved]]
 Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
 """What a machine boots; None means what the configuration says."""
 
+MEDIA_LOOK = 2.0
+"""Seconds between two looks at whether the image of a medium was replaced."""
 RELOADABLE = (
     "allow_links",
     "boot.",
@@ -131,17 +136,26 @@ class Service(Protocol):
 class World:
     """What a configuration says about machines and files: everything that a reload replaces."""
 
-    def __init__(self, config: Config, node_of: Callable[[str], Node | None] = lambda mac: None) -> None:
-        """`node_of` tells whose a MAC is that no node names. Raises ConfigError."""
+    def __init__(
+        self,
+        config: Config,
+        node_of: Callable[[str], Node | None] = lambda mac: None,
+        indexer: Indexer | None = None,
+    ) -> None:
+        """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
+        finds is kept. Raises ConfigError."""
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
         self.loaders = find_loaders(config.boot.loaders, http=http_url(config))
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of)
+        elsewhere = {item.name: item.url for item in config.media if item.url}
+        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, elsewhere)
         self.policy = Policy(config, self.nodes, self.loaders)
-        self.catalog = Catalog(config, self.loaders, self.renderer)
+        self.indexer = indexer or Indexer(config.state / "media", keep=False)
+        self.shelf = Shelf(config, self.indexer)
+        self.catalog = Catalog(config, self.loaders, self.renderer, self.shelf)
 
     def close(self) -> None:
         self.catalog.close()
@@ -172,7 +186,8 @@ class Server:
         self._config = config
         self._decide, self._resolve = decide, resolve
         self._load = load
-        self._world = self._old = World(config, self._node_behind)
+        self._indexer = Indexer(config.state / "media")
+        self._world = self._old = World(config, self._node_behind, self._indexer)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -184,6 +199,8 @@ class Server:
         self._control: ControlService | None = None
         self._lock: StateLock | None = None
         self._reloading = asyncio.Lock()
+        self._prepared = False
+        self._watch: asyncio.Task[None] | None = None
         self._state = "new"
         self._since = time.monotonic()
 
@@ -194,6 +211,22 @@ class Server:
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
+    def start_reader(self, user: tuple[int, int, Sequence[int]] | None = None) -> None:
+        """Start the process that reads images, which then becomes `user` (uid, gid, groups).
+
+        For programs that drop privileges: before that, for afterwards Python may be out of reach. Others need not.
+        Raises MediaError.
+        """
+        self._indexer.start(user)
+
+    async def prepare(self, progress: Progress = lambda name, step: None) -> None:
+        """Have the images of media read that were not before: what may take seconds. `start` does it otherwise.
+
+        A medium that can not be read is an event, and the others are served.
+        """
+        await self._world.shelf.prepare(self._tell, progress)
+        self._prepared = True
+
     async def start(self) -> None:
         """Start every service; returns when all of them serve. Raises FastbootError, with nothing left running."""
         self._state = "starting"
@@ -201,6 +234,9 @@ class Server:
             self._lock = StateLock(self._config.state)
             self._control = ControlService(self._config.state, self)
             await self._control.start()
+            if not self._prepared:
+                await self.prepare()
+            self._watch = asyncio.create_task(self._watch_media())
             self._build()
             if self._store:
                 self._store.start()
@@ -223,6 +259,9 @@ class Server:
         self._state = "stopping"
         seconds = self._config.drain if drain is None else drain
         self._tell("server.stopping", drain=seconds)
+        if self._watch:
+            self._watch.cancel()
+            await asyncio.wait({self._watch})
         stops = (service.stop(seconds) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
@@ -232,6 +271,7 @@ class Server:
         self._sockets.close()
         for world in {self._world, self._old}:
             world.close()
+        await asyncio.to_thread(self._indexer.close)
         self._tell("server.stopped")
         self._hub.close()
         if self._control:
@@ -255,10 +295,11 @@ class Server:
                 if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
                     raise NeedsRestart(fixed)
                 # Thousands of nodes take longer than the loop may be busy.
-                world = await asyncio.to_thread(World, config, self._node_behind)
+                world = await asyncio.to_thread(World, config, self._node_behind, self._indexer)
                 try:
+                    await world.shelf.prepare(self._tell)
                     self._adopt(config, world)
-                except FastbootError:
+                except BaseException:
                     world.close()
                     raise
             except FastbootError as error:
@@ -349,6 +390,14 @@ class Server:
             self._dhcp = self._services["dhcp"] = dhcp.DhcpService(
                 config.dhcp, sockets.links, self._world.nodes, self._store, self.decide, self._emit, sockets.dhcp
             )
+
+    async def _watch_media(self) -> None:
+        while True:
+            await asyncio.sleep(MEDIA_LOOK)
+            try:
+                await self._world.shelf.refresh(self._tell)
+            except Exception as error:  # a fault of ours: media stay as they are, and are looked at again
+                self._tell("media.failed", text=repr(error))
 
     async def _read_again(self) -> Config:
         if self._load is None:

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastboot._core import Source
-from fastboot.boot.catalog import MAX_LINKS, Catalog, Entry
+from fastboot.boot.catalog import Catalog
 from fastboot.boot.loaders import Loaders, find_loaders
 from fastboot.boot.render import Renderer
+from fastboot.boot.tree import MAX_LINKS, Entry
 from fastboot.config import Config, Media
 from fastboot.model import Client, Node, Profile, Reason, Refusal
 

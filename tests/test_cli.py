@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from dhcpkit import need, wires
 from dhcpsite import Station, offer_by
+from isokit import XORRISO, put, run
 
 from fastboot.services.control import ControlClient, NotRunning
 
@@ -372,6 +374,42 @@ def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
     assert done.returncode == 0, done.stdout
     serve()
     assert lab.run("check").returncode == 0, "the ports are those of the server itself"
+
+
+def test_media_are_read_by_the_user_that_serves(lab: Lab, serve: Serve) -> None:
+    """`check` reads an image and leaves nothing behind; the server keeps what it read; both as `user`."""
+    iso = lab.path.with_name("lab.iso")
+    run(
+        *XORRISO,
+        "-R",
+        "-o",
+        iso,
+        put(lab.path.with_name("tree"), {"file": b"from the image", "bad": "/etc/passwd"}),
+    )
+    iso.chmod(0o644)
+    has_nobody = os.geteuid() == 0 and is_mapped(pwd.getpwnam("nobody").pw_uid)
+    user = 'user = "nobody"\n' if has_nobody else ""
+    lab.path.write_text(f"{user}{lab.path.read_text()}[[media]]\nname = 'lab'\niso = 'lab.iso'\n")
+    done = lab.run("check")
+    assert f"warning: {iso}/bad: leaves the served tree; it is never served\n" in done.stdout
+    assert "error" not in done.stdout.replace("0 errors", "")
+    assert not lab.state.exists()
+    process = serve()
+    readers = [
+        child for child in psutil.Process(process.pid).children() if "fastboot.boot.indexer" in child.cmdline()
+    ]
+    assert [reader.uids().real for reader in readers] == [lab.state.stat().st_uid]
+    assert (lab.state / "media/lab.index").exists()
+    url = f"ftp://127.0.0.1:{lab.ftp}/media/lab/file"
+    assert subprocess.run(["curl", "-sS", url], capture_output=True, timeout=20).stdout == b"from the image"
+    process.terminate()
+    assert process.wait(20) == 0
+    assert not psutil.pid_exists(readers[0].pid)
+    iso.write_bytes(b"junk" * 20_000)
+    assert (
+        f"error: media lab: {iso}: volume descriptor at 0x8000: neither ISO 9660 nor UDF"
+        in lab.run("check").stdout
+    )
 
 
 def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:

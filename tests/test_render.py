@@ -95,6 +95,23 @@ def test_grub() -> None:
     assert disk.endswith("  exit 1\n}\n")
 
 
+def test_media_that_another_machine_serves() -> None:
+    profile = replace(LIVE, arguments="inst.repo={{ media }}")
+    for url, grub in (
+        ("http://192.0.2.1:8080/x y", "linux (http,192.0.2.1:8080)'/x y/images/linux' 'inst.repo="),
+        ("ftp://192.0.2.1/x", "because ftp://192.0.2.1/x/images/linux: GRUB speaks http and tftp only"),
+        ("http://u:p@192.0.2.1/x", "GRUB speaks http and tftp only"),
+    ):
+        url = url.replace(" ", "%20")
+        by = Renderer([Node("n1", (MAC,), profile="live")], [profile], elsewhere={"tree": url})
+        assert f"LINUX {url}/images/linux\n  INITRD {url}/images/a.gz,::/b.gz\n" in file(OF_MAC["pxelinux"], by=by)
+        assert f"APPEND inst.repo={url}\n" in file(OF_MAC["pxelinux"], by=by)
+        assert f"kernel {url}/images/linux " in file(OF_MAC["ipxe"], by=by)
+        assert "initrd1 tftp://10.77.0.1/b.gz" in file(OF_MAC["ipxe"], by=by)
+        assert grub in file(OF_MAC["grub"], by=by)
+        assert [path for _, path in by.paths()] == ["/b.gz"]
+
+
 def test_ipxe() -> None:
     assert file(OF_MAC["ipxe"]) == (
         "#!ipxe\n"

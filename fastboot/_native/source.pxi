@@ -63,6 +63,7 @@ cdef class Source:
     cdef file_t *file
     cdef readonly int64_t offset
     cdef readonly int64_t size
+    cdef readonly double mtime
     cdef readonly str name
     cdef object __weakref__
 
@@ -98,7 +99,7 @@ cdef class Source:
             left -= n
         return source_of(fd, name)
 
-    def slice(self, int64_t offset, int64_t size, str name=None):
+    def slice(self, int64_t offset, int64_t size, str name=None, mtime=None):
         if offset < 0 or size < 0 or offset > self.size or size > self.size - offset:
             raise ValueError(f"{offset}+{size} is not within {self!r}")
         cdef Source part = Source.__new__(Source)
@@ -107,16 +108,13 @@ cdef class Source:
         part.offset = self.offset + offset
         part.size = size
         part.name = name or self.name
+        part.mtime = self.mtime if mtime is None else mtime
         return part
 
     @property
     def identity(self):
         cdef stat_t *s = &self.file.opened
         return s.st_dev, s.st_ino, s.st_size, nanoseconds(s.st_mtim), nanoseconds(s.st_ctim)
-
-    @property
-    def mtime(self):
-        return nanoseconds(self.file.opened.st_mtim) / 1e9
 
     def fileno(self):
         return self.file.fd
@@ -174,6 +172,7 @@ cdef Source source_of(int fd, str name):
     cdef Source source = Source.__new__(Source)
     source.file = f
     source.size = f.size
+    source.mtime = nanoseconds(f.opened.st_mtim) / 1e9
     source.name = name
     if not S_ISREG(f.opened.st_mode):
         if S_ISDIR(f.opened.st_mode):

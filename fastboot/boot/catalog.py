@@ -1,55 +1,28 @@
 """The one namespace that TFTP, FTP and HTTP serve.
 
-Every open goes through `Catalog.resolve`; confinement is the open itself (openat2 beneath a directory
-descriptor that was opened at the start), never a check before it.
+Every open goes through `Catalog.resolve`. Confinement is that of the trees (`tree`, `disc`), never a check before.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 from weakref import WeakValueDictionary
 
-from fastboot._core import Source, SpecialFileError, open_directory
+from fastboot._core import Source
+from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import Loaders
+from fastboot.boot.shelf import Shelf
+from fastboot.boot.tree import Directory, Entry, Tree, is_speakable, refusal_of, refuse
 from fastboot.config import Config
 from fastboot.model import Client, Reason, Refusal
 
-T = TypeVar("T")
 Parts = tuple[str, ...]
-
-MAX_LINKS = 40
-"""Symbolic links followed for one path: the kernel's own limit (path_resolution(7))."""
-MAX_CHECKED = 200_000
-"""Directory entries that `check` looks at in each tree before it stops searching for bad links."""
-
-TEXTS = {
-    Reason.MISSING: "no such file",
-    Reason.DIRECTORY: "is a directory",
-    Reason.OUTSIDE: "leaves the served tree",
-    Reason.FORBIDDEN: "permission denied",
-    Reason.SPECIAL: "not a regular file",
-    Reason.BROKEN: "can not be read",
-}
-REASONS = {
-    errno.ENOENT: Reason.MISSING,
-    errno.ENOTDIR: Reason.MISSING,
-    errno.ENAMETOOLONG: Reason.MISSING,
-    errno.EISDIR: Reason.DIRECTORY,
-    errno.EXDEV: Reason.OUTSIDE,
-    errno.EACCES: Reason.FORBIDDEN,
-    errno.EPERM: Reason.FORBIDDEN,
-    errno.ENXIO: Reason.SPECIAL,  # open(2) of a socket, or of a device without a driver
-    errno.ENODEV: Reason.SPECIAL,
-}
 
 
 class Renders(Protocol):
@@ -63,29 +36,6 @@ class Renders(Protocol):
 
     def paths(self) -> Iterable[tuple[str, str]]:
         """Yield what is booted: a key for messages, and a path in the namespace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A file or directory as a client may see it. `size` in octets, `mtime` in seconds since the epoch."""
-
-    name: str
-    is_dir: bool
-    size: int
-    mtime: float
-
-
-class Tree:
-    """A directory that is served, held open from the start (before privileges are dropped)."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises OSError where there is no such directory."""
-        self.path = path
-        self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.bases = {path.absolute().parts[1:], Path(os.path.realpath(path)).parts[1:]}
-
-    def close(self) -> None:
-        os.close(self.fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,31 +62,37 @@ class Catalog:
     A missing directory is left out and reported by `check`.
     """
 
-    def __init__(self, config: Config, loaders: Loaders | None = None, renderer: Renders | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        loaders: Loaders | None = None,
+        renderer: Renders | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
+        """`shelf` has the media of the configuration; it is closed with the catalog."""
         self.quirks: Counter[str] = Counter()
         self._loaders, self._renderer = loaders, renderer
         self._faults: Strings = []
         self._born = time.time()
-        self._live: WeakValueDictionary[tuple[int, int], Source] = WeakValueDictionary()
+        self._live: WeakValueDictionary[tuple[int, ...], Source] = WeakValueDictionary()
+        self._shelf = shelf or Shelf(config, Indexer(config.state / "media", keep=False))
         roots = [tree for path in config.roots if (tree := self._open(path, "roots"))]
-        media = [
-            Layer(("media", item.name), tree)
-            for item in config.media
-            if (tree := self._open(item.path, f"media {item.name}"))
-        ]
-        boot = self._loader_layers(loaders)
         links = [tree for path in config.allow_links if (tree := self._open(path, "allow_links"))]
-        self._trees = [*roots, *(layer.tree for layer in media + boot), *links]
-        # What links may point into: never the directories of the loaders, of which only some files are shown.
-        self._bases = [*roots, *(layer.tree for layer in media), *links]
+        # Links never point into the directories of the loaders, of which only some files are shown.
+        self._linked = self._shelf.linked
+        self._linked += [*roots, *links]
+        boot = self._loader_layers(loaders)
+        self._trees = [*roots, *links, *(layer.tree for layer in boot)]
+        media = [Layer(("media", medium.name), medium.tree) for medium in self._shelf if medium.tree]
         self._layers = [*media, *(Layer((), tree) for tree in roots), *boot]
 
     def close(self) -> None:
-        """Close the directories. Sources that are in use stay open until their last holder drops them."""
+        """Close the trees. Sources that are in use stay open until their last holder drops them."""
         for tree in self._trees:
             tree.close()
-        self._trees = self._bases = []
-        self._layers = []
+        self._shelf.close()
+        self._trees, self._layers = [], []
+        self._linked.clear()
 
     def resolve(self, path: str, client: Client) -> Source | Refusal:
         """Open what `path` names for this client.
@@ -171,33 +127,30 @@ class Catalog:
         found = not parts
         for layer, inside in self._lookups(parts):
             try:
-                fd = self._reach(layer.tree, inside, open_directory)
+                scanned = layer.tree.scan(inside)
             except (OSError, UnicodeEncodeError) as error:
-                refusal = _refusal(error)
+                refusal = refusal_of(error)
                 if not found and refusal.reason is not Reason.MISSING:
                     return refusal
                 if not found and isinstance(error, NotADirectoryError):
                     return Refusal(Reason.MISSING, "not a directory")
                 continue
             found = True
-            try:
-                for entry in self._scan(layer.tree, inside, fd):
-                    entries.setdefault(entry.name, entry)
-            finally:
-                os.close(fd)
+            for entry in scanned:
+                entries.setdefault(entry.name, entry)
         for entry in self._below(parts):
             found = True
             entries.setdefault(entry.name, entry)
-        return [entries[name] for name in sorted(entries)] if found else _refuse(Reason.MISSING)
+        return [entries[name] for name in sorted(entries)] if found else refuse(Reason.MISSING)
 
     def check(self) -> Strings:
         """Return what would fail, in words for the administrator: directories, links, loaders."""
-        complaints = list(self._faults)
+        complaints = [*self._faults, *self._shelf.check()]
         if self._loaders:
             complaints += self._loaders.complaints
         trees = {str(layer.tree.path): layer.tree for layer in self._layers if layer.files is None}
         for tree in trees.values():
-            complaints += self._check_tree(tree)
+            complaints += tree.check()
         if self._renderer:
             complaints += self._renderer.check()
             complaints += [
@@ -213,9 +166,9 @@ class Catalog:
         found = self.resolve(path, nobody)
         return found if isinstance(found, Refusal) else None
 
-    def _open(self, path: Path, key: str) -> Tree | None:
+    def _open(self, path: Path, key: str) -> Directory | None:
         try:
-            return Tree(path)
+            return Directory(path, self._shelf.linked)
         except NotADirectoryError:
             self._faults.append(f"{key}: {path} is no directory; name a directory")
         except OSError as error:
@@ -236,13 +189,13 @@ class Catalog:
         if path.endswith("\udcff"):
             self.quirks["option-67-unterminated"] += 1
             path = path.rstrip("\udcff")
-        if not _speakable(path):
+        if not is_speakable(path):
             return Refusal(Reason.FORBIDDEN, "control characters in the name")
         parts: Strings = []
         for part in path.replace("\\", "/").split("/"):
             if part == "..":
                 if not parts:
-                    return _refuse(Reason.OUTSIDE)
+                    return refuse(Reason.OUTSIDE)
                 parts.pop()
             elif part not in ("", "."):
                 parts.append(part)
@@ -263,17 +216,17 @@ class Catalog:
     def _file(self, parts: Parts) -> Source | Refusal:
         for layer, inside in self._lookups(parts):
             try:
-                return self._share(self._reach(layer.tree, inside, Source.open))
+                return self._share(layer.tree.open(inside))
             except (OSError, UnicodeEncodeError) as error:
-                refusal = _refusal(error)
+                refusal = refusal_of(error)
                 if refusal.reason is not Reason.MISSING:
                     return refusal
-        return _refuse(Reason.DIRECTORY if not parts or self._below(parts) else Reason.MISSING)
+        return refuse(Reason.DIRECTORY if not parts or self._below(parts) else Reason.MISSING)
 
     def _modified(self, parts: Parts) -> float:
         for layer, inside in self._lookups(parts):
             try:
-                return self._entry(layer.tree, inside, "").mtime
+                return layer.tree.entry(inside, "").mtime
             except OSError:
                 continue
         return self._born
@@ -304,157 +257,16 @@ class Catalog:
                 entries[name] = Entry(name, True, 0, self._born)
             for name, inside in (layer.files or {}).items() if layer.mount == parts else ():
                 try:
-                    entries[name] = self._entry(layer.tree, inside, name)
+                    entries[name] = layer.tree.entry(inside, name)
                 except OSError:
                     continue
         return list(entries.values())
 
     def _share(self, source: Source) -> Source:
         """Return the Source that others already hold of the same file, unless the file was changed since."""
-        key = source.identity[:2]
+        key = (*source.identity[:2], source.offset, source.size)
         live = self._live.get(key)
         if live is not None and live.identity == source.identity:
             return live
         self._live[key] = source
         return source
-
-    def _entry(self, tree: Tree, inside: str, name: str) -> Entry:
-        try:
-            source = self._reach(tree, inside, Source.open)
-        except IsADirectoryError:
-            fd = self._reach(tree, inside, open_directory)
-            try:
-                return Entry(name, True, 0, os.fstat(fd).st_mtime_ns / 1e9)
-            finally:
-                os.close(fd)
-        return Entry(name, False, source.size, source.mtime)
-
-    def _scan(self, tree: Tree, inside: str, fd: int) -> Iterator[Entry]:
-        with os.scandir(fd) as items:
-            for item in items:
-                if not _speakable(item.name) or "\\" in item.name or item.name.endswith("\udcff"):
-                    continue  # a name that no client can ask for
-                try:
-                    if item.is_symlink():
-                        yield self._entry(tree, f"{inside}/{item.name}", item.name)
-                        continue
-                    facts = item.stat(follow_symlinks=False)
-                except OSError:
-                    continue  # a refused link, or a file removed since
-                if stat.S_ISDIR(facts.st_mode):
-                    yield Entry(item.name, True, 0, facts.st_mtime_ns / 1e9)
-                elif stat.S_ISREG(facts.st_mode):
-                    yield Entry(item.name, False, facts.st_size, facts.st_mtime_ns / 1e9)
-
-    def _reach(self, tree: Tree, inside: str, door: Callable[[int, str], T]) -> T:
-        """Go through a confined door (Source.open, open_directory), over absolute links that are allowed."""
-        for _ in range(MAX_LINKS):
-            try:
-                return door(tree.fd, inside)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-            tree, inside = self._leap(tree, inside)
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-
-    def _leap(self, tree: Tree, inside: str) -> tuple[Tree, str]:
-        """Return where the absolute link on this path leads, as a place in one of the trees.
-
-        What it returns is opened confined, so a link that changes meanwhile gains nothing. Raises OSError (EXDEV).
-        """
-        done: Strings = []
-        todo = deque(inside.split("/"))
-        links = 0
-        while todo:
-            part = todo.popleft()
-            if part in ("", "."):
-                continue
-            if part == "..":
-                if not done:
-                    break
-                done.pop()
-                continue
-            target = _link_target(tree.fd, "/".join(done) or ".", part)
-            if target is None:
-                done.append(part)
-            elif target.startswith("/"):
-                return self._place((*target.split("/"), *todo))
-            elif (links := links + 1) > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-            else:
-                todo.extendleft(reversed(target.split("/")))
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    def _place(self, parts: Parts) -> tuple[Tree, str]:
-        parts = tuple(part for part in parts if part not in ("", "."))
-        matches = [(base, tree) for tree in self._bases for base in tree.bases if parts[: len(base)] == base]
-        if not matches:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        base, tree = max(matches, key=lambda match: len(match[0]))
-        return tree, "/".join(parts[len(base) :]) or "."
-
-    def _check_tree(self, tree: Tree, most: int = 20) -> Strings:
-        """Return complaints about the links of a tree and the directories that can not be read, `most` of them."""
-        complaints: Strings = []
-        left = MAX_CHECKED
-        todo = [""]
-        while todo and left > 0 and len(complaints) < most:
-            directory = todo.pop()
-            try:
-                fd = self._reach(tree, directory or ".", open_directory)
-            except OSError as error:
-                complaints.append(f"{tree.path / directory}: {_refusal(error).text}; {_remedy(error)}")
-                continue
-            try:
-                with os.scandir(fd) as items:
-                    for item in items:
-                        left -= 1
-                        name = f"{directory}/{item.name}" if directory else item.name
-                        try:
-                            if item.is_dir(follow_symlinks=False):
-                                todo.append(name)
-                            elif item.is_symlink() or item.is_file(follow_symlinks=False):
-                                self._entry(tree, name, item.name)
-                        except (OSError, UnicodeEncodeError) as error:
-                            complaints.append(f"{tree.path / name}: {_refusal(error).text}; {_remedy(error)}")
-            finally:
-                os.close(fd)
-        return complaints[:most]
-
-
-def _link_target(root: int, directory: str, name: str) -> str | None:
-    fd = open_directory(root, directory)
-    try:
-        return os.readlink(name, dir_fd=fd)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return None
-        raise
-    finally:
-        os.close(fd)
-
-
-def _speakable(name: str) -> bool:
-    return not any(character < " " or character == "\x7f" for character in name)
-
-
-def _refuse(reason: Reason) -> Refusal:
-    return Refusal(reason, TEXTS[reason])
-
-
-def _refusal(error: OSError | UnicodeEncodeError) -> Refusal:
-    if isinstance(error, UnicodeEncodeError):
-        return _refuse(Reason.MISSING)  # a surrogate that no octet of a file name decodes to
-    if isinstance(error, IsADirectoryError):
-        return _refuse(Reason.DIRECTORY)
-    if isinstance(error, SpecialFileError):
-        return _refuse(Reason.SPECIAL)
-    return _refuse(REASONS.get(error.errno or 0, Reason.BROKEN))
-
-
-def _remedy(error: OSError | UnicodeEncodeError) -> str:
-    return {
-        Reason.OUTSIDE: "a link may point below a root, a media directory or one of allow_links",
-        Reason.FORBIDDEN: "let the user that fastboot drops to read it",
-        Reason.MISSING: "the link points nowhere",
-    }.get(_refusal(error).reason, "it is never served")

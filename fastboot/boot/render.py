@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import quote as percent
+from urllib.parse import unquote, urlsplit
 
 from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
@@ -55,19 +56,12 @@ class RenderError(FastbootError):
 
 @dataclass(frozen=True, slots=True)
 class BootEntry:
-    """What a loader is told to boot: paths are absolute in the one namespace, `arguments` is one line."""
+    """What a loader is told to boot: absolute paths in the one namespace, or URLs; `arguments` is one line."""
 
     name: str
     kernel: str
     initrd: tuple[str, ...]
     arguments: str
-
-
-def place(profile: Profile, path: str) -> str:
-    """Return a path of a profile (kernel, initrd) as an absolute one in the namespace."""
-    if path.startswith("/"):
-        return path
-    return f"/media/{profile.media}/{path}" if profile.media else f"/{path}"
 
 
 class Renderer:
@@ -85,9 +79,11 @@ class Renderer:
         unknown: Literal["menu", "local", "ignore"] = "menu",
         ports: Mapping[str, int] = MappingProxyType({}),
         node_of: Callable[[str], Node | None] = lambda mac: None,
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where they are not the well-known ones.
-        `node_of` tells whose a MAC is that no node names.
+        `node_of` tells whose a MAC is that no node names. `elsewhere` are the URLs of media, by name, that another
+        machine serves.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
@@ -96,6 +92,7 @@ class Renderer:
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
         self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
+        self._elsewhere = elsewhere
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
                 known = ", ".join(self._profiles) or "none"
@@ -123,11 +120,12 @@ class Renderer:
         return None
 
     def paths(self) -> Iterator[tuple[str, str]]:
-        """Yield what every profile boots: a key for messages, and the path in the namespace."""
+        """Yield what every profile boots from here: a key for messages, and the path in the namespace."""
         for profile in self._profiles.values():
-            yield f"profiles {profile.name}: kernel", place(profile, profile.kernel)
-            for path in profile.initrd:
-                yield f"profiles {profile.name}: initrd", place(profile, path)
+            files = [("kernel", profile.kernel), *(("initrd", path) for path in profile.initrd)]
+            for key, path in files:
+                if "://" not in (place := self._place(profile, path)):
+                    yield f"profiles {profile.name}: {key}", place
 
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""
@@ -172,6 +170,14 @@ class Renderer:
             note = f"{whom}: local disk, because {error}"
             return self._fill(language, "local", [], note, mac, client)
 
+    def _place(self, profile: Profile, path: str) -> str:
+        """Return a path of a profile (kernel, initrd) as an absolute one in the namespace, or as a URL."""
+        if path.startswith("/") or "://" in path:
+            return path
+        if url := self._elsewhere.get(profile.media or ""):
+            return f"{url}/{percent(path)}"
+        return f"/media/{profile.media}/{path}" if profile.media else f"/{path}"
+
     def _menu(self, node: Node | None, mac: str | None, client: Client) -> list[BootEntry]:
         entries = []
         for profile in self._profiles.values():
@@ -194,19 +200,22 @@ class Renderer:
             context["mac"] = mac
         if profile.media is not None:
             host = f"{client.server}{self._ports.get(profile.transport, '')}"
-            context["media"] = f"{profile.transport}://{host}/media/{percent(profile.media)}"
+            here = f"{profile.transport}://{host}/media/{percent(profile.media)}"
+            context["media"] = self._elsewhere.get(profile.media, here)
         try:
             arguments = self._arguments[profile.name].render(context).strip()
         except Exception as error:  # a template may fail in any way its expressions can
             raise RenderError(f"profile {profile.name}: arguments: {error}") from error
         if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
             raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
-        initrd = tuple(place(profile, path) for path in profile.initrd)
-        return BootEntry(profile.name, place(profile, profile.kernel), initrd, arguments)
+        initrd = tuple(self._place(profile, path) for path in profile.initrd)
+        return BootEntry(profile.name, self._place(profile, profile.kernel), initrd, arguments)
 
     def _fill(
         self, language: str, default: str, entries: list[BootEntry], note: str, mac: str | None, client: Client
     ) -> str:
+        # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
+        protocol, server = client.protocol, f"{client.server}{self._ports.get(client.protocol, '')}"
         return self._templates[language].render(
             note=_printable(note),
             default=default,
@@ -214,10 +223,9 @@ class Renderer:
             menu=default == "local" and bool(entries),
             timeout=MENU_SECONDS,
             vendors=VENDORS,
-            # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
-            protocol=client.protocol,
-            server=f"{client.server}{self._ports.get(client.protocol, '')}",
             mac=mac,
+            url=lambda path: path if "://" in path else f"{protocol}://{server}{percent(path)}",
+            grub=lambda path: _grub_url(path) if "://" in path else f"({protocol},{server}){_quote(path)}",
         )
 
 
@@ -243,7 +251,7 @@ def _load_templates() -> dict[str, Template]:
         "quote": _quote,
         "words": _words,
         "script": _script,
-        "percent": percent,
+        "pxelinux": _pxelinux,
     }
     environment = _sandbox(PackageLoader("fastboot.boot"), filters)
     return {language: environment.get_template(f"{language}.j2") for language in NAMES}
@@ -285,6 +293,19 @@ def _words(arguments: str) -> list[str]:
     """
     words = re.findall(r'(?:[^\s"]|"[^"]*"?)+', _line(arguments))
     return [word.replace('"', "") for word in words]
+
+
+def _grub_url(url: str) -> str:
+    """Name a file as GRUB does: the device of its protocol and server, then the path, quoted."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "tftp") or not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.netloc):
+        raise RenderError(f"{url}: GRUB speaks http and tftp only; another machine must serve it by one of them")
+    return f"({parts.scheme},{parts.netloc}){_quote(unquote(parts.path))}"
+
+
+def _pxelinux(path: str) -> str:
+    """Name a file as PXELINUX does: `::` keeps it from being joined to the directory of the loader."""
+    return path if "://" in path else f"::{path}"
 
 
 def _script(text: str) -> str:

@@ -29,6 +29,7 @@ from fastboot.config.fields import (
     ServedPath,
     Table,
     Text,
+    Url,
     mac,
     relay_id_text,
 )
@@ -87,8 +88,18 @@ class Http(Table):
 
 
 class Media(Table):
+    """What machines install or boot from: an ISO file, a directory, or what another machine serves."""
+
     name: Name
-    path: FilePath
+    iso: FilePath | None = None
+    path: FilePath | None = None
+    url: Url | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Media:
+        if sum(place is not None for place in (self.iso, self.path, self.url)) != 1:
+            raise ValueError('needs one of iso = "/srv/x.iso", path = "/srv/x" or url = "http://other/media/x"')
+        return self
 
 
 class ProfileTable(Table):

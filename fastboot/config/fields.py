@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -134,6 +135,17 @@ def _served_path(value: str) -> str:
     return value
 
 
+def _url(value: str) -> str:
+    """The URL of a tree of files, without a slash at its end."""
+    parts = urlsplit(value)
+    is_tree = not parts.query and ".." not in parts.path.split("/")
+    if parts.scheme not in ("http", "https", "ftp") or not parts.hostname or not is_tree:
+        raise ValueError(
+            f'{value!r} is no URL of a tree of files; write one such as "http://10.77.0.2/media/rocky9"'
+        )
+    return _served_path(value.rstrip("/"))
+
+
 def _loader(value: str) -> str:
     longest = value.replace(SERVER, "255.255.255.255")
     most = MAX_URL if "://" in value else MAX_LOADER
@@ -183,6 +195,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 ServedPath = Annotated[str, AfterValidator(_served_path)]
+Url = Annotated[str, AfterValidator(_url)]
 LoaderPath = Annotated[str, AfterValidator(_loader)]
 Loaders = Annotated[
     dict[str, LoaderPath], BeforeValidator(lambda value: {"*": value} if isinstance(value, str) else value)

@@ -1,0 +1,131 @@
+"""An ISO file that is served in place: every file in it is a range of the one open file."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from fastboot._core import Source, SpecialFileError
+from fastboot.boot.image import Item, Kind, Step
+from fastboot.boot.index import Index, identity_of
+from fastboot.boot.indexer import Indexer, MediaError
+from fastboot.boot.tree import MAX_COMPLAINTS, Entry, is_speakable, refusal_of
+
+Tell = Callable[[Step], None]
+
+
+class Disc:
+    """The tree of files in an image. The image is held open from the start (before privileges are dropped).
+
+    It serves once there is an index: `prepare` has it built, unless one was kept. An image that was replaced by
+    rename goes on being served until `refresh` has read the new one. One that was written in place is not: what
+    the index says of it is no longer true.
+    """
+
+    def __init__(self, name: str, path: Path, indexer: Indexer) -> None:
+        """Raises OSError where the image can not be opened."""
+        self.path = path
+        self.fault: str | None = None
+        self._name, self._indexer = name, indexer
+        self._source = _open(path)
+        self._index: Index | None = None
+        try:
+            self._index = indexer.find(name, self._source.identity)
+        except LookupError:
+            self.fault = "it has not been read yet"
+        self._seen = self._tried = self._source.identity
+
+    def close(self) -> None:
+        self._index = None
+
+    @property
+    def index(self) -> Index | None:
+        """What is known of the image; None where it was not read, for the reason that is in `fault`."""
+        return self._index
+
+    async def prepare(self, tell: Tell) -> bool:
+        """Have an index; return whether it had to be built. Raises MediaError, whose text stays in `fault`."""
+        if self._index is not None:
+            return False
+        await self._adopt(self._source, tell)
+        return True
+
+    async def refresh(self, tell: Tell) -> bool:
+        """Serve what has the image's name now; return whether that is a new one. To be asked again and again.
+
+        A file is left alone until it was the same twice, for before that it may still be written. Raises
+        MediaError, once for each file; then what was served goes on being served.
+        """
+        try:
+            found = identity_of(await asyncio.to_thread(os.stat, self.path))
+        except OSError:
+            return False
+        settled, self._seen = found == self._seen, found
+        if found == self._tried or not settled:
+            return False
+        self._tried = found
+        try:
+            source = _open(self.path)
+        except OSError as error:
+            raise MediaError(f"{self.path}: {error.strerror or error}") from error
+        await self._adopt(source, tell)
+        return True
+
+    async def _adopt(self, source: Source, tell: Tell) -> None:
+        self._tried = source.identity
+        try:
+            index = await self._indexer.read(self._name, source, tell)
+        except MediaError as error:
+            self.fault = str(error)
+            raise MediaError(f"{self.path}: {error}") from error
+        self._source, self._index, self.fault = source, index, None
+
+    def open(self, inside: str) -> Source:
+        item = self._ready().find(inside)
+        if item.kind is Kind.DIRECTORY:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return self._source.slice(item.offset, item.size, inside, item.mtime)
+
+    def entry(self, inside: str, name: str) -> Entry:
+        return _entry(name, self._ready().find(inside))
+
+    def scan(self, inside: str) -> list[Entry]:
+        found = self._ready().scan(inside)
+        return [_entry(name, item) for name, item in found if is_speakable(name) and "\\" not in name]
+
+    def check(self) -> list[str]:
+        """Return complaints about names in the image; nothing where it could not be read, see `fault`."""
+        complaints: list[str] = []
+        if self._index is None:
+            return complaints
+        for name, error in self._index.refused():
+            complaints.append(f"{self.path}/{name}: {refusal_of(error).text}; it is never served")
+            if len(complaints) == MAX_COMPLAINTS:
+                break
+        return complaints
+
+    def _ready(self) -> Index:
+        if self._index is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        if not self._source.unchanged():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._index
+
+
+def _open(path: Path) -> Source:
+    """Open a file that the administrator names, wherever it is. Raises OSError."""
+    whole = Path(os.path.realpath(path))
+    directory = os.open(whole.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return Source.open(directory, whole.name)
+    except SpecialFileError as error:
+        raise OSError(errno.EINVAL, "is no regular file") from error
+    finally:
+        os.close(directory)
+
+
+def _entry(name: str, item: Item) -> Entry:
+    return Entry(name, item.kind is Kind.DIRECTORY, item.size, item.mtime)
