@@ -323,8 +323,39 @@ class Leases:
     """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
 
 @disjoint_base
+class Prober:
+    """Which free addresses somebody uses. Of the core's own use; it has no methods."""
+
+@disjoint_base
 class Responder(Decisions):
     """The DHCP server that gives leases (RFC 2131). A new configuration leaves bindings as they are."""
+
+    quarantine: int
+    """Seconds that an address in use is set aside."""
+    @property
+    def vacant(self) -> bool:
+        """Whether free addresses have come or gone since the last `probes`."""
+
+    def speak_arp(self, link: int, on: bool) -> None:
+        """Say whether ARP can be spoken on a link, of the first 64: then the free addresses of its subnets are
+        asked about. Raises IndexError."""
+
+    def probes(self, now: int, most: int) -> tuple[list[tuple[int, int]], int]:
+        """Return whom to ask for now, at most so many addresses, as (link, address), and the nanoseconds until
+        there is more to do. Each is asked for three times, a second apart (RFC 5227), and again after five
+        minutes."""
+
+    def receive_arp(self, data: bytes, link: int, now: int) -> bool:
+        """Take an ARP packet of a link, without its Ethernet header. Return whether it sets an address aside.
+        Raises IndexError."""
+
+    def readable_arp(self, link: int, fd: int, now: int) -> int:
+        """Take what a packet socket holds, at most 64; return how many addresses it sets aside. Raises
+        IndexError."""
+
+    def doubt(self, addresses: list[int] | None, now: int) -> int:
+        """Give these free addresses, None for all, to no stranger before they are found unused or, where ARP can
+        not be spoken, for ten minutes. Return how many there are."""
 
     @property
     def committing(self) -> int:

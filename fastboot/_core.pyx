@@ -16,6 +16,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 
 from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
+from fastboot._native.arp cimport arp_parse, arp_t
 from fastboot._native.datagram cimport (
     BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
     put_control,
@@ -31,9 +32,10 @@ from fastboot._native.dhcp cimport (
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.lease cimport (
-    LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED, LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED,
-    LEASE_REMOTE, LEASE_TEXTS, binding_t, fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client,
-    lease_link, lease_of, lease_says, lease_t, lease_text, lease_unlink, lease_until, leases_t,
+    FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
+    LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_TEXTS, binding_t, fifo_push,
+    fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_link, lease_of, lease_says, lease_t, lease_text,
+    lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.network cimport (
     NETWORK_NEAR, NETWORK_SELF, NODE_CIRCUIT, NODE_MAC, NODE_PORT, NODE_REMOTE, link_t, near_t, node_digest,
@@ -101,7 +103,8 @@ include "_native/replies.pxi"   # 7  Replies: what waits for the disk and the so
 include "_native/requests.pxi"  # 8  Requests: the packet at hand, on Replies
 include "_native/decisions.pxi"  # 9  Decisions: the plan table and what waits for a decision, on Requests
 include "_native/leases.pxi"    # 10 Leases: whose every address is
-include "_native/responder.pxi"  # 11 Responder: the server that gives leases, on Decisions, has Leases
+include "_native/prober.pxi"    # 11 Prober: which free addresses somebody uses, looks at Leases
+include "_native/responder.pxi"  # 12 Responder: the server that gives leases, on Decisions, has Leases and a Prober
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -58,6 +58,7 @@ MEDIA_LOOK = 2.0
 RELOADABLE = (
     "allow_links",
     "boot.",
+    "dhcp.arp_probes",
     "dhcp.bootp",
     "dhcp.classes",
     "dhcp.known_servers",
@@ -65,6 +66,7 @@ RELOADABLE = (
     "dhcp.next_server",
     "dhcp.options",
     "dhcp.probe_every",
+    "dhcp.quarantine",
     "dhcp.snooping",
     "dhcp.subnets",
     "drain",

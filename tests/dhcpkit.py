@@ -257,14 +257,15 @@ class Namespace:
 
 @dataclass
 class Wire:
-    """A server's namespace with `s0`, `s1`... and for each a client's namespace whose end is `c0`."""
+    """A server's namespace with `s0`, `s1`... and clients' namespaces whose ends are `c0`."""
 
     server: Namespace
     clients: list[Namespace]
+    interfaces: tuple[str, ...]
 
     def links(self) -> tuple[Link, ...]:
         with self.server.inside():
-            return find_links([f"s{at}" for at in range(len(self.clients))])
+            return find_links(self.interfaces)
 
 
 @contextmanager
@@ -285,7 +286,33 @@ def wires(*addresses: tuple[str, ...]) -> Iterator[Wire]:
             server.ip("link", "set", f"s{at}", "up")
             client.ip("link", "set", "c0", "up")
             server.await_carrier(f"s{at}")
-        yield Wire(server, made[1:])
+        yield Wire(server, made[1:], tuple(f"s{at}" for at in range(len(addresses))))
+    finally:
+        for namespace in made:
+            namespace.delete()
+
+
+@contextmanager
+def lan(address: str, clients: int) -> Iterator[Wire]:
+    """Make one network: the server's `s0`, and the `c0` of each of so many clients' namespaces, on a switch."""
+    made = [Namespace(), Namespace()]
+    try:
+        server, switch = made
+        switch.ip("link", "add", "sw", "type", "bridge")
+        switch.ip("link", "set", "sw", "up")
+        for at in range(clients + 1):
+            if at:
+                made.append(Namespace())
+            end, name, mac = made[-1] if at else server, "c0" if at else "s0", f"52:54:00:c0:01:{at:02x}"
+            switch.ip(
+                "link", "add", f"p{at}", "type", "veth", "peer", "name", name, "address", mac, "netns", end.name
+            )
+            switch.ip("link", "set", f"p{at}", "master", "sw", "up")
+            if not at:
+                server.ip("address", "add", address, "dev", "s0")
+            end.ip("link", "set", name, "up")
+            end.await_carrier(name)
+        yield Wire(server, made[2:], ("s0",))
     finally:
         for namespace in made:
             namespace.delete()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -101,10 +101,11 @@ async def site(
     nodes: tuple[Node, ...] = (),
     decide: Decide = lambda request: Plan(loader="pxelinux.0"),
     raw: bool = True,
+    network: AbstractContextManager[Wire] | None = None,
 ) -> AsyncIterator[Site]:
     need("ip")
     events: list[Event] = []
-    with wires(*(addresses or (("10.77.0.1/24",),))) as wire:
+    with network or wires(*(addresses or (("10.77.0.1/24",),))) as wire:
         links = wire.links()
         stations = [Station(client) for client in wire.clients]
         with wire.server.inside():

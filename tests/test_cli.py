@@ -250,13 +250,21 @@ def test_privileges_are_dropped_before_it_serves(lab: Lab, serve: Serve) -> None
         assert f"\nUid:\t{nobody}\t{nobody}\t{nobody}\t{nobody}\n" in (task / "status").read_text()
 
 
-def test_another_dhcp_server_is_seen_after_privileges_were_dropped(lab: Lab, serve: Serve) -> None:
+def test_other_servers_and_squatters_are_seen_after_privileges_were_dropped(lab: Lab, serve: Serve) -> None:
     need("ip")
     nobody = is_mapped(pwd.getpwnam("nobody").pw_uid)
     lab.edit('interface = "lo"\n', 'interface = "s0"\n' + ('user = "nobody"\n' if nobody else ""))
-    lab.edit("[tftp]", '[dhcp]\nprobe = 0\n[[dhcp.subnets]]\nnetwork = "10.77.0.0/24"\n[tftp]')
+    subnet = 'network = "10.77.0.0/24"\npools = ["10.77.0.100-10.77.0.199"]\n'
+    lab.edit("[tftp]", f"[dhcp]\nprobe = 0\n[[dhcp.subnets]]\n{subnet}[tftp]")
     with wires(("10.77.0.1/24",)) as wire, closing(Station(wire.clients[0])) as station:
+        wire.clients[0].ip("address", "add", "10.77.0.100/24", "dev", "c0")
         process = serve("ip", "netns", "exec", wire.server.name)
+        conflict = wait_for(process, "dhcp", "conflict")
+        assert (conflict["level"], conflict["address"]) == ("warning", "10.77.0.100")
+        assert conflict["mac"] == "52:54:00:c0:00:00"
+        assert re.search(
+            r"^10\.77\.0\.100\s+52:54:00:c0:00:00\s.*\sdeclined\s", lab.run("leases").stdout, re.MULTILINE
+        )
         told = lab.run("status").stdout
         assert "another DHCP server" not in told
         packet = offer_by("10.77.0.2")

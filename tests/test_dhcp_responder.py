@@ -29,6 +29,7 @@ from dhcpkit import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import ARP
 
 from fastboot import config
 from fastboot._core import Responder
@@ -1025,8 +1026,11 @@ EVENTS = st.one_of(
     st.tuples(st.just("renew"), st.integers(0, 5), st.integers(0, 8)),
     st.tuples(st.just("release"), st.integers(0, 5), st.integers(0, 8)),
     st.tuples(st.just("decline"), st.integers(0, 5), st.integers(0, 8)),
+    st.tuples(st.just("arp"), st.integers(0, 5), st.integers(0, 8)),
+    st.tuples(st.just("ask"), st.booleans(), st.just(0)),
+    st.tuples(st.just("doubt"), st.just(0), st.integers(0, 8)),
     st.tuples(st.just("commit"), st.booleans(), st.just(0)),
-    st.tuples(st.just("time"), st.sampled_from([1, 60, 121, 1000, 4000]), st.just(0)),
+    st.tuples(st.just("time"), st.sampled_from([1, 2, 60, 121, 1000, 4000]), st.just(0)),
     st.tuples(st.just("reload"), st.integers(0, 3), st.just(0)),
 )
 
@@ -1034,8 +1038,8 @@ EVENTS = st.one_of(
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(EVENTS, max_size=60))
 def test_no_address_is_ever_acknowledged_to_two(story: list[tuple[str, int, int]]) -> None:
-    """Any order of requests, commits that work or fail, time and reloads: who was told an address keeps it alone
-    until its end, and what was told is what is on disk."""
+    """Any order of requests, commits that work or fail, time, reloads, ARP and doubt: who was told an address
+    keeps it alone until its end, and what was told is what is on disk."""
     pools = [
         "10.77.0.100-10.77.0.104",
         "10.77.0.102-10.77.0.108",
@@ -1064,6 +1068,16 @@ def test_no_address_is_ever_acknowledged_to_two(story: list[tuple[str, int, int]
                     for row in json.loads(batch[1]):
                         disk[row[0]] = row[3] if row[1] == "bound" else ""
                 office.responder.durable(batch[0], bool(who), office.now)
+        elif what == "arp":
+            office.responder.receive_arp(bytes(ARP(op=2, hwsrc=mac, psrc=address)), 0, office.now)
+        elif what == "ask":
+            office.responder.speak_arp(0, bool(who))
+            asks, _ = office.responder.probes(office.now, 8)
+            assert all(
+                at not in told or told[at][1] <= office.now for at in (str(IPv4Address(a)) for _, a in asks)
+            )
+        elif what == "doubt":
+            office.responder.doubt([number(address)] if where else None, office.now)
         elif what == "time":
             office.pass_time(who)
         elif what == "reload":

@@ -22,7 +22,13 @@ cdef enum:                      # states of an address
     LEASE_FREE = 0
     LEASE_OFFERED
     LEASE_BOUND
-    LEASE_DECLINED              # a client found it in use (RFC 2131 3.1 step 5)
+    LEASE_DECLINED              # in use, a client found (RFC 2131 3.1 step 5), or somebody was heard
+
+cdef enum:                      # lists of free addresses, in the order in which strangers get them
+    FREE_CLEAR = 1              # nobody answered for it lately
+    FREE_UNKNOWN
+    FREE_DOUBTFUL               # somebody may use it: no stranger's before it was found clear
+    FREE_LISTS
 
 cdef struct binding_t:          # what the store keeps of an address
     uint8_t state
@@ -51,7 +57,10 @@ cdef struct lease_t:
     int32_t heap                # where it is in the heap of ends, or NOWHERE
     int32_t older               # neighbours in the list of free addresses
     int32_t newer
-    bint listed
+    uint8_t listed              # in which list of free addresses it is; 0: in none
+    bint doubtful               # of a free address: goes to FREE_DOUBTFUL
+    uint8_t probes              # sent since it was found clear, or listed
+    int64_t probed              # when the last was sent, or it was found clear, or became doubtful
     int32_t next_address        # chains of the two indexes
     int32_t next_who
 
@@ -65,7 +74,7 @@ cdef struct leases_t:
     int32_t *heap               # of those whose state ends, the first to end at 0
     int32_t ending
 
-cdef struct fifo_t:             # the free addresses of a subnet, oldest first
+cdef struct fifo_t:             # free addresses of a subnet, oldest first
     int32_t oldest
     int32_t newest
     int32_t count
@@ -194,11 +203,13 @@ cdef inline void lease_until(leases_t *t, int32_t i, int64_t until) noexcept nog
 
 # ---- the lists of free addresses
 
-cdef inline void fifo_push(leases_t *t, fifo_t *f, int32_t i) noexcept nogil:
+cdef inline void fifo_push(leases_t *t, fifo_t *lists, int32_t i, uint8_t which) noexcept nogil:
     cdef lease_t *lease = &t.at[i]
+    cdef fifo_t *f = &lists[which]
     if lease.listed:
         return
-    lease.listed = True
+    lease.listed = which
+    lease.probes = 0
     lease.older, lease.newer = f.newest, NOWHERE
     if f.newest == NOWHERE:
         f.oldest = i
@@ -207,11 +218,12 @@ cdef inline void fifo_push(leases_t *t, fifo_t *f, int32_t i) noexcept nogil:
     f.newest = i
     f.count += 1
 
-cdef inline void fifo_remove(leases_t *t, fifo_t *f, int32_t i) noexcept nogil:
+cdef inline void fifo_remove(leases_t *t, fifo_t *lists, int32_t i) noexcept nogil:
     cdef lease_t *lease = &t.at[i]
+    cdef fifo_t *f = &lists[lease.listed]
     if not lease.listed:
         return
-    lease.listed = False
+    lease.listed = 0
     if lease.older == NOWHERE:
         f.oldest = lease.newer
     else:

@@ -8,10 +8,11 @@ cdef enum:
     LEASES_ROW = 1200               # octets of one row as JSON at most: 64 escaped, 255 and 16 in hex
 
 cdef int64_t OFFER_FOR = 120 * SECOND       # the Raspberry Pi ROM boots from an OFFER and never sends REQUEST
-cdef int64_t DECLINED_FOR = 3600 * SECOND
+cdef int64_t DOUBT_FOR = 600 * SECOND       # where nobody can be asked
 
 cdef struct pool_t:                 # the addresses of a subnet that may be given to strangers
-    fifo_t free
+    fifo_t free[FREE_LISTS]
+    uint64_t links                  # a bit for each on which it is asked who uses them
     bint exhausted                  # and told so
 
 cdef struct text_t:
@@ -38,9 +39,12 @@ cdef class Leases:
     cdef uint32_t filling           # number of the batch that takes rows
     cdef int32_t filled
     cdef int64_t now                # of the call at hand
+    cdef int64_t quarantine_for
+    cdef bint vacant                # the lists have changed
 
     def __cinit__(self):
         self.filling = 1
+        self.quarantine_for = 3600 * SECOND
 
     def __dealloc__(self):
         cdef int32_t i
@@ -98,11 +102,13 @@ cdef class Leases:
     cdef list_free(self):
         # Oldest-free first; those never used are the oldest, in the order of the addresses.
         cdef int32_t i
+        cdef int which
         for i in range(self.subnet_count):
-            self.pools[i].free.oldest = self.pools[i].free.newest = NOWHERE
-            self.pools[i].free.count = 0
+            for which in range(FREE_LISTS):
+                self.pools[i].free[which].oldest = self.pools[i].free[which].newest = NOWHERE
+                self.pools[i].free[which].count = 0
         for i in range(self.table.count):
-            self.table.at[i].listed = False
+            self.table.at[i].listed = 0
             self.table.at[i].older = self.table.at[i].newer = NOWHERE
         order = sorted(
             (self.table.at[i].now.expires, self.table.at[i].address, i)
@@ -247,9 +253,9 @@ cdef class Leases:
         memset(b.size, 0, sizeof(b.size))
 
     cdef bint allowed(self, int32_t i, uint32_t fixed, int32_t node) noexcept nogil:
-        # Whether this client may have this address at all; `fixed`: the one that it must have, or 0.
+        # Whether a client may have this address, if it is free or its own; `fixed`: the one it must have, or 0.
         cdef lease_t *lease = &self.table.at[i]
-        if lease.subnet == NOWHERE or lease.now.state == LEASE_DECLINED:
+        if lease.subnet == NOWHERE:
             return False
         if fixed:
             return lease.address == fixed
@@ -279,11 +285,14 @@ cdef class Leases:
 
     cdef void retire(self, int32_t i) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
+        if lease.now.state != LEASE_FREE:
+            lease.probed = self.now                     # who releases an address may have it a moment longer
         lease.now.state = LEASE_FREE
         lease_until(&self.table, i, INT64_MAX)
         if lease.pooled and lease.node == NOWHERE and lease.subnet != NOWHERE and lease.batch == 0:
-            fifo_push(&self.table, &self.pools[lease.subnet].free, i)
-            self.pools[lease.subnet].exhausted = False
+            fifo_push(&self.table, self.pools[lease.subnet].free, i,
+                      FREE_DOUBTFUL if lease.doubtful else FREE_UNKNOWN)
+            self.pools[lease.subnet].exhausted, self.vacant = False, True
 
     cdef void expire(self) noexcept nogil:
         cdef int32_t i
@@ -294,7 +303,36 @@ cdef class Leases:
                 continue
             if self.table.at[i].now.state == LEASE_OFFERED:
                 self.table.at[i].now.expires = self.now
+            elif self.table.at[i].now.state == LEASE_DECLINED:
+                self.suspect(i)
             self.retire(i)
+
+    cdef void suspect(self, int32_t i) noexcept nogil:
+        # Somebody used it: where that can be asked, it is asked before a stranger gets it.
+        cdef lease_t *lease = &self.table.at[i]
+        lease.doubtful = lease.subnet != NOWHERE and self.pools[lease.subnet].links != 0
+
+    cdef bint doubt(self, int32_t i) noexcept nogil:
+        # A free address is no stranger's until it is found clear. Whether it is free.
+        if i == NOWHERE or not self.table.at[i].listed:
+            return False
+        self.unlist(i)
+        self.table.at[i].doubtful, self.table.at[i].probed = True, self.now
+        self.retire(i)
+        return True
+
+    cdef int32_t next_free(self, int32_t subnet) noexcept nogil:
+        # What a stranger gets: what nobody was heard to use, else what nobody was asked about yet. A doubtful one
+        # waits for an answer, or, where nobody can be asked, for the owner to renew it.
+        cdef pool_t *pool = &self.pools[subnet]
+        cdef int32_t i = pool.free[FREE_CLEAR].oldest
+        if i == NOWHERE:
+            i = pool.free[FREE_UNKNOWN].oldest
+        if i == NOWHERE and pool.links == 0:
+            i = pool.free[FREE_DOUBTFUL].oldest
+            if i != NOWHERE and self.now - self.table.at[i].probed < DOUBT_FOR:
+                return NOWHERE
+        return i
 
     cdef void hold_offer(self, int32_t i, digest_t who, const dhcp_msg_t *m) noexcept nogil:
         # An offer holds the address in memory only: it costs no commit, and ends by itself.
@@ -304,11 +342,17 @@ cdef class Leases:
         if not digest_same(lease.now.who, who):
             self.set_who(i, who)
             self.forget_texts(&lease.now)
-        if lease.listed:
-            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
+        self.unlist(i)
+        if lease.now.state == LEASE_DECLINED:
+            self.suspect(i)                             # its user may have it, and may not take it
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_OFFERED, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
         lease_until(&self.table, i, self.now + OFFER_FOR)
+
+    cdef void unlist(self, int32_t i) noexcept nogil:
+        if self.table.at[i].listed:
+            fifo_remove(&self.table, self.pools[self.table.at[i].subnet].free, i)
+            self.vacant = True
 
     cdef bint stage(self, int32_t i) noexcept nogil:
         # Begins a durable change: the caller now changes `now`, whose text is nobody's yet.
@@ -336,12 +380,11 @@ cdef class Leases:
         cdef const binding_t *before = &lease.kept if digest_same(lease.now.who, who) else NULL
         if not self.stage(i):
             return False
-        if lease.listed:
-            fifo_remove(&self.table, &self.pools[lease.subnet].free, i)
+        self.unlist(i)
         self.set_who(i, who)
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_BOUND, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
-        lease.now.starts = self.now
+        lease.now.starts, lease.doubtful = self.now, False
         lease.now.expires = INT64_MAX if seconds == <uint32_t>0xFFFFFFFF else self.now + seconds * SECOND
         self.set_texts_of(&lease.now, m, before)
         lease_until(&self.table, i, lease.now.expires)
@@ -377,14 +420,14 @@ cdef class Leases:
         self.retire(i)
         return True
 
-    cdef bint quarantine(self, int32_t i) noexcept nogil:
+    cdef bint quarantine(self, int32_t i, digest_t user, int64_t time) noexcept nogil:
+        # Somebody uses it, and nobody else gets it.
         cdef lease_t *lease = &self.table.at[i]
-        cdef digest_t nobody
-        nobody.a = nobody.b = 0
         if not self.stage(i):
             return False
-        self.set_who(i, nobody)
-        lease.now.state, lease.now.starts, lease.now.expires = LEASE_DECLINED, self.now, self.now + DECLINED_FOR
+        self.unlist(i)
+        self.set_who(i, user)
+        lease.now.state, lease.now.starts, lease.now.expires = LEASE_DECLINED, self.now, self.now + time
         lease_until(&self.table, i, lease.now.expires)
         return True
 

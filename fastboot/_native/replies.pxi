@@ -36,6 +36,8 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_OTHER_NETWORK
     COUNT_NO_ADDRESS_ASKED
     COUNT_EXHAUSTED
+    COUNT_DOUBTFUL
+    COUNT_CONFLICT
     COUNT_ADDRESS_TAKEN
     COUNT_ADDRESS_OFF_LINK
     COUNT_DECLINE_BY_STRANGER
@@ -56,9 +58,9 @@ RESPONDER_COUNTERS = (
     "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
     "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
     "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
-    "unknown_client", "other_network", "no_address_asked", "exhausted", "address_taken", "address_off_link",
-    "decline_by_stranger", "release_by_stranger", "bootp_unknown", "in_flight", "already_waiting", "waiting_full",
-    "commit_failed", "renewed_without_commit", "send_failed", "events_lost", "no_memory",
+    "unknown_client", "other_network", "no_address_asked", "exhausted", "doubtful", "conflict", "address_taken",
+    "address_off_link", "decline_by_stranger", "release_by_stranger", "bootp_unknown", "in_flight", "already_waiting",
+    "waiting_full", "commit_failed", "renewed_without_commit", "send_failed", "events_lost", "no_memory",
 )
 
 cdef enum:
@@ -72,10 +74,12 @@ cdef enum:
     FACT_OTHER_SERVER
     FACT_TAKEN
     FACT_BOOTP
+    FACT_CONFLICT
+    FACT_PROXY_ARP
 
 RESPONDER_EVENT_KINDS = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
-    "bootp",
+    "bootp", "conflict", "proxy_arp",
 )
 
 cdef struct fact_t:

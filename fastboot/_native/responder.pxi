@@ -13,16 +13,21 @@ cdef struct stranger_t:             # a server that a client chose instead of us
 
 cdef class Responder(Decisions):
     cdef Leases book
+    cdef Prober prober
+    cdef uint64_t probing           # a bit for each link on which ARP is spoken
     cdef stranger_t strangers[RESPONDER_STRANGERS]
 
     def __cinit__(self, bytes seed not None):
         self.book = Leases()
         self.book.key = self.key
+        self.prober = Prober()
+        self.prober.book = self.book
 
     def configure(self, list links not None, list subnets not None, list nodes not None, list own not None,
                   bint authoritative):
         Decisions.configure(self, links, subnets, nodes, own, authoritative)
         self.book.settle(subnets, nodes)
+        self.reach()
 
     cdef void tick(self) noexcept nogil:
         self.book.tick(self.now)
@@ -57,7 +62,7 @@ cdef class Responder(Decisions):
             return
         self.here = self.near[0]
         for i in range(self.nears):
-            if self.book.pools[self.near[i].subnet].free.count:
+            if self.book.next_free(self.near[i].subnet) != NOWHERE:
                 self.here = self.near[i]
                 return
 
@@ -131,7 +136,8 @@ cdef class Responder(Decisions):
 
     cdef int32_t choose(self, uint32_t fixed) noexcept nogil:
         # RFC 2131 4.3.1: the binding it has, or had, the address it asks for, the one that is free longest.
-        cdef fifo_t *f = &self.book.pools[self.here.subnet].free
+        cdef pool_t *pool = &self.book.pools[self.here.subnet]
+        cdef lease_t *lease
         cdef int32_t i
         if fixed:
             return lease_at(&self.book.table, fixed)
@@ -139,14 +145,19 @@ cdef class Responder(Decisions):
         if i != NOWHERE and self.book.allowed(i, 0, self.node):
             return i
         i = lease_at(&self.book.table, dhcp_address(&self.m, OPTION_REQUESTED))
-        if i != NOWHERE and self.book.table.at[i].listed and self.book.table.at[i].subnet == self.here.subnet:
-            return i
-        if f.oldest == NOWHERE:
+        if i != NOWHERE:
+            lease = &self.book.table.at[i]
+            if lease.listed and lease.listed != FREE_DOUBTFUL and lease.subnet == self.here.subnet:
+                return i
+        i = self.book.next_free(self.here.subnet)
+        if i == NOWHERE and pool.free[FREE_DOUBTFUL].count:
+            self.counts[COUNT_DOUBTFUL] += 1
+        elif i == NOWHERE:
             self.counts[COUNT_EXHAUSTED] += 1
-            if not self.book.pools[self.here.subnet].exhausted:
-                self.book.pools[self.here.subnet].exhausted = True
+            if not pool.exhausted:
+                pool.exhausted = True
                 self.event(FACT_EXHAUSTED, 0, 0, self.subnets[self.here.subnet].network)
-        return f.oldest
+        return i
 
     # ---- REQUEST
 
@@ -186,16 +197,17 @@ cdef class Responder(Decisions):
             return True
         if fixed:
             return True                                 # `fixed` has seen that it is to be had
-        if not selecting or lease.now.state != LEASE_FREE:
+        if lease.now.state != LEASE_FREE or not (selecting or (self.m.ciaddr and lease.doubtful)):
             return False
-        # An offer of before a restart: nothing remembers it but the client.
+        # An offer of before a restart, or a lease that a damaged store has lost: nothing remembers it but the client.
         other = lease_of(&self.book.table, self.who, lease.subnet, i)
         return other == NOWHERE or self.book.table.at[other].now.state != LEASE_BOUND
 
     cdef bint on_record(self, uint32_t fixed) noexcept nogil:
-        # Whether this server knows which address the client should have. An offer is no such knowledge.
+        # Whether this server knows which address the client should have. An offer is no such knowledge, nor is that
+        # it was heard to use one.
         cdef int32_t i = lease_of(&self.book.table, self.who, self.here.subnet, NOWHERE)
-        return fixed or (i != NOWHERE and self.book.table.at[i].now.state != LEASE_OFFERED)
+        return fixed or (i != NOWHERE and self.book.table.at[i].now.state not in (LEASE_OFFERED, LEASE_DECLINED))
 
     cdef void on_other_network(self, bint selecting) noexcept nogil:
         # Only who is alone here knows that an address of another network is wrong. A client that renews by
@@ -344,6 +356,7 @@ cdef class Responder(Decisions):
         cdef uint32_t address = dhcp_address(&self.m, OPTION_REQUESTED) or self.m.ciaddr
         cdef int32_t i = self.owned(address)
         cdef bint conflict = True
+        cdef digest_t nobody
         cdef const uint8_t *text = dhcp_value(&self.m, OPTION_MESSAGE)
         cdef size_t n = dhcp_size(&self.m, OPTION_MESSAGE)
         if i == NOWHERE:
@@ -356,7 +369,8 @@ cdef class Responder(Decisions):
         if n >= 15 and (memcmp(text, b"Lease is denied", 15) == 0 or memcmp(text, b"Lease confirmed", 15) == 0):
             conflict = False
         self.event(FACT_DECLINE, address, 0, conflict)
-        if not (self.book.quarantine(i) if conflict else self.book.free_durably(i)):
+        nobody.a = nobody.b = 0
+        if not (self.book.quarantine(i, nobody, self.book.quarantine_for) if conflict else self.book.free_durably(i)):
             self.counts[COUNT_NO_MEMORY] += 1
 
     cdef void on_release(self) noexcept nogil:
@@ -369,6 +383,109 @@ cdef class Responder(Decisions):
             self.event(FACT_RELEASE, self.m.ciaddr, 0, 0)
         else:
             self.counts[COUNT_NO_MEMORY] += 1
+
+    # ---- who uses free addresses
+
+    cdef void reach(self) noexcept nogil:
+        # On which links it is asked who uses the addresses of each pool.
+        cdef int32_t i, s
+        cdef pool_t *pools = self.book.pools
+        for s in range(self.subnet_count):
+            pools[s].links = 0
+        for i in range(min(self.link_count, 64)):
+            if self.probing >> i & 1:
+                for s in range(self.links[i].nears):
+                    pools[self.links[i].near[s].subnet].links |= <uint64_t>1 << i
+
+    def speak_arp(self, int link, bint on):
+        if not 0 <= link < self.link_count:
+            raise IndexError(link)
+        if link < 64:
+            self.probing = self.probing & ~(<uint64_t>1 << link) | (<uint64_t>on << link)
+        self.reach()
+        self.prober.again()
+
+    def probes(self, int64_t now, int most):
+        self.now = now
+        self.tick()
+        asks, wait = self.prober.due(now, most)
+        return [(i, address) for links, address in asks for i in range(self.link_count) if links >> i & 1], wait
+
+    def receive_arp(self, bytes data not None, int link, int64_t now):
+        cdef const char *octets = data
+        if not 0 <= link < self.link_count:
+            raise IndexError(link)
+        self.now = now
+        self.tick()
+        return self.heard(link, <const uint8_t *>octets, len(data))
+
+    def readable_arp(self, int link, int fd, int64_t now):
+        cdef int i, n, found = 0
+        if not 0 <= link < self.link_count:
+            raise IndexError(link)
+        with nogil:
+            self.now = now
+            self.tick()
+            traffic_expect(self.traffic)
+            n = recvmmsg(fd, self.traffic.vec, RESPONDER_BATCH, MSG_DONTWAIT, NULL)
+            for i in range(n):
+                found += self.heard(link, self.traffic.data[i], self.traffic.vec[i].msg_len)
+        return found
+
+    cdef bint heard(self, int32_t link, const uint8_t *data, size_t n) noexcept nogil:
+        # Whether it changed anything.
+        cdef arp_t arp
+        cdef fact_t e
+        cdef int32_t i
+        cdef int verdict
+        cdef bint same
+        cdef lease_t *lease
+        if link >= 64 or not arp_parse(data, n, &arp):
+            return False
+        i = lease_at(&self.book.table, arp.address)
+        if i == NOWHERE:
+            return False
+        lease = &self.book.table.at[i]
+        if (not lease.pooled or lease.node != NOWHERE or lease.subnet == NOWHERE or lease.batch
+                or lease.now.state in (LEASE_BOUND, LEASE_DECLINED)
+                or not self.book.pools[lease.subnet].links >> link & 1):
+            return False
+        same = lease.now.hlen == 6 and self.one_machine(lease.now.chaddr, arp.mac)
+        if same and lease.now.state == LEASE_OFFERED:
+            return False
+        verdict = self.prober.heard(i, arp.mac, same)
+        self.counts[COUNT_CONFLICT] += verdict == HEARD_CONFLICT
+        if verdict in (HEARD_CONFLICT, HEARD_PROXY):
+            memset(&e, 0, sizeof(e))
+            e.kind = FACT_CONFLICT if verdict == HEARD_CONFLICT else FACT_PROXY_ARP
+            e.hlen, e.address, e.link = 6, arp.address, link
+            memcpy(e.chaddr, arp.mac, 6)
+            self.push(&e)
+        return verdict != HEARD_NOTHING
+
+    cdef bint one_machine(self, const uint8_t *mac, const uint8_t *other) noexcept nogil:
+        cdef int32_t node = self.node_by(NODE_MAC, mac, 6, NULL, 0)
+        return memcmp(mac, other, 6) == 0 or (node != NOWHERE and node == self.node_by(NODE_MAC, other, 6, NULL, 0))
+
+    def doubt(self, list addresses, int64_t now):
+        cdef int32_t i
+        self.now = now
+        self.tick()
+        if addresses is None:
+            return sum(self.book.doubt(i) for i in range(self.book.table.count))
+        return sum(self.book.doubt(lease_at(&self.book.table, address)) for address in addresses)
+
+    @property
+    def vacant(self):
+        return self.book.vacant
+
+    @property
+    def quarantine(self):
+        return self.book.quarantine_for // SECOND
+
+    @quarantine.setter
+    def quarantine(self, uint32_t seconds):
+        self.book.quarantine_for = seconds * SECOND
 
     # ---- the leases, for Python
 

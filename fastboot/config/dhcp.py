@@ -87,6 +87,10 @@ class Dhcp(Answer):
     bootp: bool = False
     snooping: bool = False
     """Option 82 is believed of switches that insert it and are no relays."""
+    arp_probes: bool = True
+    """Whether to ask who uses a free address before it is given to a machine."""
+    quarantine: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = 3600
+    """How long nobody gets an address that is in use. Kea's decline-probation-period is a day, ISC's as long."""
     subnets: tuple[Subnet, ...] = ()
     classes: tuple[ClassTable, ...] = ()
 

@@ -6,11 +6,12 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
+from typing import Final
 
 import psutil
 import structlog
@@ -18,6 +19,7 @@ import structlog
 from fastboot import config
 from fastboot._core import Responder
 from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
+from fastboot.services.dhcp_conflicts import Conflicts, open_arp
 from fastboot.services.dhcp_decisions import Decide, Decisions
 from fastboot.services.dhcp_network import Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
@@ -30,18 +32,26 @@ log = structlog.get_logger(component="dhcp")
 
 LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float, int, bytes, bytes]
 
+TEXTS: Final = {
+    "conflict": "a machine uses this address without a lease: take it out of the pools, or let the machine ask for"
+    " one; nobody else gets it for {} s",
+    "proxy_arp": "a machine answers for more addresses than one has, so it is not believed any more; is it a "
+    "router with proxy ARP?",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """The bound sockets of the service: one for each link, one for frames to clients without an address, and one
-    for each Ethernet to hear other servers with. `raw` is None, and `probes` empty, without CAP_NET_RAW."""
+    """The bound sockets of the service: one for each link, one for frames to clients without an address, and two
+    for each Ethernet: to hear other servers, and for ARP. Without CAP_NET_RAW only the first are there."""
 
     udp: tuple[socket.socket, ...]
     raw: socket.socket | None = None
     probes: tuple[tuple[Link, socket.socket], ...] = ()
+    arp: tuple[tuple[Link, socket.socket], ...] = ()
 
     def close(self) -> None:
-        for each in (*self.udp, *([self.raw] if self.raw else []), *(probe for _, probe in self.probes)):
+        for each in (*self.udp, *([self.raw] if self.raw else []), *(each for _, each in self.probes + self.arp)):
             each.close()
 
 
@@ -51,19 +61,22 @@ def open_sockets(links: Sequence[Link], *, port: int = 67) -> Sockets:
         udp = tuple(undo.enter_context(open_udp("dhcp", port, link=link)) for link in links)
         raw: socket.socket | None = None
         probes: list[tuple[Link, socket.socket]] = []
+        arp: list[tuple[Link, socket.socket]] = []
         try:
             # Protocol 0: it only sends.
             raw = undo.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0))
             enlarge(raw)
-            probes = [(link, undo.enter_context(open_probe(link))) for link in links if any(link.mac)]
+            ethernets = [link for link in links if any(link.mac)]
+            probes = [(link, undo.enter_context(open_probe(link))) for link in ethernets]
+            arp = [(link, undo.enter_context(open_arp(link))) for link in ethernets]
         except PermissionError:
             log.warning(
                 "dhcp.no_raw_socket",
                 text="no CAP_NET_RAW: replies to clients without an address are broadcast, and nobody looks for "
-                "other DHCP servers",
+                "other DHCP servers or for machines that use an address of a pool",
             )
         undo.pop_all()
-    return Sockets(udp, raw, tuple(probes))
+    return Sockets(udp, raw, tuple(probes), tuple(arp))
 
 
 class DhcpService:
@@ -91,6 +104,7 @@ class DhcpService:
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
         self._watch = Watch(emit)
+        self._conflicts = Conflicts(self._responder, self._links, self.step)
         self._decisions = Decisions(self._responder, links, decide, self._encode, emit, self.step)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -112,6 +126,7 @@ class DhcpService:
             return
         await self._probe(self._sockets)
         self._watch.start(self._sockets.probes)
+        self._conflicts.start(self._sockets.arp)
         self._responder.attach_raw(self._sockets.raw.fileno() if self._sockets.raw else -1)
         for at, each in enumerate(self._sockets.udp):
             self._responder.attach(at, each.fileno())
@@ -120,6 +135,7 @@ class DhcpService:
     async def stop(self, drain: float = 10.0) -> None:
         """Take no more requests; let commits end and their acknowledgements leave. A second time does nothing."""
         self._watch.stop()
+        self._conflicts.stop()
         if self._loop is not None and self._sockets is not None:
             for each in self._sockets.udp:
                 if each.fileno() >= 0:
@@ -175,7 +191,24 @@ class DhcpService:
 
     def counters(self) -> Mapping[str, int]:
         """Return how often everything happened; every silence has a name."""
-        return {**self._responder.counters(), **self._decisions.counts, **self._watch.counters()}
+        return {
+            **self._responder.counters(),
+            **self._decisions.counts,
+            **self._watch.counters(),
+            **self._conflicts.counters(),
+        }
+
+    def doubt(self, addresses: Iterable[IPv4Address] | None = None) -> int:
+        """Take it that somebody may use these free addresses, None for all, as after a damaged store.
+
+        No stranger gets one before nobody answers for it by ARP or, where that can not be asked, before ten
+        minutes have passed and no other address is left. A machine that renews one has it. Returns how many there
+        are.
+        """
+        listed = None if addresses is None else [int(address) for address in addresses]
+        count = self._responder.doubt(listed, time.monotonic_ns())
+        self._conflicts.soon()
+        return count
 
     def other_servers(self) -> list[OtherServer]:
         """Return the DHCP servers that are at work beside this one and not listed in `known_servers`."""
@@ -197,6 +230,8 @@ class DhcpService:
         if self._loop and self._sockets and self._responder.flush() and self._flushing is None:
             # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
             self._flushing = self._loop.call_later(0.001, self._flush)
+        if self._responder.vacant:
+            self._conflicts.soon()
         self._tell()
 
     def _flush(self) -> None:
@@ -244,6 +279,8 @@ class DhcpService:
                 details["network"] = str(IPv4Address(value))
             elif kind == "decline":
                 details["conflict"] = bool(value)
+            elif kind in TEXTS:
+                details["text"] = TEXTS[kind].format(self._settings.quarantine)
             if text:
                 details["text" if kind in ("nak", "decline") else "hostname"] = text.decode(
                     "ascii", "backslashreplace"
@@ -259,7 +296,9 @@ class DhcpService:
         responder.distinguish(*signs_of(settings))
         responder.configure(network.links, network.subnets, network.nodes, network.own, not settings.known_servers)
         responder.bootp, responder.snooping = settings.bootp, settings.snooping
+        responder.quarantine = settings.quarantine
         self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
+        self._conflicts.configure(settings.arp_probes)
         self._watch.configure(settings.probe_every, own | set(settings.known_servers))
         self._settings, self._network, self._nodes = settings, network, tuple(nodes)
 

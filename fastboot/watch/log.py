@@ -20,6 +20,8 @@ from fastboot.watch.events import Subscription
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 ALARMS = {
+    "arp": 30,
+    "conflict": 30,
     "error": 40,
     "failed": 40,
     "decline": 30,
