@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from fastboot.boot.firmware import DEFAULT_URL
+from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
@@ -154,16 +154,37 @@ def _option_findings(config: Config, world: World) -> Iterator[Finding]:
                 f"dhcp.subnets[{at}].options.classless-routes: has no default route, and machines that take these"
                 f' ignore the gateway (RFC 3442); add "default via {subnet.gateway}"',
             )
+        yield from _vendor_findings(f"dhcp.subnets[{at}]", codes)
         if DEFAULT_URL in codes:
             yield Finding(
                 "warning",
                 f"dhcp.subnets[{at}].options.default-url: every ONIE switch takes it for its installer;"
                 " set it for a class of dhcp.classes",
             )
+    for at, entry in enumerate(config.dhcp.classes if config.dhcp else ()):
+        yield from _vendor_findings(f"dhcp.classes[{at}]", {each.code: each.value for each in entry.options})
     groups = {node.group for node in world.nodes}
     for at, group in enumerate(config.groups):
         if group.name not in groups:
             yield Finding("warning", f"groups[{at}].name: no node is in group {group.name}")
+
+
+def _vendor_findings(key: str, codes: Mapping[int, bytes]) -> Iterator[Finding]:
+    """Look at option 43 where it is for PXE clients, by option 60 (PXE 2.1 table 2-1)."""
+    value = codes.get(VENDOR_OPTIONS, b"")
+    if not value or codes.get(VENDOR_CLASS) != PXE_CLIENT:
+        return
+    inner, at = set(), 0
+    while at < len(value) and value[at] != 0xFF:
+        inner.add(value[at])
+        at += 2 + value[at + 1] if at + 1 < len(value) else 1
+    if at != len(value) - 1:
+        yield Finding(
+            "warning", f"{key}.options.vendor-options: PXE clients read on to an octet FF; end it with one"
+        )
+    if inner & {1, 2, 3, 4, 5}:
+        text = "holds sub-options 1 to 5, multicast TFTP, for which EDK2 drops the offer; leave them out"
+        yield Finding("warning", f"{key}.options.vendor-options: {text}")
 
 
 def _install_findings(config: Config, world: World) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from fastboot.boot.policy import Policy
 from fastboot.config import FOREVER, Config, NodeIndex, Pool, PortRange, Table, load, mac, relay_id_text
 from fastboot.config.faults import table_in
 from fastboot.config.fields import seconds
-from fastboot.config.options import NAMES, TYPES, has_default_route, overlay, read
+from fastboot.config.options import FOREIGN, NAMES, TYPES, has_default_route, overlay, read
 from fastboot.model import ConfigError, Node, Option, Settings
 from fastboot.nodeset import NodeSetError, expand, select
 
@@ -151,13 +151,15 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("[tftp]", '[[groups]]\nname = "g"\n[[groups]]\nname = "g"', "groups[1].name: g is there twice"),
         ("[tftp]", '[[groups]]\nname = "g"\nloader = { bios = "../x" }', "groups[0].loader.bios: '../x' leaves the served tree"),
         ("[tftp]", '[[dhcp.classes]]\nname = "g"\nmacs = "zz"', "dhcp.classes[0].macs[0]: 'zz' is no beginning of MAC addresses"),
-        ("[tftp]", '[dhcp.options]\nntp-server = "1.2.3.4"', "dhcp.options.ntp-server: there is no option 'ntp-server'; did you mean 'ntp-servers'?"),
+        ("[tftp]", '[dhcp.options]\nntp-server = "1.2.3.4"', "dhcp.options.ntp-server: is called ntp-servers here"),
         ("[tftp]", '[dhcp.options]\n224 = "x"', 'dhcp.options.224: has no name, so say its type, such as { text = "..." }; types are ip, ips,'),
         ("[tftp]", '[dhcp.options]\n224 = { texts = "x" }', 'dhcp.options.224: write one type and its value, such as { text = "..." }; types are'),
         ("[tftp]", '[dhcp.options]\n224 = { u8 = 1, u16 = 1 }', "dhcp.options.224: write one type and its value"),
         ("[tftp]", '[dhcp.options]\n224 = { u8 = 1, always = 1 }', "dhcp.options.224: always: write true or false"),
         ("[tftp]", '[dhcp.options]\n51 = 5', "dhcp.options.51: has a key of its own; write lease"),
         ("[tftp]", '[dhcp.options]\n67 = "x"', "dhcp.options.67: has a key of its own; write loader"),
+        ("[tftp]", '[dhcp.options]\nnpt-servers = "1.2.3.4"', "dhcp.options.npt-servers: there is no option 'npt-servers'; did you mean 'ntp-servers'?"),
+        ("[tftp]", '[dhcp.options]\nfilename = "x"', "dhcp.options.filename: has a key of its own; write loader"),
         ("[tftp]", '[dhcp.options]\n54 = { ip = "1.2.3.4" }', "dhcp.options.54: is the protocol's own and can not be set"),
         ("[tftp]", '[dhcp.options]\n256 = { u8 = 1 }', "dhcp.options.256: there is no option '256'"),
         ("[tftp]", '[dhcp.options]\n42 = "1.2.3.4"\nntp-servers = "1.2.3.4"', "dhcp.options.ntp-servers: is option 42, as 42 is; keep one"),
@@ -189,7 +191,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ("name,macs\na,52:54:00:00:00:09,b\n", "line 2: has more fields than the first line names"),
         ("name,macs\na,52:54:00:00:00:09\nb,5\n", "line 3: macs[0]: '5' is no MAC address"),
         ("name,macs,lease\na,52:54:00:00:00:09,1x\n", "line 2: lease: write a duration such as"),
-        ("name,macs,options.mtu\na,52:54:00:00:00:09,9\n", "line 2: options.mtu: there is no option 'mtu'"),
+        ("name,macs,options.mtu\na,52:54:00:00:00:09,9\n", "line 2: options.mtu: is called interface-mtu here"),
         (
             "name,macs,options.interface-mtu\na,52:54:00:00:00:09,9x\n",
             "line 2: options.interface-mtu: '9x' is no number",
@@ -287,6 +289,11 @@ def test_options_as_they_are_sent(key: str, value: object, sent: str) -> None:
 def test_options_that_are_none(key: str, value: object, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         read(key, value)
+
+
+def test_the_names_of_other_servers_lead_somewhere() -> None:
+    assert not FOREIGN.keys() & NAMES.keys()
+    assert {name for name in FOREIGN.values() if not name.isdecimal()} <= NAMES.keys()
 
 
 def test_what_is_sent_to_all_stays_so() -> None:

@@ -453,6 +453,9 @@ async def test_a_reload_changes_what_is_answered(tmp_path: Path) -> None:
 # ---- Raspberry Pi
 
 
+PI = "b8:27:eb:12:34:56"
+
+
 class Rom:
     """The boot ROM of a Raspberry Pi 3 as its documentation has it: DISCOVER, then TFTP by the OFFER alone."""
 
@@ -498,6 +501,7 @@ async def test_a_raspberry_pi_boots_given_its_files(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     path.write_text('state = "state"\nroots = ["root"]\n' + LAB + "[tftp]\n")
     with wires(("10.77.0.1/24",)) as wire, contextlib.closing(Station(wire.clients[0])) as station:
+        wire.clients[0].ip("link", "set", "c0", "address", PI)
         with wire.server.inside():
             server = Server(load(path))
         async with server:
@@ -520,6 +524,6 @@ async def test_a_raspberry_pi_boots_given_its_files(tmp_path: Path) -> None:
             other = await station.ask(message(DISCOVER, "52:54:00:aa:00:09", xid=9))
             assert str(IPv4Address(other.message.yiaddr)) != address, "the address is held"
             # What runs then asks as an operating system does, and keeps the address.
-            ack = await lease(station, "b8:27:eb:12:34:56", xid=10)
+            ack = await lease(station, PI, xid=10)
             assert str(IPv4Address(ack.message.yiaddr)) == address
             assert not {43, 60, 66} & ack.message.options.keys()

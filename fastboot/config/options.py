@@ -189,6 +189,27 @@ NAMES: Final[Mapping[str, tuple[int, str]]] = {
     "pxelinux-reboot-time": (211, "u32"),
     "wpad": (252, "text"),
 }
+FOREIGN: Final[Mapping[str, str]] = {
+    "domain-name-servers": "dns-servers",
+    "dns-server": "dns-servers",
+    "router": "routers",
+    "ntp-server": "ntp-servers",
+    "vendor-encapsulated-options": "vendor-options",
+    "vendor-class-identifier": "vendor-class",
+    "vivso-suboptions": "vendor-specific",
+    "classless-static-route": "classless-routes",
+    "rfc3442-classless-static-routes": "classless-routes",
+    "mtu": "interface-mtu",
+    "tftp-server-address": "tftp-servers",
+    "v4-captive-portal": "default-url",
+    "configfile": "pxelinux-config-file",
+    "pathprefix": "pxelinux-path-prefix",
+    "reboottime": "pxelinux-reboot-time",
+    "boot-file-name": "67",
+    "bootfile-name": "67",
+    "filename": "67",
+}
+"""What ISC dhcpd, Kea and dnsmasq call them, for those who come from there."""
 UNASKED: Final = frozenset({208, 209, 210, 211})
 """Sent always: PXELINUX reads them from the packets of its ROM, which asks for none of them."""
 EXAMPLE: Final = 'such as { text = "..." }'
@@ -204,6 +225,10 @@ def read(key: str, value: object) -> Option:
         code, type_ = NAMES[key]
     elif key.isascii() and key.isdecimal() and int(key) < 256:
         code, type_ = int(key), _TYPE_OF.get(int(key), "")
+    elif key in FOREIGN and not FOREIGN[key].isdecimal():
+        raise ValueError(f"is called {FOREIGN[key]} here")
+    elif key in FOREIGN:
+        code, type_ = int(FOREIGN[key]), ""
     else:
         raise ValueError(f"there is no option {unknown(key, tuple(NAMES))}; others are written by code, 1 to 254")
     if code in ELSEWHERE:
