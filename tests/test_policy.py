@@ -533,11 +533,14 @@ def test_loaders_of_this_system(tmp_path: Path) -> None:
     assert loaders.complaints == ()
 
 
-def test_http_boot_gets_ipxe_where_files_are_served_by_http(tmp_path: Path) -> None:
+def test_who_speaks_http_is_sent_there_where_files_are_served_by_it(tmp_path: Path) -> None:
     (tmp_path / "usr/lib/ipxe").mkdir(parents=True)
     (tmp_path / "usr/lib/ipxe/snponly.efi").touch()
     assert "http-x64" not in find_loaders({}, tmp_path).by_class
     served = find_loaders({}, tmp_path, http="http://{server}:8080")
+    assert decide(IPXE, loaders=served).loader == "http://10.77.0.1:8080/boot/boot.ipxe"
+    without = decide(replace(IPXE, ipxe_features=IPXE.ipxe_features - {0x13}), loaders=served)
+    assert (without.loader, without.remark) == (SCRIPT, "")
     assert served.files["snponly.efi"] == tmp_path / "usr/lib/ipxe/snponly.efi"
     assert decide(OVMF_HTTP, loaders=served) == Plan("http://10.77.0.1:8080/boot/snponly.efi", options=(HTTP60,))
     own = find_loaders({"http-x64": "http://h/own.efi"}, tmp_path, http="http://{server}")

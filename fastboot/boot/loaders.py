@@ -153,9 +153,10 @@ def find_loaders(
 ) -> Loaders:
     """Look for the loaders installed below `system`; `overrides` are `boot.loaders` of the configuration.
 
-    `http` is the URL of the one namespace, where it is served by HTTP.
+    `http` is the URL of the one namespace, where it is served by HTTP. Whoever can speak it is sent there.
     """
-    by_class, files, complaints = {"ipxe": SCRIPT}, {}, []
+    by_class = {"ipxe": f"{http}/{SCRIPT}" if http else SCRIPT}
+    files, complaints = {}, []
     for class_, loader in LOADERS.items():
         if (path := _first(system, loader.paths)) is None:
             if class_ not in (overrides or {}) and class_ in ("bios", "uefi-x64"):

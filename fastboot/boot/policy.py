@@ -236,7 +236,8 @@ def _script(request: BootRequest, script: str) -> tuple[str, str]:
     feature = IPXE_SCHEMES.get(scheme)
     if feature is None or not request.ipxe_features or feature in request.ipxe_features:
         return script, ""
-    return SCRIPT, f"an iPXE without {scheme} gets {SCRIPT} by TFTP, not {script}"
+    ours = urlsplit(script).path == f"/{SCRIPT}"
+    return SCRIPT, "" if ours else f"an iPXE without {scheme} gets {SCRIPT} by TFTP, not {script}"
 
 
 def _filled(options: Iterable[Option], server: str) -> tuple[tuple[int, bytes], ...]:

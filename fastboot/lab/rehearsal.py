@@ -220,6 +220,7 @@ def disagreements(result: Result) -> list[str]:
         return faults
     faults += [f"never seen: {step.title}" for step in STEPS if step.name not in story.reached]
     files = len(manifest.files)
+    by, sent = ("HTTP", story.http) if result.scenario.hardware.firmware == "uefi-http" else ("TFTP", story.tftp)
     told = (
         ("files with the right digest on the machine", checked.matched, files),
         ("files on the machine", checked.files, files),
@@ -227,8 +228,8 @@ def disagreements(result: Result) -> list[str]:
         ("the digest of the whole tree on the machine", checked.digest, manifest.digest()),
         ("files that the server says it sent by FTP", len(story.sent), files),
         ("octets that the server says it sent by FTP", sum(story.sent.values()), manifest.octets),
-        ("octets of the kernel sent by TFTP", story.tftp.get(KERNEL), _size(result, KERNEL)),
-        ("octets of the initrd sent by TFTP", story.tftp.get(INITRD), _size(result, INITRD)),
+        (f"octets of the kernel sent by {by}", sent.get(KERNEL), _size(result, KERNEL)),
+        (f"octets of the initrd sent by {by}", sent.get(INITRD), _size(result, INITRD)),
         ("at least two DHCPACKs, to the firmware and to Linux", story.acks >= 2, True),
     )
     return faults + [f"{what}: {found}, expected {wanted}" for what, found, wanted in told if found != wanted]
@@ -247,6 +248,7 @@ async def _stop_server(server: ServerProcess, result: Result) -> None:
 def _configuration(scenario: Scenario, interface: str, directory: Path) -> str:
     hosts = ADDRESS.network
     loaders = "".join(f"{name} = {json.dumps(path)}\n" for name, path in scenario.loaders.items())
+    http = "\n[http]\n" if scenario.hardware.firmware == "uefi-http" else ""
     return f"""\
 interface = "{interface}"
 roots = [{json.dumps(str(directory / "boot"))}]
@@ -263,9 +265,7 @@ pools = ["{hosts[100]}-{hosts[199]}"]
 [tftp]
 
 [ftp]
-
-[http]
-
+{http}
 [[media]]
 name = "demo"
 path = {json.dumps(str(directory / "media"))}

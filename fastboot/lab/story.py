@@ -150,11 +150,9 @@ class Story:
             self.acks += 1
             self._reach("ack", at, str(details.get("address", "")))
         elif kind == "tftp.sent":
-            self._tftp_sent(at, str(details["path"]), int(details["octets"]))
+            self._boot_file_sent(at, self.tftp, str(details["path"]), int(details["octets"]))
         elif kind == "http.sent":
-            path = str(details["path"]).strip("/")
-            self.http[path] = int(details["bytes"])
-            self._reach("loader", at, f"{path}, {_amount(self.http[path])}")
+            self._boot_file_sent(at, self.http, str(details["path"]), int(details["bytes"]))
         elif kind == "ftp.session":
             self._reach("connected", at, str(details.get("peer", "")))
         elif kind == "ftp.sent":
@@ -186,9 +184,9 @@ class Story:
             self.faults.append(f"the machine says: {rest}")
             self.failed = True
 
-    def _tftp_sent(self, at: float, path: str, octets: int) -> None:
+    def _boot_file_sent(self, at: float, sent: dict[str, int], path: str, octets: int) -> None:
         path = path.strip("/")
-        self.tftp[path] = octets
+        sent[path] = octets
         names = {self.kernel.strip("/"): "kernel", self.initrd.strip("/"): "initrd"}
         self._reach(names.get(path, "loader"), at, f"{path}, {_amount(octets)}")
 
