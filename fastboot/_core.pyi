@@ -357,6 +357,12 @@ class Responder(Decisions):
         """Give these free addresses, None for all, to no stranger before they are found unused or, where ARP can
         not be spoken, for ten minutes. Return how many there are."""
 
+    max_per_port: int
+    """Addresses that machines which are no nodes may have behind one port of a relay,"""
+    max_offers: int
+    """on offer without ever having had them,"""
+    max_leases: int
+    """and leased. Nodes are served beyond all three."""
     @property
     def committing(self) -> int:
         """How many rows are not on disk yet."""

@@ -10,7 +10,7 @@ from collections import namedtuple
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_DecodeASCII
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int32_t, int64_t, uint16_t, uint32_t, uint64_t, uint8_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
@@ -25,22 +25,22 @@ from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
     DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
     OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER,
-    OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit,
-    dhcp_frame, dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size,
-    dhcp_subnet, dhcp_value,
+    OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame,
+    dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_subnet, dhcp_value,
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
-    LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_TEXTS, binding_t, fifo_push,
-    fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_link, lease_of, lease_says, lease_t, lease_text,
-    lease_unlink, lease_until, leases_t,
+    LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS, binding_t,
+    fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_link, lease_of, lease_port, lease_says,
+    lease_t, lease_text, lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.network cimport (
     NETWORK_NEAR, NETWORK_SELF, NODE_CIRCUIT, NODE_MAC, NODE_PORT, NODE_REMOTE, link_t, near_t, node_digest,
     node_key_t, node_t, subnet_at, subnet_t,
 )
+from fastboot._native.ports cimport port_t, ports_give, ports_held, ports_t, ports_take
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.relay cimport relay_t
@@ -70,9 +70,7 @@ from fastboot._native.transfer cimport (
     recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
-from fastboot._native.wire cimport (
-    pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16,
-)
+from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16
 
 cdef enum:
     RESOLVE_NO_MAGICLINKS = 0x02

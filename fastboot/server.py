@@ -63,6 +63,7 @@ RELOADABLE = (
     "dhcp.classes",
     "dhcp.known_servers",
     "dhcp.lease",
+    "dhcp.limits.",
     "dhcp.next_server",
     "dhcp.options",
     "dhcp.probe_every",

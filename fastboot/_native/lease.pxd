@@ -23,6 +23,7 @@ cdef enum:                      # states of an address
     LEASE_OFFERED
     LEASE_BOUND
     LEASE_DECLINED              # in use, a client found (RFC 2131 3.1 step 5), or somebody was heard
+    LEASE_STATES
 
 cdef enum:                      # lists of free addresses, in the order in which strangers get them
     FREE_CLEAR = 1              # nobody answered for it lately
@@ -39,6 +40,8 @@ cdef struct binding_t:          # what the store keeps of an address
     int64_t starts
     int64_t expires             # of a binding its end, INT64_MAX: infinite; of a free address since when it is
     int64_t until               # end of the state; INT64_MAX where only an event ends it
+    bint known                  # the client is a node
+    digest_t port               # that it is behind; none: not known
     uint32_t relay              # through which it was asked for last, 0: none
     uint8_t *text               # client identifier, host name, circuit id, remote id; owned by the binding
     uint8_t size[LEASE_TEXTS]   # octets of each
@@ -57,6 +60,8 @@ cdef struct lease_t:
     int32_t heap                # where it is in the heap of ends, or NOWHERE
     int32_t older               # neighbours in the list of free addresses
     int32_t newer
+    uint8_t counted             # the state in which it counts as a stranger's; 0: it does not
+    int32_t port                # the port that it counts for, or NOWHERE
     uint8_t listed              # in which list of free addresses it is; 0: in none
     bint doubtful               # of a free address: goes to FREE_DOUBTFUL
     uint8_t probes              # sent since it was found clear, or listed
@@ -96,6 +101,20 @@ cdef inline digest_t lease_client(const digest_key_t *key, bint by_client_id, ui
         return digest_of(key, octets, id_size + 2)
     memcpy(octets + 2, mac, hlen)
     return digest_of(key, octets, hlen + 2)
+
+cdef inline digest_t lease_port(const digest_key_t *key, uint32_t relay, const uint8_t *circuit, uint8_t circuit_size,
+                                const uint8_t *remote, uint8_t remote_size) noexcept nogil:
+    cdef uint8_t octets[6 + 2 * LEASE_LONGEST]
+    cdef digest_t nothing
+    if circuit_size == 0:
+        nothing.a = nothing.b = 0
+        return nothing
+    octets[0], octets[5] = 2, circuit_size
+    memcpy(octets + 1, &relay, 4)
+    memcpy(octets + 6, circuit, circuit_size)
+    if remote_size:
+        memcpy(octets + 6 + circuit_size, remote, remote_size)
+    return digest_of(key, octets, 6 + <size_t>circuit_size + remote_size)
 
 cdef inline const uint8_t *lease_text(const binding_t *b, int what) noexcept nogil:
     cdef const uint8_t *p = b.text
@@ -152,7 +171,7 @@ cdef inline int32_t lease_add(leases_t *t, uint32_t address) noexcept nogil:
     cdef lease_t *lease = &t.at[i]
     t.count += 1
     lease.address = address
-    lease.subnet = lease.node = lease.heap = lease.older = lease.newer = lease.next_who = NOWHERE
+    lease.subnet = lease.node = lease.heap = lease.port = lease.older = lease.newer = lease.next_who = NOWHERE
     lease.now.until = INT64_MAX
     lease.next_address = head[0]
     head[0] = i

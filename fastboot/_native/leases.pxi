@@ -32,6 +32,8 @@ cdef class Leases:
     cdef pool_t *pools              # of each subnet
     cdef int32_t subnet_count
     cdef leases_t table
+    cdef int32_t held[LEASE_STATES]  # addresses of strangers, in each state
+    cdef ports_t ports
     cdef row_t *rows
     cdef int32_t row_count
     cdef int32_t row_room
@@ -58,6 +60,8 @@ cdef class Leases:
         free(self.table.heap)
         free(self.table.by_address)
         free(self.table.by_who)
+        free(self.ports.at)
+        free(self.ports.buckets)
 
     cdef void tick(self, int64_t now) noexcept nogil:
         self.now = now
@@ -160,6 +164,22 @@ cdef class Leases:
         free(t.by_address)
         free(t.by_who)
         t[0] = new
+        self.make_ports()
+
+    cdef make_ports(self):
+        # Room for a port for each address; all count anew.
+        cdef int32_t i
+        free(self.ports.at)
+        free(self.ports.buckets)
+        memset(&self.ports, 0, sizeof(self.ports))
+        memset(self.held, 0, sizeof(self.held))
+        self.ports.at = <port_t *>memory_for(self.table.room, sizeof(port_t))
+        self.ports.buckets = <int32_t *>memory_for(self.table.room, sizeof(int32_t))
+        memset(self.ports.buckets, 0xff, self.table.room * sizeof(int32_t))
+        self.ports.mask, self.ports.unused = self.table.mask, NOWHERE
+        for i in range(self.table.count):
+            self.table.at[i].counted, self.table.at[i].port = 0, NOWHERE
+            self.count(i)
 
     cdef load(self, list rows, int64_t now, double wall):
         # Rows of the store, as Store.rows gives them. Returns how many lie outside of every subnet.
@@ -281,6 +301,21 @@ cdef class Leases:
             return 0                                    # it was moved, or put in another's place
         return left
 
+    # ---- what strangers hold
+
+    cdef void count(self, int32_t i) noexcept nogil:
+        # Brings the counts up to date with an address whose state, client or port has changed.
+        cdef lease_t *lease = &self.table.at[i]
+        cdef bint held = lease.now.state in (LEASE_OFFERED, LEASE_BOUND) and not lease.now.known
+        if lease.counted:
+            self.held[lease.counted] -= 1
+        if lease.port != NOWHERE:
+            ports_give(&self.ports, lease.port)
+        lease.counted = lease.now.state if held else 0
+        lease.port = ports_take(&self.ports, lease.now.port) if held and not digest_none(lease.now.port) else NOWHERE
+        if lease.counted:
+            self.held[lease.counted] += 1
+
     # ---- how a binding changes
 
     cdef void retire(self, int32_t i) noexcept nogil:
@@ -288,6 +323,7 @@ cdef class Leases:
         if lease.now.state != LEASE_FREE:
             lease.probed = self.now                     # who releases an address may have it a moment longer
         lease.now.state = LEASE_FREE
+        self.count(i)
         lease_until(&self.table, i, INT64_MAX)
         if lease.pooled and lease.node == NOWHERE and lease.subnet != NOWHERE and lease.batch == 0:
             fifo_push(&self.table, self.pools[lease.subnet].free, i,
@@ -334,7 +370,7 @@ cdef class Leases:
                 return NOWHERE
         return i
 
-    cdef void hold_offer(self, int32_t i, digest_t who, const dhcp_msg_t *m) noexcept nogil:
+    cdef void hold_offer(self, int32_t i, digest_t who, bint known, const dhcp_msg_t *m) noexcept nogil:
         # An offer holds the address in memory only: it costs no commit, and ends by itself.
         cdef lease_t *lease = &self.table.at[i]
         if lease.now.state == LEASE_BOUND and digest_same(lease.now.who, who):
@@ -342,11 +378,14 @@ cdef class Leases:
         if not digest_same(lease.now.who, who):
             self.set_who(i, who)
             self.forget_texts(&lease.now)
+            lease.now.starts = 0                        # it never had it
         self.unlist(i)
         if lease.now.state == LEASE_DECLINED:
             self.suspect(i)                             # its user may have it, and may not take it
         lease.now.state, lease.now.htype, lease.now.hlen = LEASE_OFFERED, m.htype, m.hlen
         memcpy(lease.now.chaddr, m.chaddr, 16)
+        lease.now.known, lease.now.port = known, self.port_of(m)
+        self.count(i)
         lease_until(&self.table, i, self.now + OFFER_FOR)
 
     cdef void unlist(self, int32_t i) noexcept nogil:
@@ -375,7 +414,11 @@ cdef class Leases:
             self.filled = 0
         return True
 
-    cdef bint bind(self, int32_t i, digest_t who, const dhcp_msg_t *m, uint32_t seconds) noexcept nogil:
+    cdef digest_t port_of(self, const dhcp_msg_t *m) noexcept nogil:
+        return lease_port(&self.key, m.giaddr, m.relay.circuit, m.relay.circuit_size, m.relay.remote,
+                          m.relay.remote_size)
+
+    cdef bint bind(self, int32_t i, digest_t who, bint known, const dhcp_msg_t *m, uint32_t seconds) noexcept nogil:
         cdef lease_t *lease = &self.table.at[i]
         cdef const binding_t *before = &lease.kept if digest_same(lease.now.who, who) else NULL
         if not self.stage(i):
@@ -387,6 +430,11 @@ cdef class Leases:
         lease.now.starts, lease.doubtful = self.now, False
         lease.now.expires = INT64_MAX if seconds == <uint32_t>0xFFFFFFFF else self.now + seconds * SECOND
         self.set_texts_of(&lease.now, m, before)
+        lease.now.known = known
+        lease.now.port = lease_port(
+            &self.key, lease.now.relay, lease_text(&lease.now, LEASE_CIRCUIT), lease.now.size[LEASE_CIRCUIT],
+            lease_text(&lease.now, LEASE_REMOTE), lease.now.size[LEASE_REMOTE])
+        self.count(i)
         lease_until(&self.table, i, lease.now.expires)
         self.drop_others(i)
         return True
@@ -428,6 +476,7 @@ cdef class Leases:
         self.unlist(i)
         self.set_who(i, user)
         lease.now.state, lease.now.starts, lease.now.expires = LEASE_DECLINED, self.now, self.now + time
+        self.count(i)
         lease_until(&self.table, i, lease.now.expires)
         return True
 
@@ -442,6 +491,7 @@ cdef class Leases:
             lease_unlink(&self.table, i)
             free(lease.now.text)
             lease.now = kept
+            self.count(i)
             lease_link(&self.table, i)
             lease_until(&self.table, i, kept.until)
         if lease.now.state == LEASE_FREE:

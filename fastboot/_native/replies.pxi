@@ -43,6 +43,9 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_DECLINE_BY_STRANGER
     COUNT_RELEASE_BY_STRANGER
     COUNT_BOOTP_UNKNOWN
+    COUNT_PORT_LIMIT
+    COUNT_OFFER_LIMIT
+    COUNT_LEASE_LIMIT
     COUNT_IN_FLIGHT
     COUNT_ALREADY_WAITING
     COUNT_WAITING_FULL
@@ -59,8 +62,9 @@ RESPONDER_COUNTERS = (
     "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
     "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
     "unknown_client", "other_network", "no_address_asked", "exhausted", "doubtful", "conflict", "address_taken",
-    "address_off_link", "decline_by_stranger", "release_by_stranger", "bootp_unknown", "in_flight", "already_waiting",
-    "waiting_full", "commit_failed", "renewed_without_commit", "send_failed", "events_lost", "no_memory",
+    "address_off_link", "decline_by_stranger", "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit",
+    "lease_limit", "in_flight", "already_waiting", "waiting_full", "commit_failed", "renewed_without_commit",
+    "send_failed", "events_lost", "no_memory",
 )
 
 cdef enum:
@@ -76,10 +80,11 @@ cdef enum:
     FACT_BOOTP
     FACT_CONFLICT
     FACT_PROXY_ARP
+    FACT_LIMIT
 
 RESPONDER_EVENT_KINDS = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
-    "bootp", "conflict", "proxy_arp",
+    "bootp", "conflict", "proxy_arp", "limit",
 )
 
 cdef struct fact_t:

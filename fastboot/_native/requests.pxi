@@ -264,6 +264,9 @@ cdef class Requests(Replies):
         memcpy(e.chaddr, self.m.chaddr, 16)
         e.text_size = min(dhcp_size(&self.m, code), <size_t>RESPONDER_TEXT)
         memcpy(e.text, dhcp_value(&self.m, code), e.text_size)
+        if kind == FACT_LIMIT:
+            e.text_size = min(self.m.relay.circuit_size, <uint8_t>RESPONDER_TEXT)
+            memcpy(e.text, self.m.relay.circuit, e.text_size)
 
     cdef void event(self, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
         cdef fact_t e

@@ -12,12 +12,17 @@ cdef struct stranger_t:             # a server that a client chose instead of us
 
 
 cdef class Responder(Decisions):
+    cdef public int32_t max_per_port        # addresses that strangers may have behind one port,
+    cdef public int32_t max_offers          # on offer,
+    cdef public int32_t max_leases          # and leased
+    cdef int64_t limit_told                 # when the next event of a limit may come
     cdef Leases book
     cdef Prober prober
     cdef uint64_t probing           # a bit for each link on which ARP is spoken
     cdef stranger_t strangers[RESPONDER_STRANGERS]
 
     def __cinit__(self, bytes seed not None):
+        self.max_per_port = self.max_offers = self.max_leases = INT32_MAX
         self.book = Leases()
         self.book.key = self.key
         self.prober = Prober()
@@ -27,7 +32,17 @@ cdef class Responder(Decisions):
                   bint authoritative):
         Decisions.configure(self, links, subnets, nodes, own, authoritative)
         self.book.settle(subnets, nodes)
+        self.know_holders()
         self.reach()
+
+    cdef void know_holders(self) noexcept nogil:
+        # Which addresses nodes have, in this configuration.
+        cdef int32_t i
+        cdef binding_t *b
+        for i in range(self.book.table.count):
+            b = &self.book.table.at[i].now
+            b.known = self.node_of_lease(b) != NOWHERE
+            self.book.count(i)
 
     cdef void tick(self) noexcept nogil:
         self.book.tick(self.now)
@@ -129,7 +144,9 @@ cdef class Responder(Decisions):
         if lease.batch and not (lease.now.state == LEASE_BOUND and digest_same(lease.now.who, self.who)):
             self.counts[COUNT_IN_FLIGHT] += 1
             return
-        self.book.hold_offer(i, self.who, &self.m)
+        if self.over_limit(i):
+            return
+        self.book.hold_offer(i, self.who, self.node != NOWHERE, &self.m)
         reply.type, reply.server, reply.yiaddr, reply.message = DHCP_OFFER, self.here.server, lease.address, NULL
         reply.lease = self.seconds(i, plan)
         self.send(&reply, plan, 0, self.first_told(i, plan.tag, True))
@@ -159,6 +176,32 @@ cdef class Responder(Decisions):
                 self.event(FACT_EXHAUSTED, 0, 0, self.subnets[self.here.subnet].network)
         return i
 
+    cdef bint over_limit(self, int32_t i) noexcept nogil:
+        # Whether the address would be one too many for strangers. What one has is left to it, nodes are always served,
+        # and who comes back is no new one; but to offer an address is to let somebody come back.
+        cdef lease_t *lease = &self.book.table.at[i]
+        cdef bint same = digest_same(lease.now.who, self.who)
+        cdef digest_t port
+        cdef int limit = 0
+        if self.node != NOWHERE or (same and lease.now.state == LEASE_BOUND):
+            return False
+        port = self.book.port_of(&self.m)
+        if self.book.held[LEASE_BOUND] >= self.max_leases:
+            limit = COUNT_LEASE_LIMIT
+        elif same and lease.now.state == LEASE_OFFERED:
+            return False
+        elif not digest_none(port) and ports_held(&self.book.ports, port) >= self.max_per_port:
+            limit = COUNT_PORT_LIMIT
+        elif self.m.type == DHCP_DISCOVER and self.book.held[LEASE_OFFERED] >= self.max_offers:
+            if not (same and lease.now.starts):
+                limit = COUNT_OFFER_LIMIT
+        if limit:
+            self.counts[limit] += 1
+            if self.now >= self.limit_told:
+                self.limit_told = self.now + TELL_AGAIN
+                self.event(FACT_LIMIT, self.m.giaddr, 0, limit)
+        return limit != 0
+
     # ---- REQUEST
 
     cdef void on_request(self, dhcp_plan_t *plan) noexcept nogil:
@@ -177,7 +220,10 @@ cdef class Responder(Decisions):
             return
         i = lease_at(&self.book.table, asked)
         if i != NOWHERE and self.may_have(i, fixed, selecting):
-            self.grant(i, plan)
+            if not self.over_limit(i):
+                self.grant(i, plan)
+            elif selecting:
+                self.refuse(b"there are too many machines here")
         elif selecting:
             self.refuse(b"the address is not available")
         elif self.on_record(fixed):
@@ -278,7 +324,7 @@ cdef class Responder(Decisions):
             self.counts[COUNT_RENEWED_WITHOUT_COMMIT] += lease.batch == 0
         else:
             reply.lease = wanted
-            if not self.book.bind(i, self.who, &self.m, wanted):
+            if not self.book.bind(i, self.who, self.node != NOWHERE, &self.m, wanted):
                 self.counts[COUNT_NO_MEMORY] += 1
                 return
         lease = &self.book.table.at[i]
@@ -319,7 +365,7 @@ cdef class Responder(Decisions):
         if self.in_flight(i):
             return
         if (self.book.table.at[i].batch == 0 and not self.book.rest(&self.book.table.at[i], self.who, &self.m, wanted)
-                and not self.book.bind(i, self.who, &self.m, wanted)):
+                and not self.book.bind(i, self.who, True, &self.m, wanted)):
             self.counts[COUNT_NO_MEMORY] += 1
             return
         reply.type, reply.server, reply.yiaddr, reply.lease = 0, self.here.server, address, 0
@@ -490,7 +536,9 @@ cdef class Responder(Decisions):
     # ---- the leases, for Python
 
     def load(self, list rows not None, int64_t now, double wall):
-        return self.book.load(rows, now, wall)
+        outside = self.book.load(rows, now, wall)
+        self.know_holders()
+        return outside
 
     def batch(self, int64_t now, double wall):
         return self.book.batch(now, wall)

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Subnet, subnet_faults
+from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Limits, Subnet, subnet_faults
 from fastboot.config.faults import explain, repeated, unknown
 from fastboot.config.fields import (
     FOREVER,
@@ -46,6 +46,7 @@ __all__ = [
     "Ftp",
     "GroupTable",
     "Http",
+    "Limits",
     "Log",
     "Media",
     "NodeIndex",

@@ -76,6 +76,17 @@ class ClassTable(Answer):
         return bool(self.firmware or self.vendor_class or self.user_class or self.macs or self.subnets)
 
 
+class Limits(Table):
+    """What machines that no node names may take; a node is always served."""
+
+    per_port: Annotated[int, Field(ge=1)] = 64
+    """Addresses on offer to, or leased by, machines behind one port of one relay."""
+    offers: Annotated[int, Field(ge=1)] = 2048
+    """Addresses on offer at the same time to machines that are new."""
+    leases: Annotated[int, Field(ge=1)] | None = None
+    """Addresses leased; without a limit, what the pools hold."""
+
+
 class Dhcp(Answer):
     mode: Literal["server"] = "server"
     lease: Lease = 3600
@@ -91,6 +102,7 @@ class Dhcp(Answer):
     """Whether to ask who uses a free address before it is given to a machine."""
     quarantine: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = 3600
     """How long nobody gets an address that is in use. Kea's decline-probation-period is a day, ISC's as long."""
+    limits: Limits = Limits()
     subnets: tuple[Subnet, ...] = ()
     classes: tuple[ClassTable, ...] = ()
 

@@ -17,11 +17,11 @@ import psutil
 import structlog
 
 from fastboot import config
-from fastboot._core import Responder
+from fastboot._core import RESPONDER_COUNTERS, Responder
 from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
 from fastboot.services.dhcp_conflicts import Conflicts, open_arp
 from fastboot.services.dhcp_decisions import Decide, Decisions
-from fastboot.services.dhcp_network import Network
+from fastboot.services.dhcp_network import MAX_ADDRESSES, Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
@@ -275,6 +275,11 @@ class DhcpService:
                 details |= about.details()
             if kind in ("offer", "ack"):
                 details["lease"] = value
+            elif kind == "limit":
+                details = {"interface": self._links[link].name, "limit": RESPONDER_COUNTERS[value]}
+                details |= {"relay": str(IPv4Address(address))} if address else {}
+                details |= {"circuit_id": config.relay_id_text(text)} if text else {}
+                text = b""
             elif kind == "exhausted":
                 details["network"] = str(IPv4Address(value))
             elif kind == "decline":
@@ -296,6 +301,8 @@ class DhcpService:
         responder.distinguish(*signs_of(settings))
         responder.configure(network.links, network.subnets, network.nodes, network.own, not settings.known_servers)
         responder.bootp, responder.snooping = settings.bootp, settings.snooping
+        responder.max_per_port, responder.max_offers = settings.limits.per_port, settings.limits.offers
+        responder.max_leases = settings.limits.leases or MAX_ADDRESSES
         responder.quarantine = settings.quarantine
         self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
         self._conflicts.configure(settings.arp_probes)

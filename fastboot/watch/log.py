@@ -28,6 +28,7 @@ ALARMS = {
     "dropped": 30,
     "evicted": 30,
     "exhausted": 30,
+    "limit": 30,
     "nak": 30,
     "other_server": 30,
     "refused": 30,
