@@ -32,11 +32,13 @@ from rich.text import Text
 
 from fastboot import __version__
 from fastboot.boot.image import Step
-from fastboot.boot.shelf import Progress
+from fastboot.boot.indexer import Indexer
+from fastboot.boot.shelf import Progress, Shelf, describe, explain
 from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, NodeIndex, load
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
+from fastboot.quick import quick_config
 from fastboot.server import Server, World, lease_facts, node_facts
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
 from fastboot.state.lock import StateLock
@@ -54,6 +56,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+media_app = typer.Typer(invoke_without_command=True)
+app.add_typer(media_app, name="media")
 
 
 class Firmware(StrEnum):
@@ -64,7 +68,14 @@ class Firmware(StrEnum):
     UEFI_HTTP = "uefi-http"
 
 
-ConfigFile = Annotated[Path, typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")]
+CONFIG: Any = typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")
+ConfigFile = Annotated[Path, CONFIG]
+
+
+def quick(metavar: str, text: str) -> Any:
+    return typer.Option(metavar=metavar, help=text)
+
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -91,13 +102,34 @@ def fail(error: object, code: int) -> NoReturn:
 
 
 @app.command()
-def serve(config: ConfigFile = DEFAULT) -> None:
+def serve(
+    config: Annotated[Path | None, CONFIG] = None,
+    root: Annotated[list[Path] | None, quick("DIR", "A directory to serve, instead of --config.")] = None,
+    iso: Annotated[Path | None, quick("FILE", "An ISO file to serve, instead of --config.")] = None,
+    interface: Annotated[list[str] | None, quick("NAME", "With these: the network of the machines.")] = None,
+    pool: Annotated[list[str] | None, quick("FIRST-LAST", "With these: addresses that DHCP gives.")] = None,
+    state: Annotated[Path | None, quick("DIR", "With these: the state directory.")] = None,
+) -> None:
     """Run the server until SIGTERM or Ctrl-C; SIGHUP reads the configuration again."""
-    settings = load(config)
+    if root or iso:
+        if config:
+            raise ConfigError(
+                "--config: is not for --root and --iso, which stand for a configuration of their own"
+            )
+        settings, chosen = quick_config(root or (), iso, interface or (), pool or (), state)
+        for line in chosen:
+            print(f"fastboot: {line}", file=sys.stderr)
+        read = None
+    elif interface or pool or state:
+        raise ConfigError(
+            "--interface, --pool and --state: are for --root and --iso; here the configuration says it"
+        )
+    else:
+        path = (config or DEFAULT).absolute()
+        settings, read = load(path), lambda: load(path)
     log = start_log(settings)
     raise_descriptors()
-    path = config.absolute()
-    server = Server(settings, load=lambda: load(path))
+    server = Server(settings, load=read)
     if any(medium.iso for medium in settings.media):
         server.start_reader(identity_of(account_of(settings)))
     become(settings)
@@ -113,13 +145,7 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     findings = list(before_drop(settings))
     try:
         world = World(settings)
-        account = account_of(settings)
-        if any(medium.iso for medium in settings.media):
-            world.indexer.start(identity_of(account))
-        drop_to(account)
-        with media_bar() as progress:
-            asyncio.run(world.shelf.prepare(lambda kind, **details: None, progress))
-        world.indexer.close()
+        read_media(settings, world.shelf, world.indexer)
         findings += after_drop(settings, world, path)
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
@@ -194,6 +220,45 @@ def leases(
     print_facts(facts, ("address", "mac", "node", "hostname", "state", "expires"), as_json)
 
 
+@media_app.callback()
+def media(context: typer.Context, config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
+    """List the media, and the systems that were recognised in them."""
+    if context.invoked_subcommand:
+        return
+    settings = load(config)
+    try:
+        facts = ControlClient(settings.state).get("/media")
+    except NotRunning:
+        facts = [plain(medium.facts()) for medium in shelf_of(settings)]
+    rows = facts if as_json else [{**each, "system": describe(each)} for each in facts]
+    print_facts(rows, ("name", "state", "system", "files", "place"), as_json)
+
+
+@media_app.command("check")
+def media_check(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES]", help="Some of them.")] = None,
+    config: ConfigFile = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Explain the media: what machines boot from them, what installers are told, what is missing, what is refused.
+
+    Exit code 1 where one can not be served.
+    """
+    shelf = shelf_of(load(config))
+    if unknown := set(names or ()) - {medium.name for medium in shelf}:
+        raise ConfigError(f"media: there is no medium {', '.join(sorted(unknown))}")
+    facts: list[Any] = [
+        plain({**medium.facts(), "refused": medium.tree.check() if medium.tree else []})
+        for medium in shelf
+        if not names or medium.name in names
+    ]
+    if as_json:
+        print_json(facts)
+    else:
+        print("\n\n".join("\n".join(explain(each)) for each in facts) or "none")
+    sys.exit(FAILED if any(each["state"] == "failed" for each in facts) else 0)
+
+
 @app.command()
 def reload(config: ConfigFile = DEFAULT) -> None:
     """Make the running server read its configuration again."""
@@ -221,6 +286,25 @@ def version(as_json: AsJson = False) -> None:
         print_json({"version": __version__, "python": sys.version.split()[0]})
     else:
         print(f"fastboot {__version__}")
+
+
+def shelf_of(config: Config) -> Shelf:
+    """Read the media as the server would, for commands that run without it; what is found is not kept."""
+    indexer = Indexer(config.state / "media", keep=False)
+    shelf = Shelf(config, indexer)
+    read_media(config, shelf, indexer)
+    return shelf
+
+
+def read_media(config: Config, shelf: Shelf, indexer: Indexer) -> None:
+    """Have media read, by the user that the server drops to, which this process becomes too."""
+    account = account_of(config)
+    if any(medium.iso for medium in config.media):
+        indexer.start(identity_of(account))
+    drop_to(account)
+    with media_bar() as progress:
+        asyncio.run(shelf.prepare(lambda kind, **details: None, progress))
+    indexer.close()
 
 
 def stored_leases(config: Config) -> list[object]:
@@ -276,8 +360,12 @@ async def run(server: Server, log: EventLog) -> None:
 
 async def start(server: Server) -> None:
     """Start the server, after a bar on a terminal while it reads new media."""
-    with media_bar() as progress:
-        await server.prepare(progress)
+    try:
+        with media_bar() as progress:
+            await server.prepare(progress)
+    except BaseException:
+        await server.stop(drain=0)
+        raise
     await server.start()
 
 

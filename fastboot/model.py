@@ -63,13 +63,14 @@ class Node:
 class Profile:
     """What to run on a machine.
 
-    `kernel` and `initrd` are paths in the one namespace, or relative to the profile's media.
+    `kernel` and `initrd` are paths in the one namespace, or relative to the profile's media. Without a kernel,
+    those recognised in the media come first, and what its installer is told; `initrd` and `arguments` follow.
     `installs` is False for live, diskless and rescue systems: these boot at every power-on; a profile
     that installs boots only on a machine that was armed.
     """
 
     name: str
-    kernel: str
+    kernel: str | None = None
     initrd: tuple[str, ...] = ()
     arguments: str = ""
     media: str | None = None

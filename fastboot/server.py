@@ -25,7 +25,7 @@ from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
-from fastboot.boot.shelf import Progress, Shelf
+from fastboot.boot.shelf import Medium, Progress, Shelf
 from fastboot.boot.tree import Entry
 from fastboot.config import Config, NodeIndex, Table, relay_id_text
 from fastboot.model import (
@@ -153,8 +153,7 @@ class World:
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
-        elsewhere = {item.name: item.url for item in config.media if item.url}
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, elsewhere)
+        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)
         self.policy = Policy(config, self.nodes, self.loaders)
         self.indexer = indexer or Indexer(config.state / "media", keep=False)
         self.shelf = Shelf(config, self.indexer)
@@ -162,6 +161,9 @@ class World:
 
     def close(self) -> None:
         self.catalog.close()
+
+    def _medium(self, name: str) -> Medium | None:
+        return self.shelf.get(name)
 
 
 class Server:
@@ -358,6 +360,10 @@ class Server:
     def nodes(self) -> list[dict[str, object]]:
         """Return the machines that the configuration names."""
         return [node_facts(node) for node in self._world.nodes]
+
+    def media(self) -> list[dict[str, object]]:
+        """Return the media and what was recognised in them."""
+        return [medium.facts() for medium in self._world.shelf]
 
     def release(self, address: IPv4Address) -> bool:
         """Give a leased address back to its pool. Returns whether it was leased."""

@@ -30,8 +30,9 @@ ARROWS = {
     "services": {"config", "boot", "state", "watch"},
     "server": {"config", "boot", "state", "watch", "services"},
     "check": {"config", "boot", "state", "watch", "services", "server"},
+    "quick": {"config", "services"},
     "lab": {"config", "boot", "state", "watch", "services", "server"},
-    "cli": {"config", "boot", "state", "watch", "services", "server", "check", "lab", "nodeset"},
+    "cli": {"config", "boot", "state", "watch", "services", "server", "check", "lab", "nodeset", "quick"},
     "__main__": {"cli"},
 }
 OPEN = {"model", "_core"}

@@ -23,6 +23,7 @@ import pytest
 from dhcpkit import need, wires
 from dhcpsite import Station, offer_by
 from isokit import XORRISO, put, run
+from test_recognise import rhel
 
 from fastboot.services.control import ControlClient, NotRunning
 
@@ -423,6 +424,9 @@ def test_media_are_read_by_the_user_that_serves(lab: Lab, serve: Serve) -> None:
     assert (lab.state / "media/lab.index").exists()
     url = f"ftp://127.0.0.1:{lab.ftp}/media/lab/file"
     assert subprocess.run(["curl", "-sS", url], capture_output=True, timeout=20).stdout == b"from the image"
+    listed = lab.run("media")
+    assert listed.stdout == f"lab\tready\tnot recognised\t1\t{iso}\n"
+    assert json.loads(lab.run("media", "--json").stdout)[0]["form"] == "Rock Ridge"
     process.terminate()
     assert process.wait(20) == 0
     assert not psutil.pid_exists(readers[0].pid)
@@ -431,6 +435,25 @@ def test_media_are_read_by_the_user_that_serves(lab: Lab, serve: Serve) -> None:
         f"error: media lab: {iso}: volume descriptor at 0x8000: neither ISO 9660 nor UDF"
         in lab.run("check").stdout
     )
+
+
+def test_media_without_a_server(lab: Lab) -> None:
+    tree = put(lab.path.with_name("tree"), {**rhel("Rocky Linux", "9.4"), "bad": "/etc/passwd"})
+    run(*XORRISO, "-R", "-o", lab.path.with_name("lab.iso"), tree)
+    media = "[[media]]\nname = 'lab'\niso = 'lab.iso'\n[[media]]\nname = 'gone'\npath = 'gone'\n"
+    lab.path.write_text(lab.path.read_text() + media)
+    assert lab.run("media").stdout.splitlines()[0].split("\t")[:3] == ["lab", "ready", "Rocky Linux 9.4 x86_64"]
+    done = lab.run("media", "check", "lab")
+    assert done.returncode == 0
+    assert "  boots images/pxeboot/vmlinuz with images/pxeboot/initrd.img\n" in done.stdout
+    assert "  told for ftp: inst.repo=ftp://SERVER/media/lab ip=dhcp\n" in done.stdout
+    assert "lab.iso/bad: leaves the served tree; it is never served\n" in done.stdout
+    done = lab.run("media", "check", "--json")
+    assert done.returncode == 1
+    assert [each["state"] for each in json.loads(done.stdout)] == ["ready", "failed"]
+    done = lab.run("media", "check", "other")
+    assert (done.returncode, done.stderr) == (2, "fastboot: media: there is no medium other\n")
+    assert not lab.state.exists()
 
 
 def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:

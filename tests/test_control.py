@@ -42,6 +42,9 @@ class Stub:
     def nodes(self) -> Sequence[Mapping[str, object]]:
         return []
 
+    def media(self) -> Sequence[Mapping[str, object]]:
+        return [{"name": "m", "system": {"name": "a\x1b", "missing": ("x",)}}]
+
     def events(self, *, replay: bool = False) -> Subscription:
         return self.hub.subscribe(replay=replay)
 
@@ -82,6 +85,8 @@ async def test_facts_are_json_that_a_terminal_survives(stub: Stub, tmp_path: Pat
     leases = await ask(tmp_path, "GET", "/leases")
     assert leases == [{"address": "10.0.0.1", "hostname": "eve\\x0ail", "expires": 5.0}]
     assert await ask(tmp_path, "GET", "/nodes") == []
+    media = await ask(tmp_path, "GET", "/media")
+    assert media == [{"name": "m", "system": {"name": "a\\x1b", "missing": ["x"]}}]
 
 
 async def test_release(stub: Stub, tmp_path: Path) -> None:

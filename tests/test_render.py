@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastboot.boot.render import MAX_ARGUMENTS, RESERVED, Renderer
+from fastboot.boot.shelf import Medium
 from fastboot.model import Client, ConfigError, Node, Profile
 
 MAC = "52:54:00:00:00:01"
@@ -103,7 +104,8 @@ def test_media_that_another_machine_serves() -> None:
         ("http://u:p@192.0.2.1/x", "GRUB speaks http and tftp only"),
     ):
         url = url.replace(" ", "%20")
-        by = Renderer([Node("n1", (MAC,), profile="live")], [profile], elsewhere={"tree": url})
+        tree = Medium("tree", url, url)
+        by = Renderer([Node("n1", (MAC,), profile="live")], [profile], medium_of={"tree": tree}.get)
         assert f"LINUX {url}/images/linux\n  INITRD {url}/images/a.gz,::/b.gz\n" in file(OF_MAC["pxelinux"], by=by)
         assert f"APPEND inst.repo={url}\n" in file(OF_MAC["pxelinux"], by=by)
         assert f"kernel {url}/images/linux " in file(OF_MAC["ipxe"], by=by)

@@ -15,6 +15,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from fastboot._core import Source
+from fastboot.boot.disc import Disc, Whole
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import Loaders
 from fastboot.boot.shelf import Shelf
@@ -56,7 +57,7 @@ Strings = list[str]
 
 
 class Catalog:
-    """The one namespace: `roots`, `/media/NAME`, `/boot` and rendered files (DESIGN section 6).
+    """The one namespace: `roots`, `/media/NAME` (and `NAME.iso`), `/boot` and rendered files (DESIGN section 6).
 
     `resolve` and `stat` are for one thread (the loop); `list` may also run in others. A reload is a new Catalog.
     A missing directory is left out and reported by `check`.
@@ -84,7 +85,12 @@ class Catalog:
         boot = self._loader_layers(loaders)
         self._trees = [*roots, *links, *(layer.tree for layer in boot)]
         media = [Layer(("media", medium.name), medium.tree) for medium in self._shelf if medium.tree]
-        self._layers = [*media, *(Layer((), tree) for tree in roots), *boot]
+        images = [
+            Layer(("media",), Whole(layer.tree), {f"{layer.mount[1]}.iso": "."})
+            for layer in media
+            if isinstance(layer.tree, Disc)
+        ]
+        self._layers = [*media, *images, *(Layer((), tree) for tree in roots), *boot]
 
     def close(self) -> None:
         """Close the trees. Sources that are in use stay open until their last holder drops them."""

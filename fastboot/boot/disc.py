@@ -107,12 +107,40 @@ class Disc:
                 break
         return complaints
 
+    def image(self) -> Source:
+        """Return the image itself. Raises OSError (ESTALE) where it is being written."""
+        if not self._source.unchanged():
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return self._source
+
     def _ready(self) -> Index:
         if self._index is None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        if not self._source.unchanged():
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        self.image()
         return self._index
+
+
+class Whole:
+    """A tree of one file, ".": the image of a disc as it is, for installers that fetch all of it (casper)."""
+
+    def __init__(self, disc: Disc) -> None:
+        self._disc, self.path = disc, disc.path
+
+    def open(self, inside: str) -> Source:
+        return self._disc.image()
+
+    def entry(self, inside: str, name: str) -> Entry:
+        image = self._disc.image()
+        return Entry(name, False, image.size, image.mtime)
+
+    def scan(self, inside: str) -> list[Entry]:
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+    def check(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        """Nothing of its own is open."""
 
 
 def _open(path: Path) -> Source:

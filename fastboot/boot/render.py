@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
+from fastboot.boot.shelf import Medium
 from fastboot.model import Client, ConfigError, FastbootError, Node, Profile
 
 Parts = tuple[str, ...]
@@ -79,11 +81,10 @@ class Renderer:
         unknown: Literal["menu", "local", "ignore"] = "menu",
         ports: Mapping[str, int] = MappingProxyType({}),
         node_of: Callable[[str], Node | None] = lambda mac: None,
-        elsewhere: Mapping[str, str] = MappingProxyType({}),
+        medium_of: Callable[[str], Medium | None] = lambda name: None,
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where they are not the well-known ones.
-        `node_of` tells whose a MAC is that no node names. `elsewhere` are the URLs of media, by name, that another
-        machine serves.
+        `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
@@ -92,7 +93,7 @@ class Renderer:
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
         self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
-        self._elsewhere = elsewhere
+        self._medium_of = medium_of
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
                 known = ", ".join(self._profiles) or "none"
@@ -122,23 +123,30 @@ class Renderer:
     def paths(self) -> Iterator[tuple[str, str]]:
         """Yield what every profile boots from here: a key for messages, and the path in the namespace."""
         for profile in self._profiles.values():
-            files = [("kernel", profile.kernel), *(("initrd", path) for path in profile.initrd)]
-            for key, path in files:
-                if "://" not in (place := self._place(profile, path)):
-                    yield f"profiles {profile.name}: {key}", place
+            with suppress(RenderError):
+                kernel, initrd = self._files(profile)
+                for key, path in (("kernel", kernel), *(("initrd", path) for path in initrd)):
+                    if "://" not in path:
+                        yield f"profiles {profile.name}: {key}", path
 
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""
         complaints = []
+        for profile in self._profiles.values():
+            try:
+                self._files(profile)
+            except RenderError as error:
+                complaints.append(f"profiles {str(error).removeprefix('profile ')}")
+        broken = {complaint.split(":")[0].removeprefix("profiles ") for complaint in complaints}
         server = IPv4Address("192.0.2.1")
         for node in self._nodes:
-            profile = self._profiles.get(node.profile or "")
-            if profile is None:
+            profile_of_node = self._profiles.get(node.profile or "")
+            if profile_of_node is None or profile_of_node.name in broken:
                 continue
             mac = next(iter(node.macs), "00:00:5e:00:53:00")  # one for documentation (RFC 7042 section 2.1.2)
             client = Client(node.address or server, server, "tftp", mac)
             try:
-                entry = self._entry(profile, node, mac, client)
+                entry = self._entry(profile_of_node, node, mac, client)
                 for language in NAMES:
                     self._fill(language, entry.name, [entry], "check", mac, client)
             except RenderError as error:
@@ -170,12 +178,31 @@ class Renderer:
             note = f"{whom}: local disk, because {error}"
             return self._fill(language, "local", [], note, mac, client)
 
+    def _files(self, profile: Profile) -> tuple[str, tuple[str, ...]]:
+        """Return kernel and initrds of a profile as `_place` does: those that it names, or else those of
+        its medium, and then the initrds that it names.
+
+        Raises RenderError where there is no kernel.
+        """
+        own = tuple(self._place(profile, path) for path in profile.initrd)
+        if profile.kernel is not None:
+            return self._place(profile, profile.kernel), own
+        medium = self._medium_of(profile.media or "")
+        system = medium.system if medium else None
+        if system is None or system.kernel is None:
+            reasons = [text for text in system.missing if text.startswith("kernel")] if system else []
+            why = "; ".join(reasons) or f"medium {profile.media} is not recognised, so name one"
+            raise RenderError(f"profile {profile.name}: kernel: not given: {why}")
+        initrd = (self._place(profile, system.initrd),) if system.initrd else ()
+        return self._place(profile, system.kernel), (*initrd, *own)
+
     def _place(self, profile: Profile, path: str) -> str:
         """Return a path of a profile (kernel, initrd) as an absolute one in the namespace, or as a URL."""
         if path.startswith("/") or "://" in path:
             return path
-        if url := self._elsewhere.get(profile.media or ""):
-            return f"{url}/{percent(path)}"
+        medium = self._medium_of(profile.media or "")
+        if medium and medium.url:
+            return f"{medium.url}/{percent(path)}"
         return f"/media/{profile.media}/{path}" if profile.media else f"/{path}"
 
     def _menu(self, node: Node | None, mac: str | None, client: Client) -> list[BootEntry]:
@@ -199,17 +226,22 @@ class Renderer:
         if mac is not None:
             context["mac"] = mac
         if profile.media is not None:
+            medium = self._medium_of(profile.media)
             host = f"{client.server}{self._ports.get(profile.transport, '')}"
             here = f"{profile.transport}://{host}/media/{percent(profile.media)}"
-            context["media"] = self._elsewhere.get(profile.media, here)
+            context["media"] = (medium and medium.url) or here
+            if medium and medium.system and (told := medium.system.told(context["media"])):
+                context["installer"] = told
+        kernel, initrd = self._files(profile)
         try:
             arguments = self._arguments[profile.name].render(context).strip()
         except Exception as error:  # a template may fail in any way its expressions can
             raise RenderError(f"profile {profile.name}: arguments: {error}") from error
+        if profile.kernel is None:
+            arguments = f"{context.get('installer', '')} {arguments}".strip()
         if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
             raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
-        initrd = tuple(self._place(profile, path) for path in profile.initrd)
-        return BootEntry(profile.name, self._place(profile, profile.kernel), initrd, arguments)
+        return BootEntry(profile.name, kernel, initrd, arguments)
 
     def _fill(
         self, language: str, default: str, entries: list[BootEntry], note: str, mac: str | None, client: Client

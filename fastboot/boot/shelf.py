@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastboot.boot.disc import Disc
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer, MediaError
+from fastboot.boot.media import System, recognise
 from fastboot.boot.tree import Directory, Tree
 from fastboot.config import Config, Media
 
@@ -25,15 +26,36 @@ class Tell(Protocol):
     def __call__(self, kind: str, **details: object) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Medium:
-    """A medium of the configuration. `tree` is None where it could not be opened, or another machine has it."""
+    """A medium of the configuration. `place` is the path or URL that is named there.
+
+    `tree` is None where it could not be opened, for the reason in `fault`, or where another machine serves it.
+    `system` is what was recognised when it was read.
+    """
 
     name: str
     place: str
-    """The path or URL that the configuration gives."""
-    tree: Tree | None
     url: str | None = None
+    tree: Tree | None = None
+    fault: str | None = None
+    system: System | None = None
+
+    def facts(self) -> dict[str, object]:
+        """Return the medium as commands print it."""
+        disc = self.tree if isinstance(self.tree, Disc) else None
+        index = disc.index if disc else None
+        served = index or (self.tree and not disc)
+        return {
+            "name": self.name,
+            "place": self.place,
+            "state": "elsewhere" if self.url else "ready" if served else "failed",
+            "fault": disc.fault if disc else self.fault,
+            "form": index.form if index else None,
+            "label": index.label if index else None,
+            "files": index.files if index else None,
+            "system": self.system.facts(self.name) if self.system else None,
+        }
 
 
 class Shelf:
@@ -41,26 +63,22 @@ class Shelf:
 
     def __init__(self, config: Config, indexer: Indexer) -> None:
         """The indexer stays the caller's: it outlives the shelves of one server."""
-        self._faults: list[str] = []
         self.linked: list[Directory] = []
         """The directories that absolute links may point into; Catalog adds to them."""
         self._indexer = indexer
-        self._media = {
-            item.name: Medium(item.name, str(item.iso or item.path or item.url), self._open(item), item.url)
-            for item in config.media
-        }
+        self._media = {item.name: self._open(item) for item in config.media}
         self.linked += [medium.tree for medium in self if isinstance(medium.tree, Directory)]
 
     def __iter__(self) -> Iterator[Medium]:
         return iter(self._media.values())
 
-    def get(self, name: str | None) -> Medium | None:
-        return self._media.get(name or "")
+    def get(self, name: str) -> Medium | None:
+        return self._media.get(name)
 
     def check(self) -> list[str]:
-        """Return why media are not served."""
-        unread = [f"media {name}: {disc.path}: {disc.fault}" for name, disc in self._discs() if disc.fault]
-        return [*self._faults, *unread]
+        """Return why media are not served, or not as they are now."""
+        faults = ((medium, medium.facts()["fault"]) for medium in self)
+        return [f"media {medium.name}: {medium.place}: {fault}" for medium, fault in faults if fault]
 
     def close(self) -> None:
         for medium in self:
@@ -68,41 +86,70 @@ class Shelf:
                 medium.tree.close()
 
     async def prepare(self, tell: Tell, progress: Progress = lambda name, step: None) -> None:
-        """Have every image read that has no index yet. Events: `media.ready`, `media.failed`."""
-        for name, disc in self._discs():
-            with _telling(name, disc, tell):
-                await disc.prepare(partial(progress, name))
+        """Have every image read that has no index yet, and everything recognised. Events: `media.ready` (an image
+        was read), `media.failed`."""
+        for medium in self:
+            if isinstance(disc := medium.tree, Disc):
+                await self._read(medium, disc, disc.prepare(partial(progress, medium.name)), tell)
+            if medium.tree and medium.system is None:
+                medium.system = await asyncio.to_thread(recognise, medium.tree)
 
     async def refresh(self, tell: Tell) -> None:
         """Take images that were replaced since. To be called every few seconds. Events as `prepare`."""
-        for name, disc in self._discs():
-            with _telling(name, disc, tell):
-                await disc.refresh(lambda step: None)
+        for medium in self:
+            if isinstance(disc := medium.tree, Disc):
+                await self._read(medium, disc, disc.refresh(lambda step: None), tell)
 
-    def _discs(self) -> list[tuple[str, Disc]]:
-        return [(medium.name, medium.tree) for medium in self if isinstance(medium.tree, Disc)]
+    async def _read(self, medium: Medium, disc: Disc, reading: Awaitable[bool], tell: Tell) -> None:
+        began = time.monotonic()
+        try:
+            is_new = await reading
+        except MediaError as error:
+            tell("media.failed", media=medium.name, text=str(error))
+            return
+        if is_new and disc.index:
+            medium.system = await asyncio.to_thread(recognise, disc)
+            facts = {"files": disc.index.files, "system": str(medium.system or "not recognised")}
+            tell("media.ready", media=medium.name, **facts, seconds=round(time.monotonic() - began, 3))
 
-    def _open(self, item: Media) -> Tree | None:
+    def _open(self, item: Media) -> Medium:
+        medium = Medium(item.name, str(item.iso or item.path or item.url), item.url)
         kind = "an ISO file" if item.iso else "a directory"
         try:
             if item.iso:
-                return Disc(item.name, item.iso, self._indexer)
-            return Directory(item.path, self.linked) if item.path else None
+                medium.tree = Disc(item.name, item.iso, self._indexer)
+            elif item.path:
+                medium.tree = Directory(item.path, self.linked)
         except (NotADirectoryError, IsADirectoryError):
-            fault = f"is not {kind}; name {kind}"
+            medium.fault = f"is not {kind}; name {kind}"
         except OSError as error:
-            fault = f"{error.strerror or error}; create it or name another"
-        self._faults.append(f"media {item.name}: {item.iso or item.path}: {fault}")
-        return None
+            medium.fault = f"{error.strerror or error}; create it or name another"
+        return medium
 
 
-@contextmanager
-def _telling(name: str, disc: Disc, tell: Tell) -> Iterator[None]:
-    """Tell what became of an image that was read in here; nothing where there was no need to."""
-    began, before = time.monotonic(), disc.index
-    try:
-        yield
-    except MediaError as error:
-        tell("media.failed", media=name, text=str(error))
-    if disc.index and disc.index is not before:
-        tell("media.ready", media=name, files=disc.index.files, seconds=round(time.monotonic() - began, 3))
+def describe(facts: Mapping[str, Any]) -> str:
+    """Return in a few words what is on a medium, by its facts."""
+    system = facts["system"]
+    if system is None:
+        return "not recognised" if facts["state"] == "ready" else "-"
+    return " ".join(filter(None, (system["name"], system["version"], system["architecture"])))
+
+
+def explain(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what there is to say of a medium, line by line. Its facts, and the names in it that are `refused`."""
+    system = facts["system"] or {}
+    yield f"{facts['name']}: {facts['fault'] or describe(facts)}"
+    if facts["state"] == "elsewhere":
+        yield f"  another machine serves it: {facts['place']}"
+    elif facts["state"] == "ready":
+        about = f" ({facts['form']}, {facts['files']} files)" if facts["form"] else ""
+        yield f"  {facts['place']}{about} is served as /media/{facts['name']}"
+    if system.get("kernel"):
+        yield f"  boots {system['kernel']} with {system['initrd'] or 'no initrd'}"
+    if system.get("second_stage"):
+        yield f"  then fetches {system['second_stage']}"
+    for scheme, arguments in system.get("arguments", {}).items():
+        note = " (where another server exports it)" if scheme == "nfs" else ""
+        yield f"  told for {scheme}{note}: {arguments}"
+    yield from (f"  missing: {text}" for text in system.get("missing", ()))
+    yield from (f"  refused: {text}" for text in facts["refused"])

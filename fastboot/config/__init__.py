@@ -57,6 +57,7 @@ __all__ = [
     "Subnet",
     "Table",
     "Tftp",
+    "explain",
     "load",
     "mac",
     "relay_id_text",
@@ -105,7 +106,7 @@ class Media(Table):
 
 class ProfileTable(Table):
     name: Name
-    kernel: ServedPath
+    kernel: ServedPath | None = None
     initrd: Annotated[
         tuple[ServedPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
     ] = ()
@@ -176,6 +177,11 @@ class Config(Table):
                 faults.append(f'profiles[{at}].transport: is "http", and there is no [http]; add that table')
             if profile.media is not None and profile.media not in media:
                 faults.append(f"profiles[{at}].media: there is no medium {unknown(profile.media, media)}")
+            elsewhere = {item.name for item in self.media if item.url}
+            if profile.kernel is None and (profile.media is None or profile.media in elsewhere):
+                faults.append(
+                    f"profiles[{at}].kernel: is missing; name one, or a medium of this machine that has one"
+                )
         if faults:
             raise ValueError("\n".join(faults))
         return self

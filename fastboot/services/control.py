@@ -1,7 +1,7 @@
 """The control socket: HTTP on STATE/control.sock, for whoever may open that file (mode 0600).
 
 GET  /status                   what runs, counters, transfers on their way
-GET  /leases                   /nodes likewise
+GET  /leases                   /nodes, /media likewise
 GET  /events[?replay=1]        newline-delimited JSON, one event a line, as they happen
 POST /reload                   read the configuration again
 POST /leases/ADDRESS/release   give an address back to its pool
@@ -37,6 +37,7 @@ class Controlled(Protocol):
     def status(self) -> Facts: ...
     def leases(self) -> Sequence[Facts]: ...
     def nodes(self) -> Sequence[Facts]: ...
+    def media(self) -> Sequence[Facts]: ...
     def events(self, *, replay: bool = False) -> Subscription: ...
     def release(self, address: IPv4Address) -> bool: ...
     async def reload(self) -> Sequence[str]: ...
@@ -74,6 +75,7 @@ class ControlService:
                 web.get("/status", self._get(self._server.status)),
                 web.get("/leases", self._get(self._server.leases)),
                 web.get("/nodes", self._get(self._server.nodes)),
+                web.get("/media", self._get(self._server.media)),
                 web.get("/events", self._events),
                 web.post("/reload", self._reload),
                 web.post("/leases/{address}/release", self._release),

@@ -1,0 +1,162 @@
+"""`serve --root` and `serve --iso`: a lab from a few words, on a wire of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from dhcpkit import DISCOVER, Wire, message, need, wires
+from dhcpsite import Station
+from isokit import XORRISO, put, run
+from test_cli import is_mapped
+from test_recognise import rhel
+
+from fastboot import quick
+from fastboot.model import ConfigError
+from fastboot.quick import quick_config
+
+FASTBOOT = (sys.executable, "-m", "fastboot")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    # Not tmp_path: that is closed to every other user, and servers here drop to one.
+    with tempfile.TemporaryDirectory(prefix="fbt-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    need("ip")
+    with wires(("10.77.0.1/24",)) as wire:
+        wire.clients[0].ip("address", "add", "10.77.0.9/24", "dev", "c0")
+        yield wire
+
+
+@contextmanager
+def serving(wire: Wire, *words: str) -> Iterator[list[str]]:
+    """Run a server on the wire; give what it said before its log began."""
+    command = wire.server.command(*FASTBOOT, "serve", *words)
+    if os.geteuid() == 0 and not is_mapped(pwd.getpwnam("nobody").pw_uid):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert "for nobody: Invalid argument" in done.stderr
+        pytest.xfail("a namespace without other users: it can not become nobody, and says so")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = []
+        for line in process.stderr:
+            if not line.startswith("{"):
+                said.append(line.removeprefix("fastboot: ").rstrip())
+            elif json.loads(line)["component"] == "server" and json.loads(line)["event"] == "ready":
+                break
+        try:
+            yield said
+        finally:
+            process.terminate()
+            process.stderr.read()
+            process.wait(20)
+    assert process.returncode == 0
+
+
+def fetch(wire: Wire, url: str) -> bytes:
+    command = wire.clients[0].command("curl", "-sSf", "--max-time", "20", url)
+    return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout
+
+
+def test_serve_root(wire: Wire, place: Path) -> None:
+    put(place / "root", {"file": b"from the root"})
+    with serving(wire, "--root", str(place / "root"), "--state", str(place / "state")) as said:
+        for scheme in ("tftp", "ftp", "http"):
+            assert fetch(wire, f"{scheme}://10.77.0.1/file") == b"from the root"
+    user = ", as user nobody" if os.geteuid() == 0 else ""
+    assert said == [
+        "TFTP, FTP and HTTP on 10.77.0.1 on s0",
+        f"/ is {place}/root",
+        "no DHCP: that takes --pool FIRST-LAST",
+        f"state in {place}/state{user}",
+    ]
+
+
+async def test_serve_iso(wire: Wire, place: Path) -> None:
+    """Every machine gets an address and a menu whose default is its disk; a person may choose the installer."""
+    run(*XORRISO, "-R", "-o", place / "Rocky 9.iso", put(place / "tree", rhel("Rocky Linux", "9.4")))
+    words = ("--iso", str(place / "Rocky 9.iso"), "--interface", "s0", "--pool", "10.77.0.100-10.77.0.150")
+    with (
+        serving(wire, *words, "--state", str(place / "state")) as said,
+        closing(Station(wire.clients[0])) as station,
+    ):
+        station.send(message(DISCOVER, station.mac.hex(":"), options=((60, b"PXEClient:Arch:00000:UNDI:002001"),)))
+        offer = await station.hear()
+        assert IPv4Address(offer.message.yiaddr) in IPv4Network("10.77.0.96/27")
+        menu = (await asyncio.to_thread(fetch, wire, "tftp://10.77.0.1/pxelinux.cfg/default")).decode()
+        kernel = await asyncio.to_thread(fetch, wire, "http://10.77.0.1/media/Rocky-9/images/pxeboot/vmlinuz")
+        whole = await asyncio.to_thread(fetch, wire, "http://10.77.0.1/media/Rocky-9.iso")
+    assert "DEFAULT local\nPROMPT 1\nTIMEOUT 100\n" in menu
+    assert "LABEL Rocky-9\n  LINUX ::/media/Rocky-9/images/pxeboot/vmlinuz\n" in menu
+    assert "  APPEND inst.repo=ftp://10.77.0.1/media/Rocky-9 ip=dhcp\n" in menu
+    assert kernel == b"k"
+    assert whole == (place / "Rocky 9.iso").read_bytes()
+    assert said[1:3] == [
+        f"/media/Rocky-9 is what is in {place}/Rocky 9.iso",
+        "DHCP gives 10.77.0.100-10.77.0.150; machines get a menu that boots the local disk after 10 s,"
+        " or Rocky-9 where somebody chooses it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (("--iso", "x.iso"), "--iso: needs --interface NAME, the network of the machines"),
+        (("--iso", "x.iso", "-c", "y"), "--config: is not for --root and --iso"),
+        (("--root", ".", "--interface", "nosuch0"), "interface: there is no 'nosuch0' here"),
+        (
+            ("--root", ".", "--interface", "lo", "--pool", "10.77.0.1-10.77.0.9"),
+            "is in no network of these interfaces",
+        ),
+        (
+            ("--root", ".", "--interface", "lo", "--pool", "nonsense"),
+            "--pool: 'nonsense' is no range; write 10.77.",
+        ),
+        (("--root", ".", "--interface", "lo", "--pool", "127.0.0.9-127.0.0.1"), "runs backwards"),
+        (("--pool", "10.77.0.1-10.77.0.9"), "--interface, --pool and --state: are for --root and --iso"),
+    ],
+)
+def test_what_is_wrong_is_one_clear_line(words: tuple[str, ...], fault: str) -> None:
+    done = subprocess.run([*FASTBOOT, "serve", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert fault in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file, name in (
+        ("Rocky 9 (1).iso", "Rocky-9-1"),
+        ("...iso", "iso"),
+        ("\u4f60.iso", "iso"),
+        ("x" * 99, "x" * 63),
+    ):
+        config, _ = quick_config(iso=tmp_path / file, interfaces=["lo"])
+        assert config.media[0].name == name
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    config, chosen = quick_config(roots=[tmp_path], interfaces=["lo"])
+    assert config.state == tmp_path / "fastboot"
+    assert config.user is None
+    assert chosen[-1] == f"state in {tmp_path}/fastboot"
+
+
+def test_no_interface_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick.psutil, "net_if_stats", dict)
+    with pytest.raises(ConfigError, match="no interface is up and has an IPv4 address"):
+        quick_config(roots=[Path()])
