@@ -319,6 +319,23 @@ class Decisions(Requests):
         """Let no plan hold that was decided before."""
 
 @disjoint_base
+class Proxy(Decisions):
+    """Names boot files where another server gives the addresses (PXE 2.1 section 2.2.3); see _native/proxy.pxi.
+
+    `configure` takes every link twice: all of port 67, then all of port 4011, each in a subnet or more; the pools
+    and leases of subnets are not looked at, nor is `authoritative`.
+    """
+
+    def mac_of(self, address: int) -> bytes | None:
+        """Return the MAC of who was last seen to ask for an address, or to say that it has it."""
+
+    def heeded(self, mac: bytes) -> None:
+        """Tell that a machine has asked for a file, so that it does not ignore our offers."""
+
+    def node_of_mac(self, mac: bytes) -> int:
+        """Return the node that has a MAC, or whose switch port it was heard from; a negative number for none."""
+
+@disjoint_base
 class Leases:
     """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
 

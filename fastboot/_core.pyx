@@ -23,10 +23,11 @@ from fastboot._native.datagram cimport (
 )
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
-    DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE, OPTION_CLIENT_ID,
-    OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED, OPTION_SERVER,
-    OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_destination, dhcp_destination_t, dhcp_emit, dhcp_frame,
-    dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t, dhcp_reply_t, dhcp_size, dhcp_subnet, dhcp_value,
+    DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_ADDRESS, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE,
+    OPTION_CLIENT_ID, OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED,
+    OPTION_SERVER, OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_boot_class, dhcp_destination,
+    dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t,
+    dhcp_reply_t, dhcp_size, dhcp_subnet, dhcp_value, dhcp_wants_credentials,
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
@@ -44,6 +45,10 @@ from fastboot._native.ports cimport port_t, ports_give, ports_held, ports_t, por
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.relay cimport relay_t
+from fastboot._native.sighting cimport (
+    SIGHTINGS_PLACES, SIGHTINGS_ROOM, sighting_add, sighting_address, sighting_at, sighting_heeds, sighting_of,
+    sighting_server, sighting_t, sightings_t,
+)
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
@@ -100,9 +105,10 @@ include "_native/network.pxi"   # 6  Network: links, subnets, known machines
 include "_native/replies.pxi"   # 7  Replies: what waits for the disk and the sockets, a Network
 include "_native/requests.pxi"  # 8  Requests: the packet at hand, on Replies
 include "_native/decisions.pxi"  # 9  Decisions: the plan table and what waits for a decision, on Requests
-include "_native/leases.pxi"    # 10 Leases: whose every address is
-include "_native/prober.pxi"    # 11 Prober: which free addresses somebody uses, looks at Leases
-include "_native/responder.pxi"  # 12 Responder: the server that gives leases, on Decisions, has Leases and a Prober
+include "_native/proxy.pxi"     # 10 Proxy: names boot files beside another server, on Decisions
+include "_native/leases.pxi"    # 11 Leases: whose every address is
+include "_native/prober.pxi"    # 12 Prober: which free addresses somebody uses, looks at Leases
+include "_native/responder.pxi"  # 13 Responder: the server that gives leases, on Decisions, has Leases and a Prober
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -16,6 +16,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
+from fastboot.boot.loaders import HEEDING
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
@@ -31,9 +32,9 @@ PER_SESSION = 3
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that `check` found: an error would fail, a warning is allowed but rarely meant."""
+    """Something that `check` found: an error would fail, a warning is allowed but rarely meant, a note informs."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     text: str
 
 
@@ -45,7 +46,10 @@ def before_drop(config: Config) -> Iterator[Finding]:
         yield Finding("error", str(error))
         links = ()
     if config.dhcp and links:
-        yield from _subnet_findings(config.dhcp.subnets, links)
+        if config.dhcp.mode == "proxy":
+            yield from _proxy_findings(links)
+        else:
+            yield from _subnet_findings(config.dhcp.subnets, links)
         yield from _own_address_findings(config, links)
     if links and not is_running(config):
         try:
@@ -57,7 +61,7 @@ def before_drop(config: Config) -> Iterator[Finding]:
             "warning", 'user: is not set, so the server runs as root; write user = "fastboot", for example'
         )
     if config.dhcp and not config.tftp and not any("://" in url for url in config.boot.loaders.values()):
-        yield Finding("warning", "tftp: is missing, so machines get an address but no loader; add [tftp]")
+        yield Finding("warning", "tftp: is missing, so machines find no loader; add [tftp]")
     if config.ftp:
         needed = config.ftp.max_sessions * PER_SESSION + DESCRIPTORS
         if (hard := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < needed:
@@ -75,6 +79,14 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
         yield Finding("warning", f"nodes_file: {config.nodes_file}: not readable for the server's user")
     if config.state.exists() and not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
         yield Finding("error", f"state: {config.state} is not writable for the server's user")
+    if config.dhcp and config.dhcp.mode == "proxy":
+        for class_, loader in world.loaders.by_class.items():
+            if loader == f"boot/{HEEDING.get(class_)}" and class_ not in config.boot.loaders:
+                yield Finding(
+                    "note",
+                    f"boot.loaders.{class_}: {loader}, which heeds a proxy; it is not signed, so for Secure Boot"
+                    " name another, and make this one the other server's next-server (fastboot boot-options)",
+                )
     for text in world.catalog.check():
         yield Finding("warning" if _may_be_meant(text, world) else "error", text)
     yield from _loader_findings(world)
@@ -124,6 +136,16 @@ def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterat
             if any(subnet.relayed for subnet in subnets):
                 text += " but through a relay"
             yield Finding("warning", text)
+
+
+def _proxy_findings(links: Sequence[Link]) -> Iterator[Finding]:
+    where = ", ".join(f"{link.name} ({link.addresses[0]})" for link in links)
+    yield Finding(
+        "note",
+        f"dhcp.mode: proxy: another host must give the addresses on {where}. PXE and HTTP clients are told here,"
+        " on ports 67 and 4011, what to boot; nobody else gets an answer. For firmware that ignores a proxy that"
+        " other server must name the boot files: fastboot boot-options prints its settings",
+    )
 
 
 def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ import pwd
 import resource
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -31,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastboot import __version__
+from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Progress, Shelf, describe, explain
@@ -41,6 +43,7 @@ from fastboot.nodeset import NodeSetError, select
 from fastboot.quick import quick_config
 from fastboot.server import Server, World, lease_facts, node_facts
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
+from fastboot.services.links import find_links
 from fastboot.state.lock import StateLock
 from fastboot.state.store import read_leases
 from fastboot.watch.log import EventLog, install, plain
@@ -66,6 +69,15 @@ class Firmware(StrEnum):
     BIOS = "bios"
     UEFI = "uefi"
     UEFI_HTTP = "uefi-http"
+
+
+class OtherProgram(StrEnum):
+    """Whose settings `boot-options` writes."""
+
+    DNSMASQ = "dnsmasq"
+    DHCPD = "dhcpd"
+    KEA = "kea"
+    WINDOWS = "windows"
 
 
 CONFIG: Any = typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")
@@ -149,16 +161,16 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
         findings += after_drop(settings, world, path)
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
-    errors = sum(finding.level == "error" for finding in findings)
+    counts = Counter(finding.level for finding in findings)
     if as_json:
         print_json([{"level": finding.level, "text": finding.text} for finding in findings])
     else:
         for finding in findings:
             print(f"{finding.level}: {finding.text}")
-        print(
-            f"{path}: {errors} errors, {len(findings) - errors} warnings" if findings else f"{path}: all is well"
-        )
-    sys.exit(FAILED if errors else 0)
+        well = not (counts["error"] or counts["warning"])
+        sums = f"{counts['error']} errors, {counts['warning']} warnings"
+        print(f"{path}: {'all is well' if well else sums}")
+    sys.exit(FAILED if counts["error"] else 0)
 
 
 @app.command()
@@ -267,16 +279,38 @@ def reload(config: ConfigFile = DEFAULT) -> None:
 
 
 @app.command()
+def boot_options(
+    program: Annotated[OtherProgram, typer.Argument(help="What the other server is.")],
+    config: ConfigFile = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Print the settings by which another DHCP server tells machines to boot from here."""
+    settings = load(config)
+    world = World(settings)
+    files = boot_files(settings, world.loaders)
+    named = settings.dhcp.next_server if settings.dhcp else None
+    servers = {link.name: named or link.addresses[0].ip for link in find_links(settings.interface)}
+    script = world.loaders.by_class["ipxe"]
+    facts = {name: advice(server, files, script)[program.value] for name, server in servers.items()}
+    if as_json:
+        print_json(facts)
+        return
+    for name, text in facts.items():
+        print(f"# machines on {name}: boot files of fastboot on {servers[name]}\n{text}")
+
+
+@app.command()
 def demo(
     firmware: Annotated[Firmware, typer.Option(help="What the virtual machine boots with.")] = Firmware.BIOS,
     nic: Annotated[str, typer.Option(help="The QEMU model of its network card.")] = "virtio-net-pci",
+    proxy: Annotated[bool, typer.Option("--proxy", help="Let another DHCP server give the addresses.")] = False,
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the logs of a success as well.")] = False,
 ) -> None:
     """Boot a bare virtual machine from a real server on a private network, and show what happens."""
     from fastboot.lab.demo import run as rehearse
 
-    sys.exit(rehearse(firmware.value, nic=nic, as_json=as_json, keep=keep))
+    sys.exit(rehearse(firmware.value, nic=nic, proxy=proxy, as_json=as_json, keep=keep))
 
 
 @app.command()

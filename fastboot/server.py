@@ -22,12 +22,13 @@ from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.firmware import SERVER
 from fastboot.boot.indexer import Indexer
-from fastboot.boot.loaders import find_loaders
+from fastboot.boot.loaders import beside_another_server, find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.boot.shelf import Medium, Progress, Shelf
 from fastboot.boot.tree import Entry
 from fastboot.config import Config, NodeIndex, Table, relay_id_text
+from fastboot.config import Dhcp as DhcpSettings
 from fastboot.model import (
     BootRequest,
     Client,
@@ -40,8 +41,9 @@ from fastboot.model import (
     Transfer,
     Verdict,
 )
-from fastboot.services import dhcp, ftp, http, tftp
+from fastboot.services import dhcp, ftp, http, proxy, tftp
 from fastboot.services.control import ControlService, NeedsRestart
+from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.links import Link, find_links
 from fastboot.state.lock import StateLock
 from fastboot.state.store import Store
@@ -94,6 +96,7 @@ class Sockets:
     ftp: tuple[socket.socket, ...] = ()
     http: tuple[socket.socket, ...] = ()
     dhcp: dhcp.Sockets | None = None
+    proxy: proxy.Sockets | None = None
 
     def close(self) -> None:
         """Close them. For sockets that no server took over; a second time does nothing."""
@@ -101,8 +104,9 @@ class Sockets:
             engine.close()
         for each in (*self.ftp, *self.http):
             each.close()
-        if self.dhcp:
-            self.dhcp.close()
+        for service in (self.dhcp, self.proxy):
+            if service:
+                service.close()
 
 
 def open_sockets(config: Config) -> Sockets:
@@ -119,7 +123,9 @@ def open_sockets(config: Config) -> Sockets:
             sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
         if config.http:
             sockets = replace(sockets, http=tuple(http.open_sockets(config.http, links)))
-        if config.dhcp:
+        if config.dhcp and config.dhcp.mode == "proxy":
+            sockets = replace(sockets, proxy=proxy.open_sockets(links))
+        elif config.dhcp:
             sockets = replace(sockets, dhcp=dhcp.open_sockets(links))
     except FastbootError:
         sockets.close()
@@ -136,6 +142,18 @@ class Service(Protocol):
     def transfers(self) -> Sequence[Transfer]: ...
 
 
+class Dhcp(Service, Protocol):
+    """What the server asks of the two ways to do DHCP: giving addresses, and beside another server that does."""
+
+    def reload(self, settings: DhcpSettings, nodes: Sequence[Node]) -> None: ...
+    def forget(self) -> None: ...
+    def leases(self) -> list[Lease]: ...
+    def release(self, address: IPv4Address) -> bool: ...
+    def mac_of(self, address: IPv4Address) -> str | None: ...
+    def node_of(self, mac: str) -> Node | None: ...
+    def other_servers(self) -> list[OtherServer]: ...
+
+
 class World:
     """What a configuration says about machines and files: everything that a reload replaces."""
 
@@ -150,6 +168,8 @@ class World:
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
         self.loaders = find_loaders(config.boot.loaders, http=http_url(config))
+        if config.dhcp and config.dhcp.mode == "proxy":
+            self.loaders = beside_another_server(self.loaders, config.boot.loaders)
         profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
@@ -199,7 +219,7 @@ class Server:
         self._tftp: tftp.TftpService | None = None
         self._ftp: ftp.FtpService | None = None
         self._http: http.HttpService | None = None
-        self._dhcp: dhcp.DhcpService | None = None
+        self._dhcp: Dhcp | None = None
         self._store: Store | None = None
         self._control: ControlService | None = None
         self._lock: StateLock | None = None
@@ -395,10 +415,17 @@ class Server:
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:
-            self._store = Store(config.state)
-            self._dhcp = self._services["dhcp"] = dhcp.DhcpService(
-                config.dhcp, sockets.links, self._world.nodes, self._store, self.decide, self._emit, sockets.dhcp
-            )
+            self._dhcp = self._services["dhcp"] = self._build_dhcp(config.dhcp)
+
+    def _build_dhcp(self, settings: DhcpSettings) -> Dhcp:
+        sockets, nodes = self._sockets, self._world.nodes
+        if settings.mode == "proxy":
+            return proxy.ProxyService(
+                settings, sockets.links, nodes, self.decide, self._emit, sockets.proxy,
+                fetched_here=bool(self._config.tftp or self._config.http),
+            )  # fmt: skip
+        self._store = Store(self._config.state)
+        return dhcp.DhcpService(settings, sockets.links, nodes, self._store, self.decide, self._emit, sockets.dhcp)
 
     async def _watch_media(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 # DHCP on the wire: what a packet says (RFC 2131, 2132, 3396), what a reply holds and where it goes.
 # IPv4 addresses are host-order integers.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from fastboot._native.relay cimport relay_read, relay_t
 from fastboot._native.wire cimport (
@@ -33,6 +33,7 @@ cdef enum:
     OPTION_PAD = 0
     OPTION_MASK = 1
     OPTION_HOST_NAME = 12
+    OPTION_VENDOR = 43
     OPTION_REQUESTED = 50
     OPTION_LEASE = 51
     OPTION_OVERLOAD = 52
@@ -53,6 +54,11 @@ cdef enum:
     OPTION_SUBNET = 118
     OPTION_IPXE = 175
     OPTION_END = 255
+
+cdef enum:                      # in option 43 of PXE clients and servers (PXE 2.1 table 2-1)
+    PXE_DISCOVERY_CONTROL = 6
+    PXE_BOOT_ITEM = 71
+    PXE_DOWNLOAD = 8            # of discovery control: fetch the boot file named here, look for no boot server
 
 cdef enum:                      # why a packet is no DHCP message; returned negative
     DHCP_SHORT = 1
@@ -249,6 +255,33 @@ cdef inline uint32_t dhcp_subnet(const dhcp_msg_t *m) noexcept nogil:
     return m.giaddr
 
 
+# ---- PXE
+
+cdef inline bint dhcp_boot_class(const dhcp_msg_t *m) noexcept nogil:
+    # Whether a PXE or UEFI HTTP boot client asks.
+    cdef const uint8_t *text = dhcp_value(m, OPTION_VENDOR_CLASS)
+    cdef size_t n = dhcp_size(m, OPTION_VENDOR_CLASS)
+    return ((n >= 9 and memcmp(text, b"PXEClient", 9) == 0)
+            or (n >= 10 and memcmp(text, b"HTTPClient", 10) == 0))
+
+cdef inline const uint8_t *dhcp_boot_item(const dhcp_msg_t *m) noexcept nogil:
+    # The four octets of the boot item, type and layer, that a PXE client asks for, or NULL.
+    cdef cursor_t area = wire_cursor(dhcp_value(m, OPTION_VENDOR), dhcp_size(m, OPTION_VENDOR))
+    cdef uint8_t code
+    cdef size_t n
+    cdef const uint8_t *value
+    if dhcp_boot_class(m):
+        while dhcp_next(&area, &code, &n, &value) > 0:
+            if code == PXE_BOOT_ITEM and n == 4:
+                return value
+    return NULL
+
+cdef inline bint dhcp_wants_credentials(const dhcp_msg_t *m) noexcept nogil:
+    # The top bit of the layer asks for the signature of boot integrity services, which we have none of.
+    cdef const uint8_t *item = dhcp_boot_item(m)
+    return item != NULL and item[2] & 0x80
+
+
 # ---- replying
 
 cdef inline size_t dhcp_limit(const dhcp_msg_t *m, uint32_t mtu) noexcept nogil:
@@ -292,12 +325,27 @@ cdef inline size_t dhcp_run(const uint8_t *blob, size_t n) noexcept nogil:
         i += 1
     return min(i, n)
 
-cdef inline void dhcp_put_blob(pen_t *p, const uint8_t *blob, size_t n) noexcept nogil:
-    # Options that do not fit are left out, later ones that fit are sent.
+cdef inline void dhcp_put_boot_item(pen_t *p, const uint8_t *item) noexcept nogil:
+    cdef uint8_t octets[10]
+    cdef pen_t inner = wire_pen(octets, sizeof(octets))
+    wire_put_u8(&inner, PXE_DISCOVERY_CONTROL)
+    wire_put_u8(&inner, 1)
+    wire_put_u8(&inner, PXE_DOWNLOAD)
+    wire_put_u8(&inner, PXE_BOOT_ITEM)
+    wire_put_u8(&inner, 4)
+    wire_put(&inner, item, 4)
+    wire_put_u8(&inner, OPTION_END)
+    dhcp_put_option(p, OPTION_VENDOR, octets, sizeof(octets))
+
+cdef inline void dhcp_put_blob(pen_t *p, const uint8_t *blob, size_t n, const uint8_t *item=NULL) noexcept nogil:
+    # Options that do not fit are left out, later ones that fit are sent. `item` is the boot item that was asked for,
+    # which option 43 then names.
     cdef size_t run
     while n:
         run = dhcp_run(blob, n)
-        if <size_t>(p.end - p.at) >= run:
+        if item != NULL and blob[0] == OPTION_VENDOR:
+            dhcp_put_boot_item(p, item)
+        elif <size_t>(p.end - p.at) >= run:
             wire_put(p, blob, run)
         blob += run
         n -= run
@@ -326,10 +374,9 @@ cdef inline void dhcp_put_asked(pen_t *p, const dhcp_msg_t *m, const dhcp_plan_t
 
 cdef inline void dhcp_put_header(pen_t *p, const dhcp_msg_t *m, const dhcp_reply_t *reply,
                                  const dhcp_plan_t *plan) noexcept nogil:
-    cdef bint nak = reply.type == DHCP_NAK
     cdef uint8_t *out = p.at
     cdef uint16_t flags = m.flags
-    if m.giaddr and (nak or (m.type == DHCP_INFORM and not m.ciaddr)):
+    if m.giaddr and (reply.type == DHCP_NAK or not (reply.yiaddr or m.ciaddr)):
         # Behind the relay it must be broadcast: the client has no address that is right (RFC 2131 4.3.2).
         flags |= DHCP_BROADCAST
     memset(out, 0, DHCP_HEADER)
@@ -383,7 +430,7 @@ cdef inline size_t dhcp_emit(uint8_t *out, const dhcp_msg_t *m, const dhcp_reply
             n += 1
         dhcp_put_option(&p, OPTION_MESSAGE, text, n)
     if plan != NULL:
-        dhcp_put_blob(&p, plan.always + plan.must_size, plan.always_size - plan.must_size)
+        dhcp_put_blob(&p, plan.always + plan.must_size, plan.always_size - plan.must_size, dhcp_boot_item(m))
         # Other types than 0, a GUID, are nobody's (RFC 4578 2.3).
         if dhcp_size(m, OPTION_MACHINE_ID) == 17 and dhcp_value(m, OPTION_MACHINE_ID)[0] == 0:
             dhcp_put_option(&p, OPTION_MACHINE_ID, dhcp_value(m, OPTION_MACHINE_ID), 17)

@@ -96,11 +96,14 @@ cdef class Network:
 
     cdef int32_t node_by(self, uint8_t kind, const uint8_t *one, uint8_t one_size, const uint8_t *other,
                          uint8_t other_size) noexcept nogil:
-        cdef digest_t key
-        cdef int32_t i
-        if self.key_buckets == NULL or one_size == 0:
+        if one_size == 0:
             return NOWHERE
-        key = node_digest(&self.key, kind, one, one_size, other, other_size)
+        return self.node_with(node_digest(&self.key, kind, one, one_size, other, other_size))
+
+    cdef int32_t node_with(self, digest_t key) noexcept nogil:
+        cdef int32_t i
+        if self.key_buckets == NULL:
+            return NOWHERE
         i = self.key_buckets[key.b & self.key_mask]
         while i != NOWHERE and not digest_same(self.keys[i].key, key):
             i = self.keys[i].next

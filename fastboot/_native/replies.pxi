@@ -35,6 +35,9 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_UNKNOWN_CLIENT
     COUNT_OTHER_NETWORK
     COUNT_NO_ADDRESS_ASKED
+    COUNT_NO_BOOT_CLIENT
+    COUNT_NO_ADDRESSES
+    COUNT_CREDENTIALS
     COUNT_EXHAUSTED
     COUNT_DOUBTFUL
     COUNT_CONFLICT
@@ -61,10 +64,11 @@ RESPONDER_COUNTERS = (
     "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
     "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
     "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
-    "unknown_client", "other_network", "no_address_asked", "exhausted", "doubtful", "conflict", "address_taken",
-    "address_off_link", "decline_by_stranger", "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit",
-    "lease_limit", "in_flight", "already_waiting", "waiting_full", "commit_failed", "renewed_without_commit",
-    "send_failed", "events_lost", "no_memory",
+    "unknown_client", "other_network", "no_address_asked", "no_boot_client", "no_addresses_here", "credentials",
+    "exhausted", "doubtful", "conflict", "address_taken", "address_off_link", "decline_by_stranger",
+    "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit", "lease_limit", "in_flight",
+    "already_waiting", "waiting_full", "commit_failed", "renewed_without_commit", "send_failed", "events_lost",
+    "no_memory",
 )
 
 cdef enum:
@@ -81,10 +85,13 @@ cdef enum:
     FACT_CONFLICT
     FACT_PROXY_ARP
     FACT_LIMIT
+    FACT_REQUEST
+    FACT_SERVER_SEEN
+    FACT_UNHEEDED
 
 RESPONDER_EVENT_KINDS = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
-    "bootp", "conflict", "proxy_arp", "limit",
+    "bootp", "conflict", "proxy_arp", "limit", "request", "server_seen", "offers_ignored",
 )
 
 cdef struct fact_t:

@@ -134,6 +134,9 @@ COMPANIONS: Final[tuple[Loader, ...]] = (
 )
 """Served under /boot where they are installed, for `boot.loaders` to name."""
 
+HEEDING: Final[Mapping[str, str]] = {"uefi-x64": "snponly.efi"}
+"""Loaders, by class, that heed a proxy where the one in LOADERS does not: iPXE on the firmware's own driver."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaders:
@@ -186,6 +189,28 @@ def find_loaders(
             files[loader.name] = path
     by_class.update(overrides or {})
     return Loaders(by_class, files, tuple(complaints))
+
+
+def beside_another_server(loaders: Loaders, overrides: Mapping[str, str]) -> Loaders:
+    """Return what machines are given whose addresses come from another server: iPXE in place of GRUB on UEFI.
+
+    GRUB asks the server that gave the address for its files, before 2.12 (efinet, DHCP proxy support) whatever a
+    proxy says; iPXE heeds the proxy. iPXE is not signed: Secure Boot needs GRUB, and a next-server that is ours.
+    """
+    by_class = dict(loaders.by_class)
+    complaints = list(loaders.complaints)
+    for class_, name in HEEDING.items():
+        if class_ in overrides or class_ not in by_class:
+            continue
+        if name in loaders.files:
+            by_class[class_] = f"boot/{name}"
+        else:
+            complaints.append(
+                f"boot.loaders.{class_}: {by_class[class_]} asks who gave the address for its files, unless it is"
+                " GRUB 2.12 or later; install iPXE (on Debian: apt-get install ipxe), or have that server name"
+                " ours as next-server: fastboot boot-options prints how"
+            )
+    return Loaders(by_class, loaders.files, tuple(complaints))
 
 
 def _first(system: Path, paths: tuple[str, ...]) -> Path | None:

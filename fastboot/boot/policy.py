@@ -149,7 +149,8 @@ class Policy:
             code = class_.removeprefix("arch-")
             return None, f"architecture {code} is unknown: give it a name in boot.architectures, then a loader"
         what = f'a URL, such as "http://{SERVER}/..."' if class_.startswith("http-") else "its boot program"
-        return None, f"machines of class {class_} get an address only; name {what} in boot.loaders.{class_}"
+        gets = "no offer" if self._proxy else "an address only"
+        return None, f"machines of class {class_} get {gets}; name {what} in boot.loaders.{class_}"
 
     def _needed(self, request: BootRequest, class_: str | None, loader: str | None) -> Iterator[Option]:
         """Yield the options without which this class does not boot."""

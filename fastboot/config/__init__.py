@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Limits, Subnet, subnet_faults
+from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Limits, Subnet, mode_faults, subnet_faults
 from fastboot.config.faults import explain, repeated, unknown
 from fastboot.config.fields import (
     FOREVER,
@@ -169,8 +169,7 @@ class Config(Table):
             *subnet_faults(self.dhcp.subnets if self.dhcp else ()),
             *_port_faults(self.tftp, self.ftp, self.http),
         ]
-        if self.dhcp and not self.dhcp.subnets:
-            faults.append('dhcp.subnets: is missing; add [[dhcp.subnets]] with network = "10.77.0.0/24"')
+        faults += mode_faults(self.dhcp) if self.dhcp else ()
         media = [item.name for item in self.media]
         for at, profile in enumerate(self.profiles):
             if profile.transport == "http" and self.http is None:
@@ -196,7 +195,8 @@ class Config(Table):
         if self.nodes_file:
             named += read_nodes(self.nodes_file)
         profiles = [profile.name for profile in self.profiles]
-        if faults := node_faults(named, profiles, self.dhcp.subnets if self.dhcp else None):
+        subnets = self.dhcp.subnets if self.dhcp and self.dhcp.mode == "server" else None
+        if faults := node_faults(named, profiles, subnets):
             raise ConfigError("\n".join(faults))
         return tuple(node for _, node in named)
 

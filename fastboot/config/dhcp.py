@@ -88,7 +88,8 @@ class Limits(Table):
 
 
 class Dhcp(Answer):
-    mode: Literal["server"] = "server"
+    mode: Literal["server", "proxy"] = "server"
+    """"proxy": another server gives the addresses, we name the boot files."""
     lease: Lease = 3600
     known_servers: tuple[IPv4Address, ...] = ()
     probe: Annotated[Seconds, Field(ge=0, le=60)] = 4
@@ -118,6 +119,17 @@ class Dhcp(Answer):
             )
             for subnet in self.subnets
         )
+
+
+def mode_faults(dhcp: Dhcp) -> Iterator[str]:
+    if dhcp.mode == "server" and not dhcp.subnets:
+        yield (
+            'dhcp.subnets: is missing; add [[dhcp.subnets]] with network = "10.77.0.0/24", or write mode = "proxy"'
+            " where another server gives the addresses"
+        )
+    for at, subnet in enumerate(dhcp.subnets if dhcp.mode == "proxy" else ()):
+        if subnet.pools:
+            yield f"dhcp.subnets[{at}].pools: has no effect in mode proxy, which gives no addresses; remove it"
 
 
 def subnet_faults(subnets: Sequence[Subnet]) -> Iterator[str]:

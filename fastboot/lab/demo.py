@@ -42,6 +42,7 @@ def run(
     firmware: Firmware = "bios",
     *,
     nic: str = "virtio-net-pci",
+    proxy: bool = False,
     loaders: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
     as_json: bool = False,
@@ -50,15 +51,15 @@ def run(
     """Boot one machine and tell how it went; returns the exit code.
 
     Moves this process into a namespace of its own: call it once, in a process with one thread. `nic` is one of
-    `initrd.NICS`; `loaders` and `files` are those of a Scenario. `keep` leaves the logs of a success
+    `initrd.NICS`; `proxy`, `loaders` and `files` are those of a Scenario. `keep` leaves the logs of a success
     behind too.
     """
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
-    result = Result(Scenario(Hardware(firmware, nic=nic), loaders or {}, files or {}), directory)
+    result = Result(Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}), directory)
     code = _CAN_NOT
     try:
-        require(result.scenario.hardware)
+        require(result.scenario)
         namespace.enter()
         code = _FAILED
         asyncio.run(_show(result, console))

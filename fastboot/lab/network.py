@@ -74,6 +74,14 @@ class Network:
             port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         return Cable(port)
 
+    def extend(self, card: str, process: int) -> None:
+        """Add a port whose other end is the network card of a host: the namespace that a process lives in."""
+        inside = f"{self.name}p{self._ports}"
+        self._ports += 1
+        ip("link", "add", inside, "type", "veth", "peer", "name", card)
+        ip("link", "set", inside, "master", self.name, "up")
+        ip("link", "set", card, "netns", str(process))
+
 
 class Cable:
     """Carries frames between a port of the bridge and a machine that holds `machine`'s other end.

@@ -17,11 +17,13 @@ from fastboot.lab import initrd, media
 from fastboot.lab.machine import OVMF, Firmware, Hardware, Machine
 from fastboot.lab.namespace import LabError
 from fastboot.lab.network import Network, Router
+from fastboot.lab.other import OtherServer
 from fastboot.lab.screen import Moving, Screen, moving_of
 from fastboot.lab.server import ServerProcess
 from fastboot.lab.story import STEPS, Story
 
 ADDRESS: Final = IPv4Interface("10.77.0.1/24")
+OTHER: Final = IPv4Interface("10.77.0.2/24")
 KERNEL: Final = "lab/linux"
 INITRD: Final = "lab/initrd.gz"
 _DEBIAN = Path("/usr/lib/debian-installer/images")
@@ -33,9 +35,10 @@ _SETTLE = 5.0
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration, `files` texts that its root
-    holds besides kernel and initrd."""
+    holds besides kernel and initrd. `proxy`: another server on another host gives the addresses."""
 
     hardware: Hardware
+    proxy: bool = False
     loaders: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,8 +96,9 @@ class Result:
         return facts
 
 
-def missing(firmware: Firmware) -> list[str]:
-    """Return the Debian packages that a machine with this firmware needs and that are not here."""
+def missing(firmware: Firmware, proxy: bool = False) -> list[str]:
+    """Return the Debian packages that a machine with this firmware needs and that are not here; with those of the
+    other server where that gives the addresses."""
     needs: dict[str, bool] = {
         "qemu-system-x86": bool(shutil.which("qemu-system-x86_64")),
         "iproute2": bool(shutil.which("ip")),
@@ -106,22 +110,23 @@ def missing(firmware: Firmware) -> list[str]:
         needs["ipxe-qemu"] = any(Path(rom, "pxe-virtio.rom").exists() for rom in roms)
     else:
         needs["ovmf"] = any(Path(code).exists() for code, _ in OVMF)
-        loaders = {
-            "uefi": ("grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"),
-            "uefi-http": ("ipxe", "/usr/lib/ipxe/snponly.efi"),
-        }
-        package, loader = loaders[firmware]
+        grub = ("grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed")
+        ipxe = ("ipxe", "/usr/lib/ipxe/snponly.efi")
+        package, loader = grub if firmware == "uefi" and not proxy else ipxe
         needs[package] = Path(loader).exists()
+    if proxy:
+        needs["dnsmasq-base"] = bool(shutil.which("dnsmasq"))
     return [package for package, here in needs.items() if not here]
 
 
-def require(hardware: Hardware) -> None:
+def require(scenario: Scenario) -> None:
     """Raise LabError for a machine that can not be made here, saying what to install or to ask for instead."""
+    hardware = scenario.hardware
     if hardware.nic not in initrd.NICS:
         raise LabError(f"NIC {hardware.nic}: write one of {', '.join(initrd.NICS)}")
     if hardware.firmware != "bios" and hardware.nic != "virtio-net-pci":
         raise LabError(f"NIC {hardware.nic}: the UEFI firmware has a driver for virtio-net-pci only")
-    if lacking := missing(hardware.firmware):
+    if lacking := missing(hardware.firmware, scenario.proxy):
         raise LabError(f"packages are missing here; on Debian: sudo apt-get install {' '.join(lacking)}")
 
 
@@ -145,6 +150,11 @@ async def boot(result: Result, screen: Screen) -> None:
     async with contextlib.AsyncExitStack() as lab:
         with contextlib.suppress(OSError):  # a kernel without IPv6: iPXE waits for nobody's answer
             lab.callback(Router(network.name).close)
+        if result.scenario.proxy:
+            screen.say(f"starting the DHCP server that gives the addresses: dnsmasq at {OTHER.ip}")
+            other = OtherServer(network, OTHER, directory)
+            lab.push_async_callback(other.stop)
+            await other.start()
         server = ServerProcess(_configuration(result.scenario, network.name, directory), directory)
         lab.push_async_callback(_stop_server, server, result)
         screen.say("starting the server: fastboot serve")
@@ -247,6 +257,11 @@ async def _stop_server(server: ServerProcess, result: Result) -> None:
 
 def _configuration(scenario: Scenario, interface: str, directory: Path) -> str:
     hosts = ADDRESS.network
+    dhcp = f'''\
+probe = 1
+[[dhcp.subnets]]
+network = "{hosts}"
+pools = ["{hosts[100]}-{hosts[199]}"]'''
     loaders = "".join(f"{name} = {json.dumps(path)}\n" for name, path in scenario.loaders.items())
     http = "\n[http]\n" if scenario.hardware.firmware == "uefi-http" else ""
     return f"""\
@@ -257,10 +272,7 @@ roots = [{json.dumps(str(directory / "boot"))}]
 format = "json"
 
 [dhcp]
-probe = 1
-[[dhcp.subnets]]
-network = "{hosts}"
-pools = ["{hosts[100]}-{hosts[199]}"]
+{'mode = "proxy"' if scenario.proxy else dhcp}
 
 [tftp]
 

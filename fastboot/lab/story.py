@@ -146,7 +146,7 @@ class Story:
         kind, details, at = event["kind"], event.get("details", {}), float(event["time"])
         if kind == "dhcp.offer":
             self._reach("discover", at, str(event.get("mac", "")))
-        elif kind == "dhcp.ack":
+        elif kind in ("dhcp.ack", "dhcp.request"):  # from the server itself, or heard on its way to another
             self.acks += 1
             self._reach("ack", at, str(details.get("address", "")))
         elif kind == "tftp.sent":

@@ -13,7 +13,6 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
-import psutil
 import structlog
 
 from fastboot import config
@@ -25,7 +24,7 @@ from fastboot.services.dhcp_network import MAX_ADDRESSES, Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
-from fastboot.services.links import Link, enlarge, open_udp
+from fastboot.services.links import Link, enlarge, host_addresses, open_udp
 from fastboot.state.store import KEEP_LEASES, Store
 
 log = structlog.get_logger(component="dhcp")
@@ -295,7 +294,7 @@ class DhcpService:
     # ---- configuration
 
     def _configure(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
-        own = _host_addresses() | {entry.ip for link in self._links for entry in link.addresses}
+        own = host_addresses(self._links)
         network = Network(settings, self._links, nodes, frozenset(own))
         responder = self._responder
         responder.distinguish(*signs_of(settings))
@@ -318,15 +317,6 @@ class DhcpService:
             raise FastbootError(f"dhcp: can not look for other DHCP servers: {error.strerror}") from error
         if rivals:
             raise refuse(rivals)
-
-
-def _host_addresses() -> set[IPv4Address]:
-    return {
-        IPv4Address(entry.address)
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family == socket.AF_INET
-    }
 
 
 def _lease(row: LeaseTuple) -> Lease:

@@ -8,7 +8,16 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from fastboot import config
-from fastboot.boot.firmware import DEVICES, is_ipxe
+from fastboot.boot.firmware import (
+    DEVICES,
+    HTTP_CLIENT,
+    PXE_CLIENT,
+    SKIP_DISCOVERY,
+    TFTP_SERVER,
+    VENDOR_CLASS,
+    VENDOR_OPTIONS,
+    is_ipxe,
+)
 from fastboot.config.options import PROTOCOL, overlay
 from fastboot.model import ConfigError, Node, Option, Plan, Stage
 
@@ -16,7 +25,9 @@ EncodedPlan = tuple[int, int, int, int, bytes, bytes, bytes, bytes]
 """A plan as `Responder.answer` takes it."""
 
 MASK, ROUTER, DNS, HOST_NAME, DOMAIN, BROADCAST = 1, 3, 6, 12, 15, 28
-TFTP_SERVER, BOOT_FILE = 66, 67
+BOOT_FILE = 67
+OF_ADDRESSES: Final = frozenset({MASK, ROUTER, BROADCAST})
+"""What goes with an address, hence comes from who gives it."""
 MAX_FILE = 127
 """Octets of the header's `file`, less its NUL (RFC 2131 section 2)."""
 MAX_SIGNS: Final = 256
@@ -73,30 +84,68 @@ def encode_plan(
     """Return a plan as `Responder.answer` takes it. Raises ValueError for one that can not be sent."""
     loader = plan.loader.encode() if plan.loader else b""
     siaddr = plan.next_server or subnet.next_server or server
+    own = [Option(BOOT_FILE, loader, True), Option(TFTP_SERVER, str(siaddr).encode() if loader else b"", True)]
     options = {
         each.code: each
         for each in overlay(
             _subnet_options(subnet, node),
-            [Option(BOOT_FILE, loader, True), Option(TFTP_SERVER, str(siaddr).encode() if loader else b"", True)],
+            own,
             subnet.options,
             (Option(code, value) for code, value in plan.asked),
             (Option(code, value, True) for code, value in plan.options),
         )
     }
-    boot_file = options[BOOT_FILE].value
-    _check(plan, loader, boot_file)
-    must = [options.pop(MASK), options.pop(BOOT_FILE)]
+    if VENDOR_CLASS in options and options[VENDOR_CLASS].value.startswith(PXE_CLIENT):
+        # Without option 43 it would turn to port 4011, where nobody is who gives addresses.
+        options.setdefault(VENDOR_OPTIONS, Option(VENDOR_OPTIONS, SKIP_DISCOVERY, options[VENDOR_CLASS].always))
+    _check(plan, loader, options[BOOT_FILE].value)
+    address = int(plan.address) if plan.address else 0
+    return (address, int(siaddr), plan.lease or 0, tag, *_encoded(loader, options, (MASK, BOOT_FILE)))
+
+
+def encode_proxy_plan(
+    plan: Plan, subnet: config.Subnet | None, server: IPv4Address, vendor: bytes, tag: int
+) -> EncodedPlan | None:
+    """Return a plan as `Proxy.answer` takes it: what to boot, and nothing that belongs to an address. None where
+    there is nothing to boot. Raises ValueError for one that can not be sent.
+
+    `vendor` is option 60 of who asks: an HTTP client takes its URL from an offer of its own class only (UEFI 2.5
+    section 24.7). `subnet` is that of the configuration, where one holds the machine.
+    """
+    loader = plan.loader.encode() if plan.loader else b""
+    siaddr = plan.next_server or (subnet.next_server if subnet else None) or server
+    http = vendor.startswith(HTTP_CLIENT)
+    own = [
+        Option(VENDOR_CLASS, HTTP_CLIENT if http else PXE_CLIENT, True),
+        Option(VENDOR_OPTIONS, b"" if http else SKIP_DISCOVERY, True),
+        Option(BOOT_FILE, loader, True),
+        Option(TFTP_SERVER, str(siaddr).encode() if loader and not http else b"", True),
+    ]
+    given = overlay(
+        subnet.options if subnet else (),
+        (Option(code, value) for code, value in plan.asked),
+        (Option(code, value, True) for code, value in plan.options),
+    )
+    options = {each.code: each for each in overlay(own, given) if each.code not in OF_ADDRESSES}
+    _check(plan, loader, options[BOOT_FILE].value)
+    if (b"://" not in loader) if http else not (loader or options[VENDOR_OPTIONS].value != SKIP_DISCOVERY):
+        return None
+    return (0, int(siaddr), 0, tag, *_encoded(loader, options, (BOOT_FILE,)))
+
+
+def _encoded(
+    loader: bytes, options: dict[int, Option], first: tuple[int, ...]
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the header's boot file, and the options that come first, that are sent always, and when asked for."""
+    ends = UNTERMINATED if options[BOOT_FILE].value else frozenset[int]()
+    must = [options.pop(code) for code in first]
     always = [each for each in options.values() if each.always]
     asked = [each for each in options.values() if not each.always]
-    ends = UNTERMINATED if boot_file else frozenset[int]()
     blobs = [
         b"".join(option(each.code, each.value, each.code in ends) for each in part)
         for part in (must, always, asked)
     ]
-    return (
-        int(plan.address) if plan.address else 0, int(siaddr), plan.lease or 0, tag,
-        loader if len(loader) <= MAX_FILE else b"", blobs[0], blobs[1], blobs[2],
-    )  # fmt: skip
+    return (loader if len(loader) <= MAX_FILE else b"", blobs[0], blobs[1], blobs[2])
 
 
 def _check(plan: Plan, loader: bytes, boot_file: bytes) -> None:

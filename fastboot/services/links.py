@@ -16,6 +16,7 @@ from fastboot.model import ConfigError, FastbootError
 
 BUFFER = 8 << 20
 """Octets of each socket's buffers: what the default of 208 KiB holds is three segmented messages."""
+ELSEWHERE = "stop that, or choose another port"
 
 # linux/in.h and linux/socket.h; the socket module names them from Python 3.12 or not at all.
 IP_PKTINFO, IP_MTU_DISCOVER, IP_PMTUDISC_DONT = 8, 10, 0
@@ -70,14 +71,28 @@ def find_links(names: Sequence[str]) -> tuple[Link, ...]:
     return tuple(links)
 
 
-def open_udp(key: str, port: int, *, link: Link | None = None, shared: bool = False) -> socket.socket:
+def host_addresses(links: Sequence[Link]) -> set[IPv4Address]:
+    """Return every IPv4 address of this host, and those that the links had when the server started."""
+    here = {
+        IPv4Address(entry.address)
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    }
+    return here | {entry.ip for link in links for entry in link.addresses}
+
+
+def open_udp(
+    key: str, port: int, *, link: Link | None = None, shared: bool = False, taken: str = ELSEWHERE
+) -> socket.socket:
     """Bind a UDP socket that tells to which of our addresses a packet was sent.
 
     `link` keeps it to one interface, so that the port is free on others; `shared` lets more sockets of ours have
-    it. Raises FastbootError, which begins with the configuration's `key`.
+    it; `taken` is what to do about a port that somebody has. Raises FastbootError, which begins with the
+    configuration's `key`.
     """
     each = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    with _bound(each, f"{key}: UDP port {port}" + (f" on {link.name}" if link else ""), port):
+    with _bound(each, f"{key}: UDP port {port}" + (f" on {link.name}" if link else ""), port, taken):
         each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         # A path narrower than the interface may cut packets: many ROMs know nothing of path MTU discovery.
         each.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DONT)
@@ -101,14 +116,14 @@ def open_tcp(key: str, address: IPv4Address, port: int) -> socket.socket:
 
 
 @contextmanager
-def _bound(each: socket.socket, where: str, port: int) -> Iterator[None]:
+def _bound(each: socket.socket, where: str, port: int, taken: str = ELSEWHERE) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         kind = "udp4" if each.type == socket.SOCK_DGRAM else "tcp4"
         each.close()
         if error.errno == errno.EADDRINUSE:
-            text = f"is taken by {_holder(kind, port)}; stop that, or choose another port"
+            text = f"is taken by {_holder(kind, port)}; {taken}"
         elif error.errno in (errno.EACCES, errno.EPERM):
             text = "needs root, or CAP_NET_BIND_SERVICE and CAP_NET_RAW"
         else:
