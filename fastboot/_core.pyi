@@ -367,8 +367,8 @@ class Responder(Decisions):
         Raises IndexError."""
 
     def readable_arp(self, link: int, fd: int, now: int) -> int:
-        """Take what a packet socket holds, at most 64; return how many addresses it sets aside. Raises
-        IndexError."""
+        """Take what a packet socket holds, at most 64; return how many addresses it sets aside, -1 for an error of
+        the socket. Raises IndexError."""
 
     def doubt(self, addresses: list[int] | None, now: int) -> int:
         """Give these free addresses, None for all, to no stranger before they are found unused or, where ARP can

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
+import pytest
+import uvloop
 from dhcpkit import DISCOVER, OFFER, REQUEST, Namespace, Wire, asking, message, need, number, wires
 
 from fastboot import config
@@ -142,6 +144,18 @@ async def lease(station: Station, mac: str, xid: int = 1) -> Frame:
     return await station.ask(
         message(REQUEST, mac, xid=xid, options=asking(str(IPv4Address(offer.message.yiaddr)), server))
     )
+
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+# Both event loops: libuv looks no more at a descriptor that had an error.
+on_every_loop = pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+
+
+def run_on(loop: Loop, test: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test)
 
 
 def offer_by(server: str, type_: int = OFFER, *, giaddr: str = "0.0.0.0") -> bytes:

@@ -31,7 +31,7 @@ from dhcpkit import (
     need,
     number,
 )
-from dhcpsite import ONE, A, B, Site, lease, site
+from dhcpsite import ONE, A, B, Loop, Site, lease, on_every_loop, run_on, site
 from scapy.layers.l2 import ARP
 
 from fastboot import config
@@ -314,6 +314,10 @@ def test_who_has_a_lease_or_an_offer_uses_it_by_right() -> None:
     assert not wire.responder.receive_arp(arp(bound, A), 0, wire.now)
     assert not wire.responder.receive_arp(arp(bound, SQUATTER), 0, wire.now), "A will decline it"
     assert not wire.responder.receive_arp(arp(offered, B), 0, wire.now)
+    assert wire.turn()[0] == (0, "10.77.0.102")
+    offered = wire.offer(C)
+    assert offered == "10.77.0.102", "while it was being asked for"
+    assert not wire.responder.receive_arp(arp(offered, C), 0, wire.now)
     assert wire.counters.get("conflict", 0) == 0
 
 
@@ -403,6 +407,10 @@ def test_a_router_that_answers_for_everybody_is_not_believed() -> None:
     wire.users["10.77.0.199"] = OTHER
     wire.responder.receive_arp(arp("10.77.0.199", OTHER), 0, wire.now)
     assert wire.told("conflict") == [("conflict", OTHER, "10.77.0.199")], "others are"
+    wire.users.clear()
+    wire.pass_time(3601)
+    wire.responder.receive_arp(arp("10.77.0.198", SQUATTER), 0, wire.now)
+    assert wire.told("conflict") == [("conflict", SQUATTER, "10.77.0.198")], "and after an hour so is it"
 
 
 # ---- doubt
@@ -463,6 +471,8 @@ def test_who_renews_a_doubtful_address_has_it(destination: str) -> None:
     assert wire.send(message(REQUEST, B, options=asking("10.77.0.121"))) == [], "RFC 2131 4.3.2"
     (ack,) = wire.send(lost, destination=number(destination))
     assert (ack.message.type, ack.address) == (ACK, "10.77.0.120")
+    wire.pass_time(3601)
+    assert wire.offer(B, options=asking("10.77.0.120")) == "10.77.0.120", "a lease ends all doubt"
 
 
 # ---- on real wires
@@ -562,8 +572,13 @@ async def test_dhclient_that_uses_its_address_beyond_its_lease_gets_it_again(tmp
         assert conflicts(here) == [], "it is its own"
 
 
-async def test_a_link_that_goes_down_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_every_loop
+def test_a_link_that_goes_down_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Loop) -> None:
     monkeypatch.setattr(dhcp_conflicts, "RETRY", 0.2)
+    run_on(loop, a_link_goes_down_and_up(tmp_path))
+
+
+async def a_link_goes_down_and_up(tmp_path: Path) -> None:
     async with site(tmp_path, settings=config.Dhcp(subnets=PAIR, probe=0)) as here:
         here.wire.server.ip("link", "set", "s0", "down")
         await until(lambda: here.service.counters()["arp_failed"] > 1)

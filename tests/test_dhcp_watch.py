@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from dhcpkit import ACK, DISCOVER, INFORM, NAK, OFFER, REQUEST, asking, message, need, number, wires
-from dhcpsite import ONE, A, B, Site, Station, dnsmasq, lease, offer_by, site
+from dhcpsite import ONE, A, B, Loop, Site, Station, dnsmasq, lease, offer_by, on_every_loop, run_on, site
 
 from fastboot import config
 from fastboot._core import DhcpMessage, emit_dhcp, parse_dhcp, udp_packet
@@ -266,7 +266,12 @@ async def test_without_packet_sockets_a_request_still_tells(tmp_path: Path) -> N
         assert alarms(here) == [("dhcp.other_server", None, "10.77.0.2")]
 
 
-async def test_a_link_that_is_down_is_asked_again_when_it_is_up(tmp_path: Path) -> None:
+@on_every_loop
+def test_a_link_that_is_down_is_asked_again_when_it_is_up(tmp_path: Path, loop: Loop) -> None:
+    run_on(loop, a_link_goes_down_and_up(tmp_path))
+
+
+async def a_link_goes_down_and_up(tmp_path: Path) -> None:
     async with site(tmp_path, settings=EVERY_SECOND) as here:
         here.wire.server.ip("link", "set", "s0", "down")
         await until(lambda: here.service.counters()["probe_failed"] > 1)

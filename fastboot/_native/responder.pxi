@@ -476,6 +476,8 @@ cdef class Responder(Decisions):
             n = recvmmsg(fd, self.traffic.vec, RESPONDER_BATCH, MSG_DONTWAIT, NULL)
             for i in range(n):
                 found += self.heard(link, self.traffic.data[i], self.traffic.vec[i].msg_len)
+            if n < 0 and errno != EAGAIN and errno != EINTR:
+                found = -1
         return found
 
     cdef bint heard(self, int32_t link, const uint8_t *data, size_t n) noexcept nogil:

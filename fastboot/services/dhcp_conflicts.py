@@ -10,10 +10,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from fastboot.services.links import Link, enlarge
+from fastboot.services.links import Link, enlarge, listen
 
 ETH_P_ARP = 0x0806
 ALL_STATIONS = b"\xff" * 6
@@ -76,7 +77,7 @@ class Conflicts:
         for link, each in sockets:
             at = self._links.index(link)
             self._sockets[at] = each
-            self._loop.add_reader(each, self._readable, at, each)
+            listen(self._loop, each, partial(self._readable, at, each))
             self._speak(at)
 
     def stop(self) -> None:
@@ -135,5 +136,10 @@ class Conflicts:
         self._speak(at)
 
     def _readable(self, at: int, each: socket.socket) -> None:
-        if self._core.readable_arp(at, each.fileno(), time.monotonic_ns()):
+        found = self._core.readable_arp(at, each.fileno(), time.monotonic_ns())
+        if found > 0:
             self._step()
+        elif found < 0:  # the link went down
+            assert self._loop is not None
+            self._counts["arp_failed"] += 1
+            listen(self._loop, each, partial(self._readable, at, each))

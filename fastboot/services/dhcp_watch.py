@@ -8,12 +8,13 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
 from fastboot.model import Event
 from fastboot.services.dhcp_probe import AGAIN, ask, server_in
-from fastboot.services.links import Link
+from fastboot.services.links import Link, listen
 
 ANSWER: Final = 4.0
 """Seconds that an answer may take: dnsmasq pings for 3 s before an OFFER."""
@@ -129,7 +130,7 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         for link, each in sockets:
             self._sockets[link.name] = link, each
-            self._loop.add_reader(each, self._readable, link, each)
+            listen(self._loop, each, partial(self._readable, link, each))
         self._wait()
 
     def stop(self) -> None:
@@ -210,6 +211,8 @@ class Watch:
                 return
             except OSError:  # the link went down
                 self._counts["probe_failed"] += 1
+                assert self._loop is not None
+                listen(self._loop, each, partial(self._readable, link, each))
                 return
             address = server_in(packet)
             if address is None or address in self._allowed:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
@@ -138,6 +139,15 @@ def _holder(kind: str, port: int) -> str:
             if entry.laddr and entry.laddr.port == port and entry.pid:
                 return f"{psutil.Process(entry.pid).name()} (process {entry.pid})"
     return "another program"
+
+
+def listen(loop: asyncio.AbstractEventLoop, each: socket.socket, heard: Callable[[], None]) -> None:
+    """Call `heard` whenever a packet socket has something, from now on or, after an error of it, again.
+
+    A link that goes down is an error of its packet sockets, and libuv looks no more at a descriptor that had one.
+    """
+    loop.remove_reader(each)
+    loop.add_reader(each, heard)
 
 
 def enlarge(each: socket.socket) -> None:
