@@ -261,6 +261,7 @@ class Server:
             await self._control.start()
             if not self._prepared:
                 await self.prepare()
+            self._indexer.prune({medium.name for medium in self._world.shelf})
             self._watch = asyncio.create_task(self._watch_media())
             self._build()
             if self._store:

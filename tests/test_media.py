@@ -558,3 +558,29 @@ def test_the_loop_is_free_while_an_image_is_read(tmp_path: Path) -> None:
     size = (tmp_path / "media/x.index").stat().st_size
     assert size < 3_000_000
     assert Index(tmp_path / "media/x.index", identity_of((tmp_path / "x.iso").stat())).files == 20_000
+
+
+async def test_what_is_not_needed_any_more_is_removed(
+    iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "state/media"
+    kept.mkdir(parents=True)
+    for name in ("lab.index.123.new", "old.index", "lab.index"):
+        (kept / name).write_bytes(b"old")
+    async with serving(tmp_path, monkeypatch, lab=iso) as (server, _):
+        assert [path.name for path in kept.iterdir()] == ["lab.index"]
+        assert text_of(server.catalog.resolve("/media/lab/empty", CLIENT)) == b""
+
+
+async def test_links_can_not_hold_up_the_loop(tmp_path: Path, indexer: Indexer) -> None:
+    """Links of hundreds of names that lead to one another: the walk ends long before the kernel's limit of links."""
+    files: dict[str, bytes | str] = {"d/file": b"x", "fine": "d/../" * 180 + "d/file", "l39": "d/file"}
+    files |= {f"l{number}": "d/../" * 180 + f"l{number + 1}" for number in range(39)}
+    catalog, _ = await prepared(config_of(tmp_path, links=make_iso(tmp_path / "links.iso", files)), indexer)
+    for name in ("fine", "l38", "l39"):
+        assert text_of(catalog.resolve(f"/media/links/{name}", CLIENT)) == b"x"
+    began = time.thread_time()
+    found = catalog.resolve("/media/links/l0", CLIENT)
+    assert time.thread_time() - began < 0.02
+    assert isinstance(found, Refusal)
+    catalog.close()

@@ -13,6 +13,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -24,6 +25,12 @@ from fastboot.boot.udf import udf_volume
 
 FORMAT: Final = 1
 """Of the file; another one is built anew."""
+MAX_STEPS: Final = 500
+"""Names looked up for one path, those of links included: what takes the loop as long as it may be busy."""
+MAX_FOUND: Final = 8192
+"""Paths that are remembered: hundreds of machines install the same files within minutes."""
+MAX_LISTED: Final = 65_537
+"""Names of a directory that are listed: one more than FTP and HTTP give to a client."""
 MAX_NAME: Final = 255
 """Octets of a name (NAME_MAX)."""
 SCHEMA: Final = """
@@ -53,6 +60,7 @@ class Index:
             self._names = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
         except sqlite3.Error as error:
             raise LookupError(f"{path}: {error}") from error
+        self._found: dict[str, Item] = {}
         try:
             facts = {key: json.loads(value) for key, value in self._names.execute("SELECT key, value FROM facts")}
             if facts["format"] != FORMAT or tuple(facts["identity"]) != identity:
@@ -76,11 +84,21 @@ class Index:
         Raises OSError as opening it in a mounted image would: ENOENT, ENOTDIR, ELOOP; EXDEV where a link leaves
         the image; RefusedName.
         """
+        if (found := self._found.get(path)) is None:
+            found = self._walk(path)
+            if len(self._found) >= MAX_FOUND:
+                self._found.clear()
+            self._found[path] = found
+        return found
+
+    def _walk(self, path: str) -> Item:
         todo = deque(path.split("/"))
         way = [self._top]
-        links = 0
+        links = steps = 0
         while todo:
             part = todo.popleft()
+            if (steps := steps + 1) > MAX_STEPS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if part in ("", "."):
                 continue
             if part == "..":
@@ -107,7 +125,8 @@ class Index:
         return way[-1]
 
     def scan(self, path: str) -> list[tuple[str, Item]]:
-        """Return the names in a directory and what each leads to, without those that are refused.
+        """Return the names in a directory and what each leads to, without those that are refused; the first
+        MAX_LISTED of them.
 
         Raises OSError as `find`.
         """
@@ -115,7 +134,7 @@ class Index:
         if directory.kind is not Kind.DIRECTORY:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         found: list[tuple[str, Item]] = []
-        for item in self._select("parent = ?", directory.number):
+        for item in islice(self._select("parent = ?", directory.number), MAX_LISTED):
             name = os.fsdecode(item.name)
             if item.kind is Kind.LINK:
                 with suppress(OSError):

@@ -19,7 +19,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -78,6 +78,13 @@ class Indexer:
             self._channel.close()
             self._process.wait()
         self._channel = self._process = None
+
+    def prune(self, names: Collection[str]) -> None:
+        """Remove what is kept of others than these, and what an indexer that was killed has left."""
+        if self._keep and self._kept.exists():
+            for path in self._kept.iterdir():
+                if path.name.removesuffix(".index") not in names:
+                    path.unlink(missing_ok=True)
 
     def find(self, name: str, identity: Identity) -> Index:
         """Return the index that was kept of an image. Raises LookupError."""

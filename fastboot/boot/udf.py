@@ -31,6 +31,8 @@ ANCHOR: Final = 256
 """The sector of the anchor (UDF 2.2.3); the others are 256 before the end and the end itself."""
 MAX_EXTENTS: Final = 65_536
 """Extents of one file: 64 TiB of them. Also what ends a loop of allocation descriptors."""
+MAX_LINK: Final = 32_768
+"""Octets of a link, with their heads (a target of PATH_MAX in names of one letter)."""
 TAG: Final = 16
 ANCHOR_TAG, PARTITION_TAG, LOGICAL_TAG, TERMINATOR_TAG = 2, 5, 6, 8
 FILE_SET_TAG, NAME_TAG, EXTENT_TAG, FILE_TAG, EXTENDED_TAG = 256, 257, 258, 261, 266
@@ -235,6 +237,8 @@ class UdfVolume:
                 text = f"file entry at {target:#x}: it is another directory too".encode()
                 return Item(place.number, name, Kind.REFUSED, entry.mtime, text=text)
             return Item(place.number, name, Kind.DIRECTORY, entry.mtime, number=number)
+        if entry.type == LINK and entry.size > MAX_LINK:
+            return Item(place.number, name, Kind.REFUSED, entry.mtime, text=b"is a link without a usable target")
         if entry.type == LINK:
             return Item(place.number, name, Kind.LINK, entry.mtime, text=_link(self._read(entry), target))
         if entry.type not in REGULAR:
