@@ -339,6 +339,10 @@ class Proxy(Decisions):
 class Leases:
     """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
 
+_Row = tuple[int, str, int, bytes, bytes, bytes, int, bytes, bytes, int, int | None]
+"""address, state, hardware type, MAC, client identifier, host name, relay or 0, circuit id, remote id, start and
+end in nanoseconds of the clock that `now` is of; None: it never ends."""
+
 @disjoint_base
 class Prober:
     """Which free addresses somebody uses. Of the core's own use; it has no methods."""
@@ -384,13 +388,17 @@ class Responder(Decisions):
     def committing(self) -> int:
         """How many rows are not on disk yet."""
 
-    def load(
-        self, rows: Sequence[tuple[int, str, int, bytes, bytes, bytes, float, float]], now: int, wall: float
-    ) -> int:
-        """Take the store's rows; return how many lie in no subnet."""
+    def load(self, rows: Sequence[_Row], now: int, last: int = 0) -> int:
+        """Take the store's rows, and the number of its last batch: the next is one more. Return how many rows lie
+        in no subnet; their addresses are given to nobody."""
 
-    def batch(self, now: int, wall: float) -> tuple[int, str] | None:
-        """Return the rows to commit next as (number, JSON); None where there are none or one is in flight."""
+    def adopt(self, rows: Sequence[_Row], now: int) -> tuple[int, list[int]]:
+        """Take leases that another server gave, in one batch. Return its number and the addresses of those that
+        were left out because they are not free."""
+
+    def batch(self, boot: int) -> tuple[int, str] | None:
+        """Return the rows to commit next as (number, JSON); None where there are none or one is in flight. `boot`
+        goes into each: the start of the machine that its times are counted from."""
 
     def durable(self, number: int, ok: bool, now: int) -> None:
         """Say whether a batch is on disk. Raises ValueError where it is not in flight."""

@@ -45,6 +45,7 @@ from fastboot._native.ports cimport port_t, ports_give, ports_held, ports_t, por
 from fastboot._native.plans cimport PLANS_BUCKETS, PLANS_ROOM, plan_entry_t, plans_find, plans_put, plans_t
 from fastboot._native.queue cimport queue_pop, queue_push, queue_t
 from fastboot._native.relay cimport relay_t
+from fastboot._native.row cimport ROW_OCTETS, row_put
 from fastboot._native.sighting cimport (
     SIGHTINGS_PLACES, SIGHTINGS_ROOM, sighting_add, sighting_address, sighting_at, sighting_heeds, sighting_of,
     sighting_server, sighting_t, sightings_t,

@@ -180,7 +180,7 @@ class Office:
     def commit(self, ok: bool = True) -> list[str]:
         """Commit everything that waits; return the rows."""
         written = []
-        while batch := self.responder.batch(self.now, self.wall):
+        while batch := self.responder.batch(1):
             written.append(batch[1])
             self.responder.durable(batch[0], ok, self.now)
         return written

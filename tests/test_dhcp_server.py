@@ -20,7 +20,7 @@ from dhcpsite import ONE, A, B, Station, lease, site
 from fastboot import config
 from fastboot.model import IGNORE, BootRequest, ConfigError, FastbootError, Node, Plan, Scope, Verdict
 from fastboot.services.dhcp import DhcpService, open_sockets
-from fastboot.state.store import Store
+from fastboot.state.store import FILE, Store
 
 TWO = config.Subnet(network="10.78.0.0/24", pools=("10.78.0.100-10.78.0.250",))
 
@@ -157,6 +157,32 @@ async def test_a_disk_that_is_full_stops_acknowledgements_and_nothing_else(tmp_p
         assert (ack.message.type, ack.message.xid) == (ACK, 5)
 
 
+async def test_after_damage_no_address_is_given_to_a_stranger_unasked(tmp_path: Path) -> None:
+    """A lease of before the damage that is no longer known: who has it may go on, nobody else gets its address."""
+    async with site(tmp_path) as here:
+        await lease(here.stations[0], A)
+    (tmp_path / FILE).write_bytes(b"no database")
+    async with site(tmp_path) as here:
+        (station,) = here.stations
+        (told,) = (event for event in here.events if event.kind == "store.damaged")
+        assert "0 leases were read" in str(told.details["text"])
+        assert here.service.leases() == []
+        station.send(message(DISCOVER, B))
+        here.wire.clients[0].ip("address", "add", "10.77.0.100/24", "dev", "c0")
+        renewal = message(REQUEST, A, ciaddr="10.77.0.100")
+        ack = await station.ask(renewal, source="10.77.0.100", to="10.77.0.1", mac=here.links[0].mac)
+        assert (ack.message.type, ack.message.yiaddr) == (ACK, number("10.77.0.100"))
+        assert here.service.counters()["doubtful"] == 1
+        while True:  # it is asked for by ARP, and nobody answers
+            station.send(message(DISCOVER, B))
+            try:
+                offer = await station.hear(0.2)
+            except TimeoutError:
+                continue
+            assert (offer.message.type, offer.message.yiaddr) == (OFFER, number("10.77.0.101"))
+            break
+
+
 async def test_leases_are_listed_found_released_and_outlive_the_server(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await lease(here.stations[0], A)
@@ -280,7 +306,7 @@ from fastboot import config
 from fastboot.model import Plan
 from fastboot.services.dhcp import DhcpService, open_sockets
 from fastboot.services.links import find_links
-from fastboot.state.store import Store
+from fastboot.state.store import FILE, Store
 
 async def main():
     links = find_links(["s0"])

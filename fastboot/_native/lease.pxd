@@ -1,6 +1,6 @@
 # The lease table: addresses, who has them, until when. Pure operations on memory that the Responder owns.
 # Times are monotonic nanoseconds and come in as arguments.
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from libc.string cimport memcmp, memcpy
 
@@ -53,7 +53,7 @@ cdef struct lease_t:
     bint pooled                 # may be given to strangers
     binding_t now
     binding_t kept              # what is on disk while `now` is not; restored where the commit fails
-    uint32_t batch              # the commit that makes `now` durable; 0: it is
+    uint64_t batch              # the commit that makes `now` durable; 0: it is
     uint32_t waiting_xid        # of the last reply that waits for that commit
     uint32_t told_offer         # tag of the last OFFER that an event told of, plus one
     uint32_t told_ack           # xid of the last ACK that an event told of

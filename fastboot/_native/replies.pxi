@@ -106,7 +106,7 @@ cdef struct fact_t:
     uint8_t text[RESPONDER_TEXT]
 
 cdef struct out_t:                  # one reply; allocated no longer than its frame
-    uint32_t batch                  # the commit that it waits for
+    uint64_t batch                  # the commit that it waits for
     int32_t link
     uint8_t kind
     uint8_t type
@@ -187,7 +187,7 @@ cdef class Replies(Network):
         if not outs_push(&self.ready, o):
             self.counts[COUNT_SEND_FAILED] += 1
 
-    cdef void let_go(self, uint32_t number, bint ok) noexcept nogil:
+    cdef void let_go(self, uint64_t number, bint ok) noexcept nogil:
         # The replies that waited for a commit leave, or none of them does.
         cdef int32_t i, kept = 0
         cdef out_t *o

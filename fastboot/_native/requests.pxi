@@ -217,7 +217,7 @@ cdef class Requests(Replies):
     cdef dhcp_destination_t route(self, const dhcp_reply_t *reply) noexcept nogil:
         return dhcp_destination(&self.m, reply, self.source, self.port, self.raw)
 
-    cdef void send(self, const dhcp_reply_t *reply, const dhcp_plan_t *plan, uint32_t batch,
+    cdef void send(self, const dhcp_reply_t *reply, const dhcp_plan_t *plan, uint64_t batch,
                    bint told) noexcept nogil:
         cdef out_t *o = &self.scratch
         cdef out_t *copy

@@ -316,7 +316,7 @@ cdef class Responder(Decisions):
         if self.in_flight(i):
             return
         if lease.batch:
-            left = wanted if lease.now.expires == INT64_MAX else (lease.now.expires - self.now) // SECOND
+            left = wanted if lease.now.expires == INT64_MAX else (lease.now.expires - LEASE_GRACE - self.now) // SECOND
         else:
             left = self.book.rest(lease, self.who, &self.m, wanted)
         if left:
@@ -537,15 +537,20 @@ cdef class Responder(Decisions):
 
     # ---- the leases, for Python
 
-    def load(self, list rows not None, int64_t now, double wall):
-        outside = self.book.load(rows, now, wall)
+    def load(self, list rows not None, int64_t now, uint64_t last=0):
+        outside = self.book.load(rows, now, last)
         self.know_holders()
         return outside
 
-    def batch(self, int64_t now, double wall):
-        return self.book.batch(now, wall)
+    def adopt(self, list rows not None, int64_t now):
+        adopted = self.book.adopt(rows, now)
+        self.know_holders()
+        return adopted
 
-    def durable(self, uint32_t number, bint ok, int64_t now):
+    def batch(self, int64_t boot):
+        return self.book.batch(boot)
+
+    def durable(self, uint64_t number, bint ok, int64_t now):
         if self.book.flight == 0 or self.book.rows[0].batch != number:
             raise ValueError(f"batch {number} is not in flight")
         self.now = now

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -18,6 +17,7 @@ import structlog
 from fastboot import config
 from fastboot._core import RESPONDER_COUNTERS, Responder
 from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
+from fastboot.services.dhcp_commits import Commits
 from fastboot.services.dhcp_conflicts import Conflicts, open_arp
 from fastboot.services.dhcp_decisions import Decide, Decisions
 from fastboot.services.dhcp_network import MAX_ADDRESSES, Network
@@ -25,7 +25,7 @@ from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, host_addresses, open_udp
-from fastboot.state.store import KEEP_LEASES, Store
+from fastboot.state.store import Store
 
 log = structlog.get_logger(component="dhcp")
 
@@ -98,15 +98,14 @@ class DhcpService:
     ) -> None:
         """Raises ConfigError for subnets that no link can serve."""
         self._links = tuple(links)
-        self._store = store
+        self._clock = store.clock
         self._emit = emit
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
         self._watch = Watch(emit)
-        self._conflicts = Conflicts(self._responder, self._links, self.step)
-        self._decisions = Decisions(self._responder, links, decide, self._encode, emit, self.step)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._conflicts = Conflicts(self._responder, self._links, self.step, self._clock.now)
+        self._decisions = Decisions(self._responder, links, decide, self._encode, emit, self.step, self._clock.now)
+        self._commits = Commits(self._responder, store, emit, self.step)
         self._flushing: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # once started
         self._configure(settings, nodes)
@@ -116,11 +115,8 @@ class DhcpService:
     async def start(self) -> None:
         """Load the leases, look for other servers, then serve. Raises FastbootError naming a server found."""
         self._loop = loop = asyncio.get_running_loop()
-        rows = self._store.rows()
-        if outside := self._responder.load(rows, time.monotonic_ns(), time.time()):
-            log.info(
-                "dhcp.leases_outside", count=outside, text="leases of no configured subnet are kept, not served"
-            )
+        if self._commits.load():
+            self.doubt()
         if self._sockets is None:
             return
         await self._probe(self._sockets)
@@ -142,7 +138,7 @@ class DhcpService:
         await self._decisions.stop()
         self.step()
         # Not bounded by `drain`: a commit ends, well or badly, and a lease on disk whose ACK never left is a lie.
-        await self._idle.wait()
+        await self._commits.settle()
         deadline = time.monotonic() + drain
         while self._sockets is not None and self._responder.flush() and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.001)  # nothing tells when a packet socket has room
@@ -165,16 +161,16 @@ class DhcpService:
 
     def leases(self) -> list[Lease]:
         """Return what is bound or declined now."""
-        return [_lease(row) for row in self._responder.leases(time.monotonic_ns(), time.time())]
+        return [_lease(row) for row in self._responder.leases(self._clock.now(), time.time())]
 
     def lease_at(self, address: IPv4Address) -> Lease | None:
         """Return who has an address, by a lease or by an offer (a Raspberry Pi boots from its offer)."""
-        row = self._responder.lease_at(int(address), time.monotonic_ns(), time.time())
+        row = self._responder.lease_at(int(address), self._clock.now(), time.time())
         return None if row is None else _lease(row)
 
     def mac_of(self, address: IPv4Address) -> str | None:
         """Return the MAC of who has an address."""
-        row = self._responder.lease_at(int(address), time.monotonic_ns(), 0.0)
+        row = self._responder.lease_at(int(address), self._clock.now(), 0.0)
         return None if row is None else row[2].hex(":")
 
     def node_of(self, mac: str) -> Node | None:
@@ -184,7 +180,7 @@ class DhcpService:
 
     def release(self, address: IPv4Address) -> bool:
         """Give a leased or declined address back to its pool. Returns whether it was one."""
-        released = self._responder.release(int(address), time.monotonic_ns())
+        released = self._responder.release(int(address), self._clock.now())
         self.step()
         return released
 
@@ -205,7 +201,7 @@ class DhcpService:
         are.
         """
         listed = None if addresses is None else [int(address) for address in addresses]
-        count = self._responder.doubt(listed, time.monotonic_ns())
+        count = self._responder.doubt(listed, self._clock.now())
         self._conflicts.soon()
         return count
 
@@ -219,13 +215,13 @@ class DhcpService:
     # ---- packets
 
     def _readable(self, link: int) -> None:
-        self._responder.readable(link, time.monotonic_ns())
+        self._responder.readable(link, self._clock.now())
         self.step()
 
     def step(self) -> None:
         """Bring everything forward that the responder waits with: decisions, commits, replies, events."""
         self._decisions.ask()
-        self._commit()
+        self._commits.submit()
         if self._loop and self._sockets and self._responder.flush() and self._flushing is None:
             # A full socket buffer: a millisecond of a 1 Gb/s link takes 125 KB out of it.
             self._flushing = self._loop.call_later(0.001, self._flush)
@@ -235,22 +231,6 @@ class DhcpService:
 
     def _flush(self) -> None:
         self._flushing = None
-        self.step()
-
-    def _commit(self) -> None:
-        batch = self._responder.batch(time.monotonic_ns(), time.time())
-        if batch is not None:
-            number, rows = batch
-            self._idle.clear()
-            self._store.submit(KEEP_LEASES, rows, partial(self._durable, number))
-        elif not self._responder.committing:
-            self._idle.set()
-
-    def _durable(self, number: int, fault: Exception | None) -> None:
-        self._responder.durable(number, fault is None, time.monotonic_ns())
-        if fault is not None:
-            text = f"leases can not be written, so none is given: {fault}"
-            self._emit(Event(time.time(), "dhcp.commit_failed", details={"text": text}))
         self.step()
 
     # ---- plans

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address
@@ -54,9 +53,11 @@ def arp_probe(mac: bytes, address: IPv4Address) -> bytes:
 class Conflicts:
     """Asks and listens on the links of one service. Sockets stay the caller's. The loop's thread calls it."""
 
-    def __init__(self, core: Core, links: Sequence[Link], step: Callable[[], None]) -> None:
-        """`step` is called after an address was found in use."""
-        self._core, self._links, self._step = core, links, step
+    def __init__(
+        self, core: Core, links: Sequence[Link], step: Callable[[], None], now: Callable[[], int]
+    ) -> None:
+        """`step` is called after an address was found in use; `now` is the clock that the core is driven by."""
+        self._core, self._links, self._step, self._now = core, links, step, now
         self._sockets: dict[int, socket.socket] = {}
         self._resting: dict[int, asyncio.TimerHandle] = {}
         self._on = True
@@ -116,7 +117,7 @@ class Conflicts:
 
     def _ask(self) -> None:
         assert self._loop is not None
-        asks, wait = self._core.probes(time.monotonic_ns(), PER_TURN)
+        asks, wait = self._core.probes(self._now(), PER_TURN)
         self._schedule(self._loop.time() + max(wait / 1e9, TURN))
         for at, address in asks:
             if at in self._resting:
@@ -136,7 +137,7 @@ class Conflicts:
         self._speak(at)
 
     def _readable(self, at: int, each: socket.socket) -> None:
-        found = self._core.readable_arp(at, each.fileno(), time.monotonic_ns())
+        found = self._core.readable_arp(at, each.fileno(), self._now())
         if found > 0:
             self._step()
         elif found < 0:  # the link went down

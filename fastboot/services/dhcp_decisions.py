@@ -60,7 +60,8 @@ class About:
 class Decisions:
     """Decides for a native core what it has not met before.
 
-    `step` is called after a decision that came later, so that its reply leaves. Belongs to the loop's thread.
+    `step` is called after a decision that came later, so that its reply leaves. `now` is the clock that the core
+    is driven by, in nanoseconds. Belongs to the loop's thread.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class Decisions:
         encode: Encode,
         emit: Callable[[Event], None],
         step: Callable[[], None],
+        now: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.counts = {"decide_failed": 0, "undecided": 0}
-        self._core, self._links = core, links
+        self._core, self._links, self._now = core, links, now
         self._decide, self._encode, self._emit, self._step = decide, encode, emit, step
         self._networks: Sequence[IPv4Network] = ()
         self._nodes: Sequence[Node] = ()
@@ -149,7 +151,7 @@ class Decisions:
         self._step()
 
     def _answer(self, token: bytes, request: BootRequest, verdict: Verdict) -> None:
-        now = time.monotonic_ns()
+        now = self._now()
         if verdict is None:
             self.counts["undecided"] += 1
             self._core.drop(token)

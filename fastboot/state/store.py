@@ -9,91 +9,76 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, cast
+from typing import NamedTuple
 
 import structlog
 
 from fastboot.model import FastbootError, Lease
+from fastboot.state.clock import Clock
+from fastboot.state.recovery import recover
+from fastboot.state.rows import COLUMNS, LeaseRow, on_clock, parse
+from fastboot.state.schema import KEEP_LEASES, connect
 
 log = structlog.get_logger(component="store")
 
 FILE = "fastboot.sqlite"
+COMMITTED = "fastboot.committed"
+"""Holds the number of the last confirmed commit, for what SQLite can not tell: that it has lost one. Not synced,
+so after a power failure it may be behind, never ahead."""
 CHECKPOINT_EVERY = 256
 """Commits between checkpoints: the WAL stays at a few MB and is seldom in the way."""
+LOOK_EVERY = 10.0
+"""Seconds between looks at the wall clock."""
+JUMP = 1000
+"""Milliseconds that the wall clock may drift before the store is told."""
 
-MIGRATIONS: Final = (
-    """
-    CREATE TABLE lease (
-        address TEXT PRIMARY KEY,
-        state TEXT NOT NULL CHECK (state IN ('bound', 'released', 'declined')),
-        htype INTEGER NOT NULL,
-        mac TEXT NOT NULL,
-        client_id TEXT NOT NULL,
-        hostname TEXT NOT NULL,
-        starts REAL NOT NULL,
-        expires REAL
-    ) WITHOUT ROWID;
-    """,
-)
-"""The statements that lead from each numbered schema to the next; PRAGMA user_version counts them."""
-
-# One statement for a whole batch: executemany waits for the GIL at every row (DESIGN section 4, measured).
-# json_each keeps the order, so of two rows for one address the later wins.
-KEEP_LEASES: Final = """
-    INSERT INTO lease (address, state, htype, mac, client_id, hostname, starts, expires)
-    SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
-           json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'),
-           json_extract(value, '$[6]') / 1000.0, json_extract(value, '$[7]') / 1000.0
-    FROM json_each(?) WHERE true
-    ON CONFLICT (address) DO UPDATE SET
-        state = excluded.state, htype = excluded.htype, mac = excluded.mac, client_id = excluded.client_id,
-        hostname = excluded.hostname, starts = excluded.starts, expires = excluded.expires
-"""
-"""Keeps the rows that `Responder.batch` writes; their times are milliseconds."""
-
-State = Literal["bound", "released", "declined"]
 Done = Callable[[Exception | None], None]
 
 
-class LeaseRow(NamedTuple):
-    """One address as `Responder.load` takes it. Times are seconds since the epoch; `expires` may be `inf`."""
-
-    address: int
-    state: State
-    htype: int
-    mac: bytes
-    client_id: bytes
-    host: bytes
-    starts: float
-    expires: float
+class Job(NamedTuple):
+    statement: str
+    argument: str
+    done: Done
+    batch: int
 
 
 class Store:
-    """The store of one state directory. Open it before privileges are dropped: its connections are made then."""
+    """The store of one state directory, whose lock the caller holds.
 
-    def __init__(self, state: Path) -> None:
-        """Open or make the file, and lead it to the newest schema. Raises FastbootError."""
+    `damage` has a line for each thing that was wrong with it, `last` is the number of the last batch before.
+    """
+
+    def __init__(self, state: Path, clock: Clock | None = None) -> None:
+        """Open or make the file, repair what was damaged. Raises FastbootError where the directory can not be used
+        or a newer fastboot wrote the file."""
+        self.clock = clock or Clock()
         self._path = state / FILE
-        self._jobs: queue.SimpleQueue[tuple[str, str, Done] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._checkpoints: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._zero: int | None = None
+        self._looked = self.clock.now()
         with _named(self._path):
-            self._writer = _connect(self._path)
-            self._checkpointer = _connect(self._path)
-            self._writer.execute("PRAGMA journal_mode=WAL").fetchone()
-            for connection in (self._writer, self._checkpointer):
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.execute("PRAGMA wal_autocheckpoint=0")
-            _migrate(self._writer, self._path)
+            self._committed = os.open(state / COMMITTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                self.last, self.damage = recover(self._path, _number(os.pread(self._committed, 32, 0)))
+                self._writer = connect(self._path)
+                self._checkpointer = connect(self._path)
+            except BaseException:
+                os.close(self._committed)
+                raise
+            self._note(self.last)
+            os.fsync(self._committed)  # its place, so that later numbers need no more room
+        self._look()
 
     def start(self) -> None:
         """Start the committer; `done` of every `submit` is called on the running event loop. Once only."""
@@ -103,43 +88,88 @@ class Store:
             thread.start()
             self._threads.append(thread)
 
-    def submit(self, statement: str, argument: str, done: Done) -> None:
-        """Execute and commit one statement; then call `done` with None, or with why it is not on disk."""
-        self._jobs.put((statement, argument, done))
+    def keep_leases(self, batch: int, rows: str, done: Done) -> None:
+        """Commit what `Responder.batch` gave; then call `done` with None, or with why it is not on disk."""
+        self._jobs.put(Job(KEEP_LEASES, rows, done, batch))
 
     def close(self) -> None:
         """Commit what was submitted, end the threads, close the file. Blocks; a second time does nothing."""
+        if self._committed < 0:
+            return
         self._jobs.put(None)
         for thread in self._threads:
             thread.join()
-        self._threads.clear()
-        for connection in (self._writer, self._checkpointer):
-            connection.close()
+        self._look()
+        self._writer.close()
+        self._checkpointer.close()
+        os.close(self._committed)
+        self._committed = -1
 
     def rows(self) -> list[LeaseRow]:
         """Return every lease that makes sense; those that do not are logged and skipped."""
-        return list(read_rows(self._path))
+        return list(read_rows(self._path, self.clock))
 
     def leases(self) -> list[Lease]:
         """Return what is bound or declined now. For when no server runs: a running one knows better."""
-        return read_leases(self._path.parent)
+        return read_leases(self._path.parent, self.clock)
+
+    # ---- the committer
 
     def _commit(self) -> None:
         since = 0
-        assert self._loop is not None
-        while (job := self._jobs.get()) is not None:
-            statement, argument, done = job
-            fault: Exception | None = None
+        while True:
             try:
-                self._writer.execute(statement, (argument,))
-            except Exception as error:  # whatever it is: no acknowledgement, and the thread goes on
-                fault = error
-            self._loop.call_soon_threadsafe(done, fault)
+                job = self._jobs.get(timeout=LOOK_EVERY)
+            except queue.Empty:
+                self._look()
+                continue
+            if job is None:
+                break
+            failed = self._execute(job)
             since += 1
-            if since >= CHECKPOINT_EVERY:
+            # After a failure too: what is in the file already makes room in the log on a disk that is full.
+            if since >= CHECKPOINT_EVERY or failed:
                 self._checkpoints.put(True)
                 since = 0
+            if self.clock.now() - self._looked > LOOK_EVERY * 1e9:
+                self._look()
         self._checkpoints.put(False)
+
+    def _execute(self, job: Job) -> bool:
+        fault: Exception | None = None
+        try:
+            self._writer.execute(job.statement, (job.argument,))
+            self._note(job.batch)
+        except Exception as error:  # whatever it is: no acknowledgement, and the thread goes on
+            fault = error
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(job.done, fault)
+        return fault is not None
+
+    def _note(self, batch: int) -> None:
+        with suppress(OSError):  # it only helps to notice damage
+            os.pwrite(self._committed, b"%020d\n" % batch, 0)
+
+    def _look(self) -> None:
+        """See whether the wall clock was set, and keep what bridges from this start of the machine to the next."""
+        self._looked, zero = self.clock.now(), self.clock.zero()
+        moved = 0 if self._zero is None else zero - self._zero
+        if self._zero is not None and abs(moved) <= JUMP:
+            return
+        try:
+            self._writer.execute(
+                "INSERT OR REPLACE INTO boot VALUES (?, ?, ?)", (self.clock.boot, zero, self.last)
+            )
+            self._writer.execute(
+                "DELETE FROM boot WHERE id <> ? AND id NOT IN (SELECT boot FROM lease)", (self.clock.boot,)
+            )
+        except sqlite3.Error as error:  # the next look tries again
+            log.warning("store.clock_not_kept", path=str(self._path), text=str(error))
+            return
+        self._zero = zero
+        if moved:
+            text = "the wall clock was set; no lease is longer or shorter for it"
+            log.warning("store.clock_set", seconds=moved / 1000, text=text)
 
     def _checkpoint(self) -> None:
         while self._checkpoints.get():
@@ -150,71 +180,42 @@ class Store:
                 log.warning("store.checkpoint_failed", path=str(self._path), text=str(error))
 
 
-def read_rows(path: Path) -> Iterator[LeaseRow]:
-    """Yield the leases of a store file, read-only. Raises FastbootError where it is no store."""
+def read_rows(path: Path, clock: Clock) -> Iterator[LeaseRow]:
+    """Yield the leases of a store file, read-only. Raises FastbootError where it is no store of this fastboot."""
     with (
         _named(path),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file,
     ):
         # No text_factory: a row that was damaged must not hide the others.
         file.text_factory = bytes
-        found = file.execute(
-            "SELECT address, state, htype, mac, client_id, hostname, starts, expires FROM lease"
-        ).fetchall()
+        zeros = dict(file.execute("SELECT id, zero FROM boot").fetchall())
+        found = file.execute(f"SELECT {', '.join(COLUMNS)} FROM lease").fetchall()  # noqa: S608 - names of ours
     for row in found:
         try:
-            yield _row(row)
-        except (ValueError, TypeError, AttributeError) as error:
+            yield on_clock(parse(row), clock, zeros)
+        except ValueError as error:
             log.warning("store.bad_row", path=str(path), row=repr(row), text=str(error))
 
 
-def read_leases(state: Path) -> list[Lease]:
+def read_leases(state: Path, clock: Clock | None = None) -> list[Lease]:
     """Return the current leases of a state directory that no server uses. Raises FastbootError."""
     if not (state / FILE).exists():
         return []
-    now = time.time()
+    clock = clock or Clock()
+    now, zero = clock.now(), clock.zero() / 1000
     return [
         Lease(
-            IPv4Address(row.address), row.mac.hex(":"), row.state, row.starts, row.expires,
+            IPv4Address(row.address), row.mac.hex(":"), row.state, row.starts / 1e9 + zero,
+            math.inf if row.expires is None else row.expires / 1e9 + zero,
             row.host.decode("ascii", "backslashreplace"), row.client_id,
         )
-        for row in sorted(read_rows(state / FILE))
-        if row.state != "released" and row.expires > now
+        for row in sorted(read_rows(state / FILE, clock), key=lambda row: row.address)
+        if row.state != "released" and (row.expires is None or row.expires > now)
     ]  # fmt: skip
 
 
-def _row(row: tuple[object, ...]) -> LeaseRow:
-    address, state, htype, mac, client_id, host, starts, expires = row
-    if state not in (b"bound", b"released", b"declined"):
-        raise ValueError(f"{state!r} is no state")
-    texts = [cast(bytes, text).decode("utf-8") for text in (address, mac, client_id, host)]
-    hardware = bytes.fromhex(texts[1].replace(":", ""))
-    begin = float(cast(float, starts))
-    end = math.inf if expires is None else float(cast(float, expires))
-    if not isinstance(htype, int) or not 0 <= htype <= 255 or len(hardware) > 16:
-        raise ValueError("no hardware address")
-    if not math.isfinite(begin) or math.isnan(end) or end < begin or not 0 <= begin < 2**33:
-        raise ValueError("no time")
-    return LeaseRow(
-        int(IPv4Address(texts[0])), cast(State, state.decode()), htype, hardware, bytes.fromhex(texts[2]),
-        texts[3].encode("latin-1"), begin, end,
-    )  # fmt: skip
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level None: every statement is its own transaction, and no `BEGIN` is slipped in.
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise FastbootError(
-            f"{path} was written by a newer fastboot (schema {version}, this one knows {len(MIGRATIONS)}); "
-            "run that one, or move the file away to start without its leases"
-        )
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
-        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+def _number(octets: bytes) -> int:
+    return int(octets) if octets.strip().isdigit() else 0
 
 
 class _named:
@@ -227,7 +228,7 @@ class _named:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, sqlite3.OperationalError) and "open" in str(error):
+        if isinstance(error, OSError) or (isinstance(error, sqlite3.OperationalError) and "open" in str(error)):
             raise FastbootError(
                 f"state: {self._path} can not be opened; is {self._path.parent} writable?"
             ) from error

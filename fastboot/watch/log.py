@@ -22,6 +22,7 @@ LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 ALARMS = {
     "arp": 30,
     "conflict": 30,
+    "damaged": 40,
     "error": 40,
     "failed": 40,
     "decline": 30,
@@ -34,6 +35,7 @@ ALARMS = {
     "no_server": 30,
     "other_server": 30,
     "refused": 30,
+    "stalled": 30,
     "taken": 30,
     "warning": 30,
     "probed": 10,

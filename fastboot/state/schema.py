@@ -1,0 +1,124 @@
+"""The tables of the store, numbered, and how they are reached."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final
+
+from fastboot.model import FastbootError
+from fastboot.state.rows import COLUMNS, StoredRow
+
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE lease (
+        address TEXT PRIMARY KEY,
+        state TEXT NOT NULL CHECK (state IN ('bound', 'released', 'declined')),
+        htype INTEGER NOT NULL,
+        mac TEXT NOT NULL,
+        client_id TEXT NOT NULL,
+        hostname TEXT NOT NULL,
+        starts REAL NOT NULL,
+        expires REAL
+    ) WITHOUT ROWID;
+    """,
+    # Times were those of the wall clock: that is a start of the machine at the epoch, number 0.
+    """
+    ALTER TABLE lease RENAME TO old;
+    CREATE TABLE boot (
+        id INTEGER PRIMARY KEY,
+        zero INTEGER NOT NULL,
+        batch INTEGER NOT NULL
+    );
+    CREATE TABLE lease (
+        address TEXT PRIMARY KEY,
+        state TEXT NOT NULL,
+        htype INTEGER NOT NULL,
+        mac TEXT NOT NULL,
+        client_id TEXT NOT NULL,
+        hostname TEXT NOT NULL,
+        relay TEXT NOT NULL,
+        circuit_id TEXT NOT NULL,
+        remote_id TEXT NOT NULL,
+        boot INTEGER NOT NULL,
+        batch INTEGER NOT NULL,
+        starts INTEGER NOT NULL,
+        expires INTEGER,
+        crc INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO boot VALUES (0, 0, 0);
+    INSERT INTO lease
+        SELECT address, state, htype, mac, client_id, hostname, '0.0.0.0', '', '', 0, 0,
+            CAST(starts * 1000 AS INTEGER), CAST(expires * 1000 AS INTEGER),
+            old_check(address, state, htype, mac, client_id, hostname, starts, expires)
+        FROM old;
+    DROP TABLE old;
+    """,
+)
+"""The statements that lead from each numbered schema to the next; PRAGMA user_version counts them."""
+
+# One statement for a whole batch: executemany waits for the GIL at every row (DESIGN section 4, measured).
+# json_each keeps the order, so of two rows for one address the later wins.
+KEEP_LEASES: Final = f"""
+    INSERT INTO lease ({", ".join(COLUMNS)})
+    SELECT {", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(COLUMNS)))}
+    FROM json_each(?) WHERE true
+    ON CONFLICT (address) DO UPDATE SET
+        {", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])}
+"""  # noqa: S608 - names of ours
+"""Keeps the rows that `Responder.batch` writes."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Return a connection that commits to the disk. Raises sqlite3.Error."""
+    # isolation_level None: every statement is its own transaction, and no `BEGIN` is slipped in.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """Return the number of the schema, 0 for an empty file. Raises FastbootError for one of a newer fastboot."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise FastbootError(
+            f"{path} was written by a newer fastboot (schema {version}, this one knows {len(MIGRATIONS)}); "
+            "run that one, or move the file away to start without its leases"
+        )
+    return version
+
+
+def last_batch(connection: sqlite3.Connection) -> int:
+    """Return the number of the last batch of leases, or of the last before the last start."""
+    found = "SELECT max((SELECT ifnull(max(batch), 0) FROM lease), (SELECT ifnull(max(batch), 0) FROM boot))"
+    last: int = connection.execute(found).fetchone()[0]
+    return last
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Lead the file to the newest schema. Raises FastbootError for one of a newer fastboot, sqlite3.Error."""
+    connection.create_function("old_check", 8, _old_check, deterministic=True)
+    for number, script in enumerate(MIGRATIONS[version_of(connection, path) :], version_of(connection, path) + 1):
+        connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+
+
+def _old_check(
+    address: str, state: str, htype: int, mac: str, client_id: str, host: str, starts: float, expires: float | None
+) -> int:
+    """Return the check of a row of the first schema; one that does not fit where the row makes no sense."""
+    with suppress(ValueError, TypeError, AttributeError):
+        row = StoredRow(
+            IPv4Address(address), state, htype, bytes.fromhex(mac.replace(":", "")),  # type: ignore[arg-type]
+            bytes.fromhex(client_id), host.encode("latin-1"), IPv4Address(0), b"", b"", 0, 0, int(starts * 1000),
+            None if expires is None else int(expires * 1000),
+        )  # fmt: skip
+        return int(row.columns()[-1] or 0)
+    return -1
