@@ -573,7 +573,7 @@ async def test_what_is_not_needed_any_more_is_removed(
 
 
 async def test_links_can_not_hold_up_the_loop(tmp_path: Path, indexer: Indexer) -> None:
-    """Links of hundreds of names that lead to one another: the walk ends long before the kernel's limit of links."""
+    """Links of hundreds of names that lead to one another: the walk ends before the kernel would end it."""
     files: dict[str, bytes | str] = {"d/file": b"x", "fine": "d/../" * 180 + "d/file", "l39": "d/file"}
     files |= {f"l{number}": "d/../" * 180 + f"l{number + 1}" for number in range(39)}
     catalog, _ = await prepared(config_of(tmp_path, links=make_iso(tmp_path / "links.iso", files)), indexer)
