@@ -58,6 +58,45 @@ class Source:
     def read(self) -> bytes:
         """Return the whole range. Raises OSError (EIO) where the file became shorter."""
 
+@disjoint_base
+class Pump:
+    """Sends files over TCP connections by sendfile, up to 256 KiB of each in turn, without the GIL.
+
+    `run` and `read` are to be called once each, in threads of their own; they return after `halt`. Everything else
+    is for one thread (the loop's). Octets that are not in memory are read by `read`'s thread, so a slow disk holds
+    up only who waits for it.
+    """
+
+    def __new__(cls, capacity: int = 16384) -> Self:
+        """At most `capacity` transfers at once, 1 to 1048576. Raises ValueError, OSError."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable when `ends` has something to tell."""
+
+    def send(self, fd: int, source: Source, offset: int, size: int) -> int:
+        """Send a part of a source to a connected stream socket; return the number of the job, which is its until
+        `ends` tells of it. The pump has a descriptor of its own, so `fd` may be closed meanwhile; nothing else may
+        be written to the connection. Raises ValueError outside of the source, BlockingIOError where as many as
+        `capacity` are on their way, OSError where no descriptor is free."""
+
+    def sent(self, job: int) -> int:
+        """Return how many octets the kernel has taken."""
+
+    def cancel(self, job: int, error: int) -> None:
+        """End a job with this errno, unless it ended already. Once for each job, before `ends` told of it."""
+
+    def ends(self) -> list[tuple[int, int, int]]:
+        """Return (job, errno, octets) of what ended; errno 0: all was sent. ESTALE: the file was changed or became
+        shorter, and its last octets did not leave."""
+
+    def halt(self) -> None:
+        """End every job with ECANCELED, then `run` and `read`."""
+
+    def run(self) -> None:
+        """Raises RuntimeError the second time."""
+
+    def read(self) -> None: ...
+
 class TftpRequest(NamedTuple):
     """A client asks for a file; answer with Engine.start or Engine.refuse and this id. `options` are those that
     the engine will negotiate, with the values asked for."""

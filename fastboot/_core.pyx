@@ -31,6 +31,10 @@ from fastboot._native.dhcp cimport (
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
+from fastboot._native.job cimport (
+    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_AHEAD, PUMP_SLICE, PUMP_TURN, PUMP_WINDOW, job_command_t, job_end_t,
+    job_read_t, job_t,
+)
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
     LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS, binding_t,
@@ -52,15 +56,17 @@ from fastboot._native.sighting cimport (
 )
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
-    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EFAULT, EFD_CLOEXEC,
-    EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD, EPOLL_CTL_MOD, ETH_P_IP, IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED,
-    MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POSIX_FADV_WILLNEED,
-    PROT_READ, RELAXED, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, c_close, c_read, c_write, cmsghdr,
-    epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fstat, htonl, htons, in_addr, in_pktinfo,
-    iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs, open_how,
-    posix_fadvise, pread, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg,
-    sendmmsg, sendmsg, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
+    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, EFAULT,
+    EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLET, EPOLLIN,
+    EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP, F_DUPFD_CLOEXEC,
+    IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC,
+    O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN, POSIX_FADV_WILLNEED, PROT_READ, RELAXED,
+    RWF_NOWAIT, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, atomic_load, atomic_store, c_close, c_read, c_write,
+    cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fcntl, fstat, htonl, htons, in_addr,
+    in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs,
+    open_how, poll, pollfd, posix_fadvise, pread, preadv2, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, recvmmsg, sendfile, sendmmsg, sendmsg, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t,
+    syscall,
 )
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
@@ -97,19 +103,20 @@ TftpEnd = namedtuple("TftpEnd", "id outcome code octets blocks repeats seconds b
 TftpNotice = namedtuple("TftpNotice", "kind interface error")
 
 
-include "_native/source.pxi"    # 1  Source: what is sent
-include "_native/crossing.pxi"  # 2  Crossing: how Python and a native thread talk
-include "_native/transfers.pxi"  # 3  Transfers: all that are under way over TFTP, uses both
-include "_native/sender.pxi"    # 4  Sender: batches of blocks, on Transfers
-include "_native/engine.pxi"    # 5  Engine: a thread that answers TFTP, on Sender
-include "_native/network.pxi"   # 6  Network: links, subnets, known machines
-include "_native/replies.pxi"   # 7  Replies: what waits for the disk and the sockets, a Network
-include "_native/requests.pxi"  # 8  Requests: the packet at hand, on Replies
-include "_native/decisions.pxi"  # 9  Decisions: the plan table and what waits for a decision, on Requests
-include "_native/proxy.pxi"     # 10 Proxy: names boot files beside another server, on Decisions
-include "_native/leases.pxi"    # 11 Leases: whose every address is
-include "_native/prober.pxi"    # 12 Prober: which free addresses somebody uses, looks at Leases
-include "_native/responder.pxi"  # 13 Responder: the server that gives leases, on Decisions, has Leases and a Prober
+include "_native/source.pxi"    # Source: what is sent
+include "_native/crossing.pxi"  # Crossing: how Python and a native thread talk
+include "_native/transfers.pxi"  # Transfers: all that are under way over TFTP, uses both
+include "_native/sender.pxi"    # Sender: batches of blocks, on Transfers
+include "_native/engine.pxi"    # Engine: a thread that answers TFTP, on Sender
+include "_native/pump.pxi"      # Pump: files over TCP connections, beside the loop
+include "_native/network.pxi"   # Network: links, subnets, known machines
+include "_native/replies.pxi"   # Replies: what waits for the disk and the sockets, a Network
+include "_native/requests.pxi"  # Requests: the packet at hand, on Replies
+include "_native/decisions.pxi"  # Decisions: the plan table and what waits for a decision, on Requests
+include "_native/proxy.pxi"     # Proxy: names boot files beside another server, on Decisions
+include "_native/leases.pxi"    # Leases: whose every address is
+include "_native/prober.pxi"    # Prober: which free addresses somebody uses, looks at Leases
+include "_native/responder.pxi"  # Responder: the server that gives leases, on Decisions, has Leases and a Prober
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -45,6 +45,7 @@ from fastboot.services import dhcp, ftp, http, proxy, tftp
 from fastboot.services.control import ControlService, NeedsRestart
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.links import Link, find_links
+from fastboot.services.pump import Pump, start_pump
 from fastboot.state.lock import StateLock
 from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
@@ -221,6 +222,7 @@ class Server:
         self._http: http.HttpService | None = None
         self._dhcp: Dhcp | None = None
         self._store: Store | None = None
+        self._pump: Pump | None = None
         self._control: ControlService | None = None
         self._lock: StateLock | None = None
         self._reloading = asyncio.Lock()
@@ -292,6 +294,8 @@ class Server:
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
         self._tftp = self._ftp = self._http = self._dhcp = None
+        if self._pump:
+            self._pump.close()
         if self._store:
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
@@ -406,13 +410,27 @@ class Server:
             self._tftp = self._services["tftp"] = tftp.TftpService(
                 config.tftp, sockets.links, self.resolve, self._emit, sockets.tftp, self._mac_of
             )
+        if config.ftp or config.http:
+            self._pump = start_pump(config.senders)
         if config.ftp:
             self._ftp = self._services["ftp"] = ftp.FtpService(
-                config.ftp, sockets.links, Files(self), self._emit, sockets.ftp, self._mac_of
+                config.ftp,
+                sockets.links,
+                Files(self),
+                self._emit,
+                sockets.ftp,
+                self._mac_of,
+                pump=self._pump,
             )
         if config.http:
             self._http = self._services["http"] = http.HttpService(
-                config.http, sockets.links, Files(self), self._emit, sockets.http, self._mac_of
+                config.http,
+                sockets.links,
+                Files(self),
+                self._emit,
+                sockets.http,
+                self._mac_of,
+                pump=self._pump,
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:

@@ -916,6 +916,8 @@ def test_progress_and_events(large: Source) -> None:
             raw("REST 1000")
             raw("RETR /large")
             data.recv(5)
+            # The sending thread counts after the kernel took them.
+            server.until(lambda: service.transfers()[0].bytes > 1000)
             (progress,) = server.call(service.transfers)
             assert (str(progress.peer), progress.mac, progress.path) == (
                 "127.0.0.1",

@@ -65,7 +65,7 @@ PACKAGES = {
     ),
     "bench": ("dnsmasq-base", "iproute2", "util-linux"),
 }
-UNPACKED = {"bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server")}
+UNPACKED = {"bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd")}
 """Packages whose installation would start a server: their files go to .cache/debian."""
 
 

@@ -13,14 +13,17 @@ cdef extern from *:
     #include <net/ethernet.h>
     #include <netinet/in.h>
     #include <netinet/udp.h>
+    #include <poll.h>
     #include <pthread.h>
     #include <stdatomic.h>
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
     #include <sys/mman.h>
+    #include <sys/sendfile.h>
     #include <sys/socket.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
+    #include <sys/uio.h>
     #include <time.h>
     #include <unistd.h>
 
@@ -87,12 +90,14 @@ cdef extern from *:
     void *MAP_FAILED
     enum:
         PROT_READ, MAP_SHARED, MADV_WILLNEED, MADV_POPULATE_READ
+    ssize_t sendfile(int to, int file, int64_t *offset, size_t n) nogil
 
     # errors
     int errno
     enum:
         EAGAIN, EINTR, EINVAL, EIO, ENOBUFS, EMSGSIZE, EFAULT, ENOSYS, EPERM, EACCES, EXDEV, ELOOP
         EHOSTUNREACH, ENETUNREACH, ECONNREFUSED, ENOPROTOOPT, EOPNOTSUPP, ENOMEM, ENETDOWN, ENODEV
+        ECANCELED, ESTALE
 
     # sockets
     struct in_addr:
@@ -138,6 +143,8 @@ cdef extern from *:
     void *CMSG_DATA(cmsghdr *cmsg) nogil
     size_t CMSG_LEN(size_t n) nogil
     size_t CMSG_SPACE(size_t n) nogil
+    ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags) nogil
+    int RWF_NOWAIT
     int recvmmsg(int fd, mmsghdr *vec, unsigned int n, int flags, timespec *timeout) nogil
     int sendmmsg(int fd, mmsghdr *vec, unsigned int n, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *msg, int flags) nogil
@@ -162,7 +169,14 @@ cdef extern from *:
     int eventfd(unsigned int initial, int flags) nogil
     enum:
         EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
+        EPOLLET
         EFD_CLOEXEC, EFD_NONBLOCK
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long n, int timeout) nogil
+    int POLLIN
 
     # threads
     ctypedef struct pthread_mutex_t:

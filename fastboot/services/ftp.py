@@ -30,6 +30,7 @@ from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_session import Session, printable
 from fastboot.services.hosted import HostedLoop
 from fastboot.services.links import Link, open_tcp
+from fastboot.services.pump import Pump, start_pump
 
 BACKLOG = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -103,7 +104,9 @@ class FtpService:
         sockets: Sequence[socket.socket] | None = None,
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
         limits: Limits = Limits(),
+        pump: Pump | None = None,
     ) -> None:
+        """`pump` stays its owner's; without one the service has its own."""
         self.catalog = catalog
         self.mac_of = mac_of
         self.limits = limits
@@ -120,6 +123,7 @@ class FtpService:
         self._ioloop: HostedLoop | None = None
         self._lister: ThreadPoolExecutor | None = None
         self._bridge = Bridge(self.log)
+        self._pump, self._own_pump = pump, pump is None
 
     async def start(self) -> None:
         """Serve from now on. Raises ConfigError where a port is taken."""
@@ -128,6 +132,7 @@ class FtpService:
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
             self.log.warning("too few descriptors for ftp.max_sessions", wanted=wanted)
         logging.getLogger("pyftpdlib").addHandler(self._bridge)
+        self._pump = self._pump or start_pump()
         self._ioloop = HostedLoop(asyncio.get_running_loop())
         self._lister = ThreadPoolExecutor(1, "ftp-list")
         self._listeners = [Listener(sock, self, self._ioloop) for sock in sockets]
@@ -150,6 +155,8 @@ class FtpService:
             self.ending = "the server stopped"
             self._ioloop.close()
             self._ioloop = None
+            if self._own_pump and self._pump is not None:
+                self._pump.close()
             if self._lister is not None:
                 self._lister.shutdown(wait=False, cancel_futures=True)
             logging.getLogger("pyftpdlib").removeHandler(self._bridge)
@@ -157,6 +164,11 @@ class FtpService:
     def reload(self, settings: config.Ftp) -> None:
         """Take a new `max_sessions`; sessions that are open stay. Port and passive ports need a restart."""
         self._settings = settings
+
+    @property
+    def pump(self) -> Pump:
+        assert self._pump is not None  # there is no session before `start`
+        return self._pump
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -173,9 +185,10 @@ class FtpService:
     def transfers(self) -> list[model.Transfer]:
         """Return the transfers that are on their way."""
         return [
-            model.Transfer("ftp", session.client.address, file.name, file.position, file.size, session.client.mac)
+            model.Transfer("ftp", who.address, file.name, file.position + channel.octets, file.size, who.mac)
             for session in self._sessions
-            if session.data_channel is not None and (file := session.data_channel.file_obj) is not None
+            if (channel := session.data_channel) is not None and (file := channel.file_obj) is not None
+            for who in [session.client]
         ]
 
     # --- what sessions ask and report
@@ -220,7 +233,7 @@ class FtpService:
 
     def transfer_ended(self, session: Session, transfer: Transfer) -> None:
         client, path = session.client, transfer.file_obj.name
-        count, seconds = transfer.tot_bytes_sent, round(transfer.get_elapsed_time(), 3)
+        count, seconds = transfer.octets, round(transfer.get_elapsed_time(), 3)
         self._counters["bytes"] += count
         if transfer.transfer_finished:
             self._counters["sent"] += 1

@@ -7,6 +7,7 @@ import errno
 import random
 import socket
 import struct
+from asyncio import Future
 from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
 
-from fastboot.services.source_file import FAULTS, SLICE, TCP_NOTSENT_LOWAT, SourceFile
+from fastboot.services.source_file import FAULTS, SourceFile
 
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session
+    from fastboot.services.pump import Sending
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -47,47 +49,50 @@ class Transfer(DTPHandler):  # type: ignore[misc]
     def __init__(self, sock: socket.socket, session: Session) -> None:
         self.timeout = session.service.limits.stall
         self.reason: str | None = None
-        self._by_sendfile = False
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, SLICE)
+        self._sending: Sending | None = None
         super().__init__(sock, session)
 
     @property
     def busy(self) -> bool:
         return bool(self._initialized)
 
+    @property
+    def octets(self) -> int:
+        """How many have left."""
+        return self._sending.octets if self._sending else int(self.tot_bytes_sent)
+
     def push_with_producer(self, producer: Any) -> None:
-        self._by_sendfile = self.use_sendfile()
-        if not self._by_sendfile:
+        if not self.use_sendfile():
             super().push_with_producer(producer)
             return
         self._initialized = True
-        self.modify_ioloop_events(self.ioloop.WRITE)
-        self._wanted_io_events = self.ioloop.WRITE
-        self._send_slice()
+        file: SourceFile = self.file_obj
+        # The connection is the pump's now: nothing here may look at it.
+        self.del_channel()
+        try:
+            self._sending = self.cmd_channel.service.pump.send(
+                self.socket, file.source, self.timeout, file.position
+            )
+        except OSError as error:
+            self.fail(f"the server can not send now: {error.strerror}")
+            return
+        self._sending.done.add_done_callback(self._sent)
 
-    def initiate_send(self) -> None:
-        if self._by_sendfile:
-            self._send_slice()
-        else:
-            super().initiate_send()
-
-    def _send_slice(self) -> None:
+    def _sent(self, done: Future[None]) -> None:
         if self._closed:
             return
-        file: SourceFile = self.file_obj
-        try:
-            self.tot_bytes_sent += file.send(self._fileno, SLICE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno in FAULTS:
-                self.fail(FAULTS[error.errno])
-            else:
-                self.handle_close()
-            return
-        if file.position == file.size:
+        error = done.exception()
+        if error is None:
             self.discard_buffers()
+            self.handle_close()
+        elif not isinstance(error, OSError):
+            self.log.exception("fault in sending", exc_info=error)
+            self.fail("internal error")
+        elif error.errno in FAULTS:
+            self.fail(FAULTS[error.errno])
+        elif error.errno == errno.ETIMEDOUT:
+            self._stood_still()
+        else:
             self.handle_close()
 
     def fail(self, reason: str) -> None:
@@ -122,12 +127,17 @@ class Transfer(DTPHandler):  # type: ignore[misc]
             self.fail("internal error")
 
     def handle_timeout(self) -> None:
+        if self._sending is not None:
+            return  # the pump watches over it
         sent, self._lastdata = self._lastdata, self.tot_bytes_sent
         if sent == self.tot_bytes_sent:
-            self.reason = f"the client took nothing for {self.timeout:g} s"
-            self._resp = ("421 The data connection stood still.", None)
-            self.close()
-            self.cmd_channel.close_when_done()
+            self._stood_still()
+
+    def _stood_still(self) -> None:
+        self.reason = f"the client took nothing for {self.timeout:g} s"
+        self._resp = ("421 The data connection stood still.", None)
+        self.close()
+        self.cmd_channel.close_when_done()
 
     def close(self) -> None:
         if self._closed:
@@ -136,6 +146,9 @@ class Transfer(DTPHandler):  # type: ignore[misc]
             # Clients that ignore replies (busybox) would take the end of the connection for that of the file.
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        if self._sending is not None:
+            self.tot_bytes_sent = self._sending.octets
+            self._sending.cancel()
         super().close()
         if self.file_obj is not None:
             self.cmd_channel.transfer_ended(self)

@@ -33,8 +33,8 @@ from fastboot._core import Source
 from fastboot.model import Client, Event, Reason, Refusal
 from fastboot.services.http_message import Version, content_type, precondition, ranges
 from fastboot.services.links import Link, open_tcp
-from fastboot.services.pump import Pump
-from fastboot.services.source_file import FAULTS, SourceFile
+from fastboot.services.pump import Pump, Sending, start_pump
+from fastboot.services.source_file import FAULTS
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -92,11 +92,11 @@ class Transfer:
     path: str
     size: int
     sent: int = 0
-    file: SourceFile | None = None
+    sending: Sending | None = None
 
     @property
     def octets(self) -> int:
-        return self.sent + (self.file.position if self.file else 0)
+        return self.sent + (self.sending.octets if self.sending else 0)
 
 
 def open_sockets(settings: config.Http, links: Sequence[Link]) -> list[socket.socket]:
@@ -124,7 +124,9 @@ class HttpService:
         sockets: Sequence[socket.socket] | None = None,
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
         limits: Limits = Limits(),
+        pump: Pump | None = None,
     ) -> None:
+        """`pump` stays its owner's; without one the service has its own."""
         self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
@@ -133,7 +135,7 @@ class HttpService:
         self._transfers: dict[int, Transfer] = {}
         self._servers: list[asyncio.Server] = []
         self._manager: Manager | None = None
-        self._pump: Pump | None = None
+        self._pump, self._own_pump = pump, pump is None
         self._lister: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger(component="http")
 
@@ -141,7 +143,7 @@ class HttpService:
         """Serve from now on. Raises FastbootError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
         loop = asyncio.get_running_loop()
-        self._pump = Pump(self._limits.stall)
+        self._pump = self._pump or start_pump()
         self._lister = ThreadPoolExecutor(1, "http-list")
         self._manager = Manager(self)
         self._servers = [await loop.create_server(self._manager, sock=sock, backlog=BACKLOG) for sock in sockets]
@@ -156,7 +158,8 @@ class HttpService:
         deadline = time.monotonic() + drain
         while self._transfers and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
-        self._pump.close()
+        if self._own_pump:
+            self._pump.close()
         await self._manager.shutdown(1.0)
         if self._lister:
             self._lister.shutdown(wait=False, cancel_futures=True)
@@ -368,9 +371,12 @@ class HttpService:
                 await writer.drain()
             if transport is None or transport.is_closing():
                 raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
-            transfer.file = SourceFile(piece, transfer.path)
-            await self._pump.send(transport.get_extra_info("socket"), transfer.file)
-            transfer.sent, transfer.file = transfer.sent + piece.size, None
+            transfer.sending = self._pump.send(transport.get_extra_info("socket"), piece, self._limits.stall)
+            try:
+                await transfer.sending.done
+            finally:
+                transfer.sending.cancel()
+            transfer.sent, transfer.sending = transfer.sent + piece.size, None
         await response.write_eof()
 
     def _failed(self, client: Client, path: str, reason: str, **facts: object) -> None:

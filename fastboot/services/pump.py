@@ -8,105 +8,243 @@ import errno
 import os
 import select
 import socket
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final, Protocol
 
+from fastboot import _core
+from fastboot._core import Source
 from fastboot.services.source_file import SLICE, TCP_NOTSENT_LOWAT, SourceFile
 
-BATCH = 4
-"""Connections served per turn of the loop; see `hosted.BATCH`."""
-CHECKS = 4
+MOST_THREADS: Final = 4
+UNSENT: Final = 512 * 1024
+"""Octets that the kernel holds unsent for one connection: 500 slow clients would otherwise hold 2 GB."""
+BATCH: Final = 4
+"""Connections served per turn of the loop by LoopPump; see `hosted.BATCH`."""
+PATIENCE: Final = 5.0
+"""Seconds that `close` waits for a thread that reads from a disk which does not answer."""
+CHECKS: Final = 4
 """How often a connection is looked at within the time that it may stand still."""
 
 
-class Sending:
-    """A file on its way. `done` ends with None, or with the OSError that stopped it."""
+class Sending(Protocol):
+    """A file on its way.
 
-    def __init__(self, file: SourceFile, done: asyncio.Future[None]) -> None:
-        self.file = file
-        self.done = done
-        self.seen = file.position  # when `Pump` last looked whether it moves
-        self.still = 0
+    `octets` is how many the kernel has taken. `done` ends with None, or with the OSError that stopped it: ESTALE
+    where the file changed, ETIMEDOUT where the client took nothing for `stall` seconds, ECANCELED where `cancel`
+    was called or the pump closed, else as the connection failed.
+    """
+
+    done: asyncio.Future[None]
+    stall: float
+
+    @property
+    def octets(self) -> int: ...
+    def cancel(self, error: int = errno.ECANCELED) -> None:
+        """End it, unless it has ended."""
 
 
-class Pump:
-    """Sends many files at once, a slice each in turn. For the thread of one asyncio loop.
+class Pump(Protocol):
+    """Sends many files at once, a slice of each in turn. For the thread of one asyncio loop."""
+
+    def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
+        """Send a source from `offset` to its end. Nothing else may write to the connection meanwhile.
+
+        Raises OSError where no descriptor or no place is free.
+        """
+
+    def close(self) -> None:
+        """End everything that is on its way with ECANCELED."""
+
+
+def start_pump(threads: int | None = None) -> Pump:
+    """Return a pump of so many sending threads: by default as many as there are cores, at most 4; 0: the loop."""
+    if threads is None:
+        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    return ThreadPump(threads) if threads else LoopPump()
+
+
+class ThreadPump:
+    """The native core's, in threads of their own: nothing on the loop but the ends."""
+
+    def __init__(self, threads: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._lanes = [Lane(self._loop, f"fastboot-pump-{number}") for number in range(threads)]
+        self._watch = StillWatch(self._loop)
+
+    def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
+        limit_unsent(sock)
+        lane = min(self._lanes, key=lambda lane: len(lane.sendings))
+        return self._watch.over(lane.send(sock.fileno(), source, stall, offset))
+
+    def close(self) -> None:
+        self._watch.close()
+        for lane in self._lanes:
+            lane.close()
+
+
+class Lane:
+    """One native pump: a thread that sends, and one that reads for it what is not in memory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        self.sendings: dict[int, LaneSending] = {}
+        self._loop = loop
+        self._core = _core.Pump()
+        self._threads = [
+            threading.Thread(target=self._core.run, name=name, daemon=True),
+            threading.Thread(target=self._core.read, name=f"{name}-read", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        loop.add_reader(self._core.fileno(), self._ended)
+
+    def send(self, fd: int, source: Source, stall: float, offset: int) -> LaneSending:
+        job = self._core.send(fd, source, offset, source.size - offset)
+        sending = self.sendings[job] = LaneSending(self._core, job, stall, self._loop.create_future())
+        return sending
+
+    def close(self) -> None:
+        self._core.halt()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        self._ended()
+        self._loop.remove_reader(self._core.fileno())
+        del self._core  # and with it its descriptors
+
+    def _ended(self) -> None:
+        for job, error, octets in self._core.ends():
+            self.sendings.pop(job).end(octets, error)
+
+
+class LaneSending:
+    def __init__(self, core: _core.Pump, job: int, stall: float, done: asyncio.Future[None]) -> None:
+        self._core: _core.Pump | None = core  # until it has ended
+        self._job, self._cancelled, self._octets = job, False, 0
+        self.stall, self.done = stall, done
+
+    @property
+    def octets(self) -> int:
+        return self._core.sent(self._job) if self._core else self._octets
+
+    def cancel(self, error: int = errno.ECANCELED) -> None:
+        if self._core and not self._cancelled:
+            self._cancelled = True
+            self._core.cancel(self._job, error)
+
+    def end(self, octets: int, error: int) -> None:
+        self._core, self._octets = None, octets
+        finish(self.done, error)
+
+
+class LoopPump:
+    """The same on the loop itself: for a system that can not spare threads, and to measure the other against.
 
     It keeps an epoll of its own and the loop watches that one descriptor, as `hosted` does and why.
     """
 
-    def __init__(self, stall: float) -> None:
-        """A client that takes nothing for `stall` seconds is given up with ETIMEDOUT."""
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
-        self._sendings: dict[int, Sending] = {}
-        self._stall = stall
-        self._checking: asyncio.TimerHandle | None = None
+        self._sendings: dict[int, LoopSending] = {}
+        self._watch = StillWatch(self._loop)
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
-    async def send(self, sock: socket.socket, file: SourceFile) -> None:
-        """Send a file from its position to its end.
-
-        The caller sees to it that nothing else writes to the connection meanwhile. Raises OSError: ESTALE where
-        the file changed, ETIMEDOUT where the client stood still, else as the connection failed.
-        """
-        # A descriptor of our own: the transport may close its one under us.
-        fd = os.dup(sock.fileno())
-        sending = Sending(file, self._loop.create_future())
-        try:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, SLICE)
-            self._sendings[fd] = sending
-            self._epoll.register(fd, select.EPOLLOUT)
-            if self._checking is None:
-                self._checking = self._loop.call_later(self._stall / CHECKS, self._check)
-            await sending.done
-        finally:
-            if self._sendings.pop(fd, None):
-                with contextlib.suppress(OSError):
-                    self._epoll.unregister(fd)
-            os.close(fd)
+    def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
+        limit_unsent(sock)
+        fd = os.dup(sock.fileno())  # one of our own: the transport may close its under us
+        file = SourceFile(source, source.name)
+        file.seek(offset)
+        sending = self._sendings[fd] = LoopSending(self, fd, file, stall, self._loop.create_future())
+        self._epoll.register(fd, select.EPOLLOUT)
+        return self._watch.over(sending)
 
     def close(self) -> None:
-        """End everything that is on its way with ECANCELED."""
-        self._loop.remove_reader(self._epoll.fileno())
-        if self._checking:
-            self._checking.cancel()
+        self._watch.close()
         for sending in tuple(self._sendings.values()):
-            self._end(sending, OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)))
+            sending.cancel()
+        self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()
-        self._sendings.clear()
+
+    def end(self, fd: int, error: int) -> None:
+        self._epoll.unregister(fd)
+        os.close(fd)
+        finish(self._sendings.pop(fd).done, error)
 
     def _turn(self) -> None:
         # Level-triggered with a maximum: the kernel moves who was told to the end of its list.
         for fd, _ in self._epoll.poll(0, BATCH):
-            sending = self._sendings[fd]
-            if sending.done.done():
-                self._epoll.unregister(fd)
-                del self._sendings[fd]
-                continue
+            file = self._sendings[fd].file
             try:
-                sending.file.send(fd, SLICE)
+                file.send(fd, SLICE)
             except BlockingIOError:
                 continue
             except OSError as error:
-                self._end(sending, error)
+                self.end(fd, error.errno or errno.EIO)
                 continue
-            if sending.file.position >= sending.file.size:
-                self._end(sending, None)
+            if file.position >= file.size:
+                self.end(fd, 0)
 
-    def _end(self, sending: Sending, error: OSError | None) -> None:
-        if sending.done.done():
-            return
-        if error is None:
-            sending.done.set_result(None)
+
+class LoopSending:
+    def __init__(
+        self, pump: LoopPump, fd: int, file: SourceFile, stall: float, done: asyncio.Future[None]
+    ) -> None:
+        self._pump, self._fd, self._begin = pump, fd, file.position
+        self.file, self.stall, self.done = file, stall, done
+
+    @property
+    def octets(self) -> int:
+        return self.file.position - self._begin
+
+    def cancel(self, error: int = errno.ECANCELED) -> None:
+        if not self.done.done():
+            self._pump.end(self._fd, error)
+
+
+class StillWatch:
+    """Gives up what has not moved for as long as it may stand still."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._seen: dict[Sending, tuple[int, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def over(self, sending: Sending) -> Sending:
+        """Watch one until it ends."""
+        self._seen[sending] = 0, time.monotonic()
+        sending.done.add_done_callback(lambda _: self._seen.pop(sending, None))
+        if self._timer is None:
+            self._arm(self._seen)
+        return sending
+
+    def close(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def _arm(self, sendings: Iterable[Sending]) -> None:
+        stalls = [sending.stall for sending in sendings]
+        self._timer = self._loop.call_later(min(stalls) / CHECKS, self._look) if stalls else None
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for sending, (octets, since) in tuple(self._seen.items()):
+            if sending.octets != octets:
+                self._seen[sending] = sending.octets, now
+            elif now - since >= sending.stall:
+                sending.cancel(errno.ETIMEDOUT)
+        self._arm(self._seen)
+
+
+def limit_unsent(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
+
+
+def finish(done: asyncio.Future[None], error: int) -> None:
+    if not done.done():
+        if error:
+            done.set_exception(OSError(error, os.strerror(error)))
+            done.exception()  # heard: who gave a transfer up has no more use for it
         else:
-            sending.done.set_exception(error)
-
-    def _check(self) -> None:
-        self._checking = None
-        for sending in self._sendings.values():
-            sending.still = sending.still + 1 if sending.seen == sending.file.position else 0
-            sending.seen = sending.file.position
-            if sending.still >= CHECKS:
-                self._end(sending, OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
-        if self._sendings:
-            self._checking = self._loop.call_later(self._stall / CHECKS, self._check)
+            done.set_result(None)

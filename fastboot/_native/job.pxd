@@ -1,0 +1,46 @@
+# What the pump knows of a file on its way to a connection, and the records that cross between it and Python. Pure.
+from libc.stdint cimport int32_t, int64_t, uint8_t
+
+from fastboot._native.file cimport file_t
+
+cdef enum:
+    PUMP_SLICE = 262144        # octets of one sendfile: what a client gets per turn
+    PUMP_WINDOW = 1048576      # octets of a file that are looked for in memory, or read, at a time
+    PUMP_AHEAD = 4194304       # octets that the kernel is asked to read before they are needed
+    PUMP_TURN = 16             # slices between two looks at what happened
+
+    JOB_START = 1
+    JOB_CANCEL = 2
+    JOB_WARM = 3
+    JOB_HALT = 4
+
+# Python takes a job's place and gives it back when it has heard of the end; in between it is the pump's.
+cdef struct job_t:
+    int fd                     # a descriptor of its own of the connection; -1: no job
+    file_t *file               # counted
+    int64_t offset             # in the file, of the next octet
+    int64_t end
+    int64_t warm               # what lies before this was in memory
+    int64_t sent               # atomic: Python reads it while the pump goes on
+    int32_t error              # of whoever wants it ended
+    bint reading               # the reader has it
+
+cdef struct job_command_t:
+    uint8_t kind
+    int32_t job
+    int32_t error
+    int fd
+    file_t *file
+    int64_t offset
+    int64_t end
+
+cdef struct job_end_t:
+    int32_t job
+    int32_t error              # errno; 0: all sent
+    int64_t sent
+
+cdef struct job_read_t:        # what the reader is asked
+    int32_t job                # negative: stop
+    int fd
+    int64_t offset
+    int64_t size

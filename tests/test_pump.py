@@ -1,0 +1,305 @@
+"""The pumps: the native one in threads, and the one on the loop as its oracle."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import random
+import selectors
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from fastboot import _core
+from fastboot._core import Source
+from fastboot.services.pump import Pump, Sending, start_pump
+from tests.ftpkit import descriptors
+
+DATA = random.Random(3).randbytes(5_000_001)
+
+
+@pytest.fixture(params=[0, 1, 3], ids=["loop", "thread", "threads"])
+async def pump(request: pytest.FixtureRequest) -> AsyncIterator[Pump]:
+    pump = start_pump(request.param)
+    yield pump
+    pump.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[tuple[Path, Source]]:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    yield path, opened(path)
+
+
+def opened(path: Path) -> Source:
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        return Source.open(directory, path.name)
+    finally:
+        os.close(directory)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection; ours does not block."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    theirs.settimeout(20)
+    return ours, theirs
+
+
+def drain(sock: socket.socket) -> bytes:
+    got = bytearray()
+    while part := sock.recv(1 << 16):
+        got += part
+    return bytes(got)
+
+
+async def sent(pump: Pump, source: Source, offset: int = 0) -> bytes:
+    ours, theirs = pair()
+    with theirs:
+        receiving = asyncio.create_task(asyncio.to_thread(drain, theirs))
+        with ours:
+            sending = pump.send(ours, source, 20, offset)
+            await sending.done
+            assert sending.octets == source.size - offset
+        return await receiving
+
+
+async def failed(sending: Sending) -> int:
+    with pytest.raises(OSError) as caught:
+        await asyncio.wait_for(sending.done, 20)
+    assert caught.value.errno
+    return caught.value.errno
+
+
+@pytest.mark.parametrize("offset", [0, 1, 131_071, 131_072, 1_048_577, 4_999_999, 5_000_001])
+async def test_every_octet_from_everywhere(pump: Pump, file: tuple[Path, Source], offset: int) -> None:
+    _, source = file
+    assert await sent(pump, source, offset) == DATA[offset:]
+
+
+@pytest.mark.parametrize(
+    ("start", "size"), [(0, 0), (0, 1), (17, 4096), (524_288, 524_288), (1_048_575, 2_000_000)]
+)
+async def test_a_part_of_a_file(pump: Pump, file: tuple[Path, Source], start: int, size: int) -> None:
+    """What an ISO's file is: a range of the ISO. Nothing beside it leaves."""
+    _, source = file
+    part = source.slice(start, size)
+    assert await sent(pump, part) == DATA[start : start + size]
+    assert await sent(pump, part, size // 2) == DATA[start + size // 2 : start + size]
+
+
+async def test_what_is_not_in_memory_is_read(pump: Pump, file: tuple[Path, Source]) -> None:
+    path, source = file
+    with path.open("rb") as each:
+        os.fsync(each.fileno())
+        os.posix_fadvise(each.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert await sent(pump, source) == DATA
+
+
+async def test_many_at_once(pump: Pump, file: tuple[Path, Source]) -> None:
+    _, source = file
+    before = descriptors()
+    got = await asyncio.gather(*(sent(pump, source, offset * 1000) for offset in range(40)))
+    assert got == [DATA[offset * 1000 :] for offset in range(40)]
+    assert descriptors() <= before
+
+
+async def test_one_that_reads_nothing_holds_up_nobody(pump: Pump, tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    source = opened(path)
+    ours, theirs = pair()
+    with ours, theirs:
+        still = pump.send(ours, source, 60)
+        for _ in range(3):
+            assert await sent(pump, source.slice(0, 1_000_000)) == DATA[:1_000_000]
+        assert 0 < still.octets < source.size
+        still.cancel()
+        assert await failed(still) == errno.ECANCELED
+
+
+async def test_turns_are_fair(pump: Pump, tmp_path: Path) -> None:
+    """When the first of many has all, everybody has a good part."""
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 4)
+    source = opened(path)
+    pairs = [pair() for _ in range(12)]
+    taking = selectors.DefaultSelector()
+    for _, theirs in pairs:
+        theirs.setblocking(False)
+        taking.register(theirs, selectors.EVENT_READ)
+    ended = threading.Event()
+
+    def take() -> None:
+        while not ended.is_set():
+            for key, _ in taking.select(0.1):
+                assert isinstance(key.fileobj, socket.socket)
+                if not key.fileobj.recv(1 << 18):
+                    taking.unregister(key.fileobj)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    sendings = [pump.send(ours, source, 60) for ours, _ in pairs]
+    await asyncio.wait([each.done for each in sendings], return_when=asyncio.FIRST_COMPLETED)
+    assert min(each.octets for each in sendings) > source.size // 4
+    await asyncio.gather(*(each.done for each in sendings))
+    ended.set()
+    taker.join()
+    for each in (end for both in pairs for end in both):
+        each.close()
+
+
+@pytest.mark.parametrize("after", [0, 1, 200_000])
+async def test_cancelled_at_any_point(pump: Pump, file: tuple[Path, Source], after: int) -> None:
+    _, source = file
+    gc.collect()
+    before = descriptors()
+    ours, theirs = pair()
+    with ours, theirs:
+        sending = pump.send(ours, source, 60)
+        if after:
+            got = 0
+            while got < after:
+                got += len(await asyncio.to_thread(theirs.recv, 65536))
+        sending.cancel()
+        sending.cancel()
+        assert await failed(sending) == errno.ECANCELED
+        assert sending.octets < source.size
+        sending.cancel(errno.EIO)  # it has ended: nothing happens
+    assert descriptors() <= before
+
+
+async def test_a_client_that_leaves(pump: Pump, tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    ours, theirs = pair()
+    with ours:
+        sending = pump.send(ours, opened(path), 60)
+        await asyncio.to_thread(theirs.recv, 1000)
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        theirs.close()
+        assert await failed(sending) in (errno.ECONNRESET, errno.EPIPE)
+
+
+async def test_the_connection_may_be_closed_by_its_owner(pump: Pump, tmp_path: Path) -> None:
+    """The pump has a descriptor of its own: a number that is given out again is never written to."""
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 2)
+    ours, theirs = pair()
+    with theirs:
+        sending = pump.send(ours, opened(path), 60)
+        ours.close()
+        other, far = pair()  # takes the number
+        with other, far:
+            receiving = asyncio.create_task(asyncio.to_thread(drain, theirs))
+            await sending.done
+            assert await receiving == DATA * 2
+            far.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                far.recv(1)
+
+
+async def test_who_stands_still_is_given_up(pump: Pump, tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    ours, theirs = pair()
+    with ours, theirs:
+        assert await failed(pump.send(ours, opened(path), 0.2)) == errno.ETIMEDOUT
+
+
+@pytest.mark.parametrize("change", ["shrink", "write", "touch"])
+async def test_a_file_that_changes_is_never_completed(pump: Pump, tmp_path: Path, change: str) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    ours, theirs = pair()
+    with theirs:
+        with ours:
+            sending = pump.send(ours, opened(path), 60)
+            await asyncio.to_thread(theirs.recv, 1000)
+            with path.open("r+b") as each:
+                if change == "shrink":
+                    each.truncate(len(DATA) * 7)
+                elif change == "write":
+                    each.write(b"x")
+                else:
+                    os.utime(each.fileno())
+            receiving = asyncio.create_task(asyncio.to_thread(drain, theirs))
+            assert await failed(sending) == errno.ESTALE
+        assert len(await receiving) < len(DATA) * 8 - 1000
+
+
+async def test_a_file_replaced_by_rename_is_finished(
+    pump: Pump, file: tuple[Path, Source], tmp_path: Path
+) -> None:
+    path, source = file
+    (tmp_path / "new").write_bytes(b"new")
+    (tmp_path / "new").rename(path)
+    assert await sent(pump, source) == DATA
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+async def test_closing_ends_everything(tmp_path: Path, threads: int) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    gc.collect()
+    before = descriptors()
+    pump = start_pump(threads)
+    pairs = [pair() for _ in range(5)]
+    sendings = [pump.send(ours, opened(path), 60) for ours, _ in pairs]
+    pump.close()
+    assert [await failed(each) for each in sendings] == [errno.ECANCELED] * 5
+    for each in (end for both in pairs for end in both):
+        each.close()
+    del sendings
+    gc.collect()
+    assert descriptors() <= before
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("fastboot-pump")]
+
+
+def test_the_native_door(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DATA)
+    source = opened(path)
+    for capacity in (0, 1 << 21):
+        with pytest.raises(ValueError, match="capacity"):
+            _core.Pump(capacity)
+    pump = _core.Pump(1)
+    ours, theirs = pair()
+    with ours, theirs:
+        for offset, size in ((-1, 1), (0, -1), (0, len(DATA) + 1), (len(DATA) + 1, 0), (1, 1 << 62)):
+            with pytest.raises(ValueError, match="within"):
+                pump.send(ours.fileno(), source, offset, size)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            pump.send(999_999, source, 0, 1)
+        job = pump.send(ours.fileno(), source, 0, 10)
+        with pytest.raises(BlockingIOError):
+            pump.send(ours.fileno(), source, 0, 10)
+        with pytest.raises(IndexError):
+            pump.sent(1)
+        with pytest.raises(IndexError):
+            pump.cancel(-1, errno.EIO)
+        pump.halt()
+        pump.run()  # ends the job, then itself
+        assert pump.ends() == [(job, errno.ECANCELED, 0)]
+        with pytest.raises(RuntimeError):
+            pump.run()
+        pump.read()
+    unstarted = _core.Pump(4)
+    before = descriptors()
+    ours, theirs = pair()
+    unstarted.send(ours.fileno(), source, 0, 1)
+    ours.close()
+    theirs.close()
+    del unstarted
+    gc.collect()
+    assert descriptors() < before
