@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
 from fastboot.boot.loaders import HEEDING
+from fastboot.boot.policy import by_tftp_only
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
@@ -161,7 +162,7 @@ def _loader_findings(world: World) -> Iterator[Finding]:
         if not scheme and (refusal := world.catalog.lacks(loader)):
             yield Finding("error", f"{key}: {loader}: {refusal.text}; name a file below a root, or a URL")
         class_ = key.rpartition(".")[2]
-        if scheme not in ("", "tftp") and class_.startswith(("bios", "uefi-")):
+        if by_tftp_only(class_, loader):
             http = f"http-{class_.removeprefix('uefi-')}"
             text = f"{key}: {loader}: PXE firmware fetches by TFTP only; a URL is for {http} or ipxe"
             yield Finding("warning", text)

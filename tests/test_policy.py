@@ -256,6 +256,15 @@ def test_http_boot_is_never_given_a_path() -> None:
     assert plan.loader == "http://10.77.0.1/g.efi"
 
 
+def test_a_url_for_any_firmware_is_for_who_fetches_by_http() -> None:
+    own = node(more='loader = "http://10.77.0.9/own.efi"')
+    http = '[boot.loaders]\nhttp-x64 = "http://10.77.0.1/g.efi"'
+    assert decide(replace(OVMF_HTTP, node=own), http).loader == "http://10.77.0.9/own.efi"
+    assert decide(replace(OVMF, node=own), http).loader == "boot/grubx64.efi"
+    assert decide(replace(BIOS_ROM, node=own), http).loader == "boot/pxelinux.0"
+    assert decide(OVMF, '[boot.loaders]\nuefi-x64 = "http://10.77.0.1/g.efi"').loader == "http://10.77.0.1/g.efi"
+
+
 # ---- iPXE
 
 

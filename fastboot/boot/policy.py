@@ -138,9 +138,17 @@ class Policy:
         """Return the boot file and, where there is none or another than was meant, why."""
         if class_ is None:
             return None, ""
-        named = [name for each in reversed(layers) for name in (each.loaders.get(class_), each.loaders.get(ANY))]
-        named.append(self._loaders.get(class_))
-        loader = next((name for name in named if name and _suits(class_, name)), None)
+        named = [(key, each.loaders.get(key)) for each in reversed(layers) for key in (class_, ANY)]
+        named.append((class_, self._loaders.get(class_)))
+        # A URL for firmware of any class is for those that fetch by HTTP, not for PXE.
+        loader = next(
+            (
+                name
+                for key, name in named
+                if name and _suits(class_, name) and not (key == ANY and by_tftp_only(class_, name))
+            ),
+            None,
+        )
         if class_ == IPXE:
             return _script(request, loader or SCRIPT)
         if loader or class_ in ALONE:
@@ -230,6 +238,11 @@ def _suits(class_: str, loader: str) -> bool:
     if class_ == IPXE:
         return not is_program(loader)
     return "://" in loader or not (class_.startswith("http-") or class_ == ONIE)
+
+
+def by_tftp_only(class_: str, loader: str) -> bool:
+    """Whether firmware that speaks TFTP only is given a URL of something else."""
+    return class_.startswith(("bios", "uefi-")) and urlsplit(loader).scheme not in ("", "tftp")
 
 
 def _script(request: BootRequest, script: str) -> tuple[str, str]:
