@@ -1,8 +1,8 @@
 """The typed contract of the native core. Checked against the built module by stubtest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from socket import socket
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, final
 
 from typing_extensions import disjoint_base
 
@@ -260,7 +260,7 @@ def udp_packet(source: int, source_port: int, destination: int, port: int, paylo
 
 RESPONDER_COUNTERS: tuple[str, ...]
 """The counters' names, every reason for silence among them."""
-RESPONDER_EVENT_KINDS: tuple[str, ...]
+FACT_NAMES: tuple[str, ...]
 RESPONDER_WAYS: tuple[str, ...]
 STATE_NAMES: tuple[str, ...]
 
@@ -291,6 +291,26 @@ class Network:
         `authoritative`: no other DHCP server is meant to be here. Raises ValueError for more than 16 subnets on a
         link, MemoryError."""
 
+@final
+class DhcpFacts:
+    """What happened, in this order. Each is made when it is read: kind, MAC, link, address, tag of the plan,
+    value, text."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Raises TypeError: see Replies.events."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> tuple[str, bytes, int, int, int, int, bytes]: ...
+    def __iter__(self) -> Iterator[tuple[str, bytes, int, int, int, int, bytes]]: ...
+    def kind(self, at: int) -> str:
+        """Return the first of its items. Raises IndexError."""
+
+    def kinds(self) -> dict[str, int]:
+        """Return how many there are of each kind."""
+
+    def take(self, kind: str) -> list[tuple[str, bytes, int, int, int, int, bytes]]:
+        """Take out those of one kind. Raises ValueError for what is no kind."""
+
 @disjoint_base
 class Replies(Network):
     """What waits for the disk, for the sockets, and for Python."""
@@ -310,8 +330,8 @@ class Replies(Network):
         """Take the ready replies instead of sending them: way (RESPONDER_WAYS), link, source, destination, port,
         hardware address, payload; where the way is "hardware", the whole IP packet."""
 
-    def events(self) -> list[tuple[str, bytes, int, int, int, int, bytes]]:
-        """Take what happened: kind, MAC, link, address, tag of the plan, value, text."""
+    def events(self) -> DhcpFacts:
+        """Take what happened since the last time."""
 
     def counters(self) -> dict[str, int]: ...
 

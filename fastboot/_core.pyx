@@ -110,6 +110,7 @@ include "_native/sender.pxi"    # Sender: batches of blocks, on Transfers
 include "_native/engine.pxi"    # Engine: a thread that answers TFTP, on Sender
 include "_native/pump.pxi"      # Pump: files over TCP connections, beside the loop
 include "_native/network.pxi"   # Network: links, subnets, known machines
+include "_native/facts.pxi"     # DhcpFacts: what happened, for Python
 include "_native/replies.pxi"   # Replies: what waits for the disk and the sockets, a Network
 include "_native/requests.pxi"  # Requests: the packet at hand, on Replies
 include "_native/decisions.pxi"  # Decisions: the plan table and what waits for a decision, on Requests

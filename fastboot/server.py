@@ -444,7 +444,10 @@ class Server:
                 fetched_here=bool(self._config.tftp or self._config.http),
             )  # fmt: skip
         self._store = Store(self._config.state)
-        return dhcp.DhcpService(settings, sockets.links, nodes, self._store, self.decide, self._emit, sockets.dhcp)
+        return dhcp.DhcpService(
+            settings, sockets.links, nodes, self._store, self.decide, self._emit, sockets.dhcp,
+            emit_all=self._hub.emit_all,
+        )  # fmt: skip
 
     async def _watch_media(self) -> None:
         while True:

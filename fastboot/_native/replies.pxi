@@ -4,8 +4,6 @@
 cdef enum:
     RESPONDER_BATCH = 64            # packets a system call takes
     RESPONDER_WAITING = 65536       # replies that wait for a commit or a socket
-    RESPONDER_EVENTS = 8192
-    RESPONDER_TEXT = 64             # octets of an event's text that are kept
 
 cdef enum:                          # counters; the first are dhcp_parse's drop reasons
     COUNT_RECEIVED = 0
@@ -71,40 +69,6 @@ RESPONDER_COUNTERS = (
     "no_memory",
 )
 
-cdef enum:
-    FACT_OFFER = 0
-    FACT_ACK
-    FACT_NAK
-    FACT_DECLINE
-    FACT_RELEASE
-    FACT_INFORM
-    FACT_EXHAUSTED
-    FACT_OTHER_SERVER
-    FACT_TAKEN
-    FACT_BOOTP
-    FACT_CONFLICT
-    FACT_PROXY_ARP
-    FACT_LIMIT
-    FACT_REQUEST
-    FACT_SERVER_SEEN
-    FACT_UNHEEDED
-
-RESPONDER_EVENT_KINDS = (
-    "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken",
-    "bootp", "conflict", "proxy_arp", "limit", "request", "server_seen", "offers_ignored",
-)
-
-cdef struct fact_t:
-    uint8_t kind
-    uint8_t hlen
-    uint8_t chaddr[16]
-    int32_t link
-    uint32_t address
-    uint32_t tag
-    uint32_t value
-    uint8_t text_size
-    uint8_t text[RESPONDER_TEXT]
-
 cdef struct out_t:                  # one reply; allocated no longer than its frame
     uint64_t batch                  # the commit that it waits for
     int32_t link
@@ -139,22 +103,19 @@ cdef class Replies(Network):
     cdef int raw_fd
     cdef outs_t ready               # for the sockets
     cdef outs_t waiting             # for a commit
-    cdef fact_t *ring               # what Python is to be told
-    cdef uint32_t event_first
-    cdef uint32_t event_count
+    cdef facts_t facts              # what Python is to be told
     cdef uint64_t counts[COUNTERS]
     cdef traffic_t *traffic
 
     def __cinit__(self, bytes seed not None):
         self.raw = True
         self.raw_fd = -1
-        self.ring = <fact_t *>memory_for(RESPONDER_EVENTS, sizeof(fact_t))
         self.traffic = <traffic_t *>memory_for(1, sizeof(traffic_t))
 
     def __dealloc__(self):
         outs_free(&self.ready)
         outs_free(&self.waiting)
-        free(self.ring)
+        free(self.facts.at)
         free(self.traffic)
 
     def attach(self, int link, int fd):
@@ -168,12 +129,8 @@ cdef class Replies(Network):
 
     # ---- the way out
 
-    cdef void push(self, const fact_t *e) noexcept nogil:
-        if self.event_count == RESPONDER_EVENTS:
-            self.counts[COUNT_EVENTS_LOST] += 1
-            return
-        self.ring[(self.event_first + self.event_count) % RESPONDER_EVENTS] = e[0]
-        self.event_count += 1
+    cdef void push(self, const fact_t *fact) noexcept nogil:
+        self.counts[COUNT_EVENTS_LOST] += not facts_push(&self.facts, fact)
 
     cdef void leave(self, out_t *o) noexcept nogil:
         if o.type == DHCP_OFFER:
@@ -303,17 +260,7 @@ cdef class Replies(Network):
         return taken
 
     def events(self):
-        cdef fact_t *e
-        cdef list taken = []
-        while self.event_count:
-            e = &self.ring[self.event_first]
-            self.event_first = (self.event_first + 1) % RESPONDER_EVENTS
-            self.event_count -= 1
-            taken.append((
-                RESPONDER_EVENT_KINDS[e.kind], e.chaddr[:e.hlen], e.link, e.address, e.tag, e.value,
-                e.text[:e.text_size],
-            ))
-        return taken
+        return facts_of(&self.facts)
 
     def counters(self):
         return {name: self.counts[i] for i, name in enumerate(RESPONDER_COUNTERS)}

@@ -256,16 +256,16 @@ cdef class Requests(Replies):
         address = reply.yiaddr or self.m.ciaddr or dhcp_address(&self.m, OPTION_REQUESTED)
         self.fill(e, kind, address, tag, reply.lease)
         if reply.message != NULL:
-            e.text_size = snprintf(<char *>e.text, RESPONDER_TEXT, b"%s", reply.message)
+            e.text_size = snprintf(<char *>e.text, FACTS_TEXT, b"%s", reply.message)
 
     cdef void fill(self, fact_t *e, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
         cdef uint8_t code = OPTION_MESSAGE if kind in (FACT_NAK, FACT_DECLINE) else OPTION_HOST_NAME
         e.kind, e.hlen, e.address, e.tag, e.value, e.link = kind, self.m.hlen, address, tag, value, self.link
         memcpy(e.chaddr, self.m.chaddr, 16)
-        e.text_size = min(dhcp_size(&self.m, code), <size_t>RESPONDER_TEXT)
+        e.text_size = min(dhcp_size(&self.m, code), <size_t>FACTS_TEXT)
         memcpy(e.text, dhcp_value(&self.m, code), e.text_size)
         if kind == FACT_LIMIT:
-            e.text_size = min(self.m.relay.circuit_size, <uint8_t>RESPONDER_TEXT)
+            e.text_size = min(self.m.relay.circuit_size, <uint8_t>FACTS_TEXT)
             memcpy(e.text, self.m.relay.circuit, e.text_size)
 
     cdef void event(self, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:

@@ -9,34 +9,29 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
-from typing import Final
 
 import structlog
 
 from fastboot import config
-from fastboot._core import RESPONDER_COUNTERS, Responder
+from fastboot._core import Responder
 from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
 from fastboot.services.dhcp_commits import Commits
 from fastboot.services.dhcp_conflicts import Conflicts, open_arp
 from fastboot.services.dhcp_decisions import Decide, Decisions
+from fastboot.services.dhcp_events import DhcpEvents
 from fastboot.services.dhcp_network import MAX_ADDRESSES, Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, host_addresses, open_udp
 from fastboot.state.store import Store
+from fastboot.watch.events import Batch, emit_each
 
 log = structlog.get_logger(component="dhcp")
 
 LeaseTuple = tuple[int, str, bytes, bytes, bytes, float, float, int, bytes, bytes]
-
-TEXTS: Final = {
-    "conflict": "a machine uses this address without a lease: take it out of the pools, or let the machine ask for"
-    " one; nobody else gets it for {} s",
-    "proxy_arp": "a machine answers for more addresses than one has, so it is not believed any more; is it a "
-    "router with proxy ARP?",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +90,17 @@ class DhcpService:
         decide: Decide,
         emit: Callable[[Event], None],
         sockets: Sockets | None = None,
+        *,
+        emit_all: Callable[[Batch], None] | None = None,
     ) -> None:
-        """Raises ConfigError for subnets that no link can serve."""
+        """Raises ConfigError for subnets that no link can serve.
+
+        `emit_all` is given what storms of machines make many of, to read or not; without it, `emit` is given each.
+        """
         self._links = tuple(links)
         self._clock = store.clock
         self._emit = emit
+        self._emit_all = emit_all or partial(emit_each, emit)
         self._sockets = sockets
         self._responder = Responder(os.urandom(32))
         self._watch = Watch(emit)
@@ -243,33 +244,12 @@ class DhcpService:
     # ---- events
 
     def _tell(self) -> None:
-        for kind, mac, link, address, tag, value, text in self._responder.events():
-            if kind == "other_server":
-                self._watch.named(self._links[link].name, IPv4Address(value), mac.hex(":"))
-                continue
-            details: dict[str, object] = {"interface": self._links[link].name}
-            if address:
-                details["address"] = str(IPv4Address(address))
-            if about := self._decisions.about(tag):
-                details |= about.details()
-            if kind in ("offer", "ack"):
-                details["lease"] = value
-            elif kind == "limit":
-                details = {"interface": self._links[link].name, "limit": RESPONDER_COUNTERS[value]}
-                details |= {"relay": str(IPv4Address(address))} if address else {}
-                details |= {"circuit_id": config.relay_id_text(text)} if text else {}
-                text = b""
-            elif kind == "exhausted":
-                details["network"] = str(IPv4Address(value))
-            elif kind == "decline":
-                details["conflict"] = bool(value)
-            elif kind in TEXTS:
-                details["text"] = TEXTS[kind].format(self._settings.quarantine)
-            if text:
-                details["text" if kind in ("nak", "decline") else "hostname"] = text.decode(
-                    "ascii", "backslashreplace"
-                )
-            self._emit(Event(time.time(), f"dhcp.{kind}", mac.hex(":"), details=details))
+        facts = self._responder.events()
+        for _, mac, link, _, _, server, _ in facts.take("other_server"):
+            self._watch.named(self._links[link].name, IPv4Address(server), mac.hex(":"))
+        if facts:
+            about, names, quarantine = self._decisions.about, self._names, self._settings.quarantine
+            self._emit_all(DhcpEvents(facts, time.time(), self._links, about, names, quarantine))
 
     # ---- configuration
 
@@ -286,6 +266,7 @@ class DhcpService:
         self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
         self._conflicts.configure(settings.arp_probes)
         self._watch.configure(settings.probe_every, own | set(settings.known_servers))
+        self._names = {mac: node.name for node in nodes for mac in node.macs}
         self._settings, self._network, self._nodes = settings, network, tuple(nodes)
 
     async def _probe(self, sockets: Sockets) -> None:

@@ -6,13 +6,13 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Protocol
 
 import structlog
 
 from fastboot.model import IGNORE, BootRequest, Event, Node, Plan, Scope, Verdict
+from fastboot.services.dhcp_events import About
 from fastboot.services.dhcp_plan import EncodedPlan, architecture_of, features_of, stage_of
 from fastboot.services.links import Link
 
@@ -41,20 +41,6 @@ class Core(Protocol):
     ) -> list[tuple[bytes, int, int, int, bytes, int, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes]]: ...
     def answer(self, token: bytes, plan: EncodedPlan | None, scope: str, now: int, /) -> None: ...
     def drop(self, token: bytes, /) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What an event says of the machine that asked, beside its MAC."""
-
-    stage: str
-    architecture: int | None
-    loader: str | None
-
-    def details(self) -> dict[str, object]:
-        """Return what is known, as an event's details."""
-        known = {"stage": self.stage, "architecture": self.architecture, "loader": self.loader}
-        return {key: value for key, value in known.items() if value is not None}
 
 
 class Decisions:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Protocol
 
 from fastboot.model import Event
 
@@ -12,6 +14,95 @@ REPLAY = 1000
 """Events kept for a late watcher: about 100 machine boots."""
 QUEUE = 65536
 """Events that one watcher may be behind. A storm of 1,000 machines emits about 10,000 in its first seconds."""
+
+
+class Batch(Protocol):
+    """Events that happened together. Each is made when somebody reads it: nobody reads all of a storm."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> Event: ...
+    def kind(self, at: int, /) -> str: ...
+    def kinds(self) -> Mapping[str, int]:
+        """Return how many there are of each kind."""
+
+
+class Events:
+    """A batch of events that are made already, from one of them on."""
+
+    __slots__ = ("_events", "_first")
+
+    def __init__(self, events: Batch | tuple[Event, ...], first: int = 0) -> None:
+        self._events, self._first = events, first
+
+    def __len__(self) -> int:
+        return len(self._events) - self._first
+
+    def __getitem__(self, at: int) -> Event:
+        return self._events[self._first + at]
+
+    def kind(self, at: int) -> str:
+        return self[at].kind
+
+    def kinds(self) -> Mapping[str, int]:
+        return Counter(self.kind(at) for at in range(len(self)))
+
+
+def emit_each(emit: Callable[[Event], None], batch: Batch) -> None:
+    """Give each event of a batch to one who takes them one by one."""
+    for at in range(len(batch)):
+        emit(batch[at])
+
+
+class Backlog:
+    """The newest events, `limit` at most."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._batches: deque[Batch] = deque()
+        self._passed = 0
+        """Events of the first batch that are not in here any more."""
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Event]:
+        first = self._passed
+        for batch in self._batches:
+            for at in range(first, len(batch)):
+                yield batch[at]
+            first = 0
+
+    def put(self, batch: Batch) -> int:
+        """Add events. Returns how many older ones were dropped for them."""
+        self._batches.append(batch)
+        self._count += len(batch)
+        dropped = max(0, self._count - self._limit)
+        while self._count > self._limit:
+            self._pass(min(self._count - self._limit, len(self._batches[0]) - self._passed))
+        return dropped
+
+    def pop(self) -> Event:
+        """Take the oldest event. Raises IndexError where there is none."""
+        event = self._batches[0][self._passed]
+        self._pass(1)
+        return event
+
+    def take(self) -> list[Batch]:
+        """Take all events."""
+        batches = list(self._batches)
+        if self._passed:
+            batches[0] = Events(batches[0], self._passed)
+        self._batches.clear()
+        self._passed = self._count = 0
+        return batches
+
+    def _pass(self, count: int) -> None:
+        self._passed += count
+        self._count -= count
+        if self._passed == len(self._batches[0]):
+            self._batches.popleft()
+            self._passed = 0
 
 
 class Hub:
@@ -22,15 +113,18 @@ class Hub:
         """How many events of each kind there were."""
         self.dropped = 0
         """Events that some subscriber was too slow to take."""
-        self._recent: deque[Event] = deque(maxlen=replay)
+        self._recent = Backlog(replay)
         self._subscriptions: set[Subscription] = set()
         self._closed = False
 
     def emit(self, event: Event) -> None:
-        self.counts[event.kind] += 1
-        self._recent.append(event)
+        self.emit_all(Events((event,)))
+
+    def emit_all(self, batch: Batch) -> None:
+        self.counts.update(batch.kinds())
+        self._recent.put(batch)
         for subscription in self._subscriptions:
-            self.dropped += subscription.put(event)
+            self.dropped += subscription.put(batch)
 
     def subscribe(self, *, replay: bool = False, limit: int = QUEUE) -> Subscription:
         """Return an async iterator over the events from now on, the recent ones first if `replay`.
@@ -38,9 +132,8 @@ class Hub:
         At most `limit` events wait in it; the oldest is dropped for a new one and counted in its `dropped`.
         """
         subscription = Subscription(limit, self._subscriptions.discard)
-        if replay:
-            for event in self._recent:
-                subscription.put(event)
+        if replay and (recent := tuple(self._recent)):
+            subscription.put(Events(recent))
         if self._closed:
             subscription.close()
         else:
@@ -59,24 +152,35 @@ class Subscription:
 
     def __init__(self, limit: int, leave: Callable[[Subscription], None]) -> None:
         self.dropped = 0
-        self._events: deque[Event] = deque(maxlen=limit)
+        self._events = Backlog(limit)
         self._leave = leave
         self._closed = False
         self._wake = asyncio.Event()
 
-    def put(self, event: Event) -> bool:
-        """Queue an event. Returns whether an older one was dropped for it."""
-        full = len(self._events) == self._events.maxlen
-        self.dropped += full
-        self._events.append(event)
+    def put(self, batch: Batch) -> int:
+        """Queue events. Returns how many older ones were dropped for them."""
+        dropped = self._events.put(batch)
+        self.dropped += dropped
         self._wake.set()
-        return full
+        return dropped
 
     def take(self) -> list[Event]:
         """Return what waits, without waiting."""
         events = list(self._events)
-        self._events.clear()
+        self._events.take()
         return events
+
+    async def batches(self, seconds: float) -> list[Batch]:
+        """Wait for events, at most so long, and return all that wait; none of them is made yet."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._some()
+        return self._events.take()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to come."""
+        return self._closed and not self._events
 
     def close(self) -> None:
         self._closed = True
@@ -87,9 +191,12 @@ class Subscription:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._events:
-            if self._closed:
-                raise StopAsyncIteration
+        await self._some()
+        if not self._events:
+            raise StopAsyncIteration
+        return self._events.pop()
+
+    async def _some(self) -> None:
+        while not self._events and not self._closed:
             self._wake.clear()
             await self._wake.wait()
-        return self._events.popleft()

@@ -7,16 +7,19 @@ file or host can start a new line, recolour a terminal or pass for another field
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from time import monotonic
 from time import time as now
-from typing import Any, Literal, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import structlog
 
 from fastboot.model import Event
-from fastboot.watch.events import Subscription
+from fastboot.watch.events import Batch, Events, Subscription
+from fastboot.watch.storm import SPAN, Storm
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 ALARMS = {
@@ -41,15 +44,29 @@ ALARMS = {
     "probed": 10,
 }
 """Levels by the last word of an event's kind; every other kind is "info"."""
+GATHER = 0.05
+"""Seconds between writes: waking the thread for each event would cost more than its line."""
+NUMBERS: Final = (bool, int, float)  # `bool | int | float` would be made at each call
 COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
 
 
 class EventLog:
     """Writes events to a stream, in a thread: a terminal that was stopped never stops the server."""
 
-    def __init__(self, stream: TextIO, *, format: Literal["console", "json"], level: str = "info") -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        format: Literal["console", "json"],
+        level: str = "info",
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        """`clock` gives seconds."""
         self.processors = processors(stream, format)
         self.wrapper = structlog.make_filtering_bound_logger(LEVELS[level])
+        self._level = LEVELS[level]
+        self._clock = clock
+        self._storm = Storm(clock())
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream), processors=self.processors, wrapper_class=self.wrapper
         )
@@ -61,22 +78,33 @@ class EventLog:
             about = {"component": component, "node": event.node, "mac": event.mac}
             details = _renamed({key: value for key, value in event.details.items() if value is not None})
             fields = {key: value for key, value in about.items() if value is not None} | details
-            self._log.log(level_of(event), rest or component, _time=event.time, **fields)
+            self._log.log(level_of(event.kind), rest or component, _time=event.time, **fields)
+
+    def write_some(self, batches: Iterable[Batch], *, end: bool = False) -> None:
+        """Write events, but of a storm only the first of each kind; then how many more there were."""
+        for batch in batches:
+            kinds = batch.kinds()
+            wanted = {kind: count for kind, count in kinds.items() if level_of(kind) >= self._level}
+            self.write(self._storm.pick(batch, wanted))
+        for kind, count in self._storm.omitted(self._clock(), end=end).items():
+            self.write([Event(now(), "log.omitted", details={"kind": kind, "events": count})])
 
     async def follow(self, events: Subscription) -> None:
         """Write events until the subscription ends; tell when some were lost because the stream was slow."""
         dropped = 0
-        async for event in events:
-            batch = [event, *events.take()]
+        while not events.ended:
+            batches = await events.batches(SPAN)
             if lost := events.dropped - dropped:
                 dropped = events.dropped
-                batch.insert(0, Event(event.time, "log.dropped", details={"events": lost}))
-            await asyncio.to_thread(self.write, batch)
+                batches.insert(0, Events((Event(now(), "log.dropped", details={"events": lost}),)))
+            await asyncio.to_thread(self.write_some, batches, end=events.ended)
+            if not events.ended:
+                await asyncio.sleep(GATHER)
 
 
 def processors(stream: TextIO, format: Literal["console", "json"]) -> list[Any]:
     """Return the steps from an entry to its line, the same for events and for what libraries log."""
-    render = structlog.processors.JSONRenderer(default=str) if format == "json" else Console(stream)
+    render = Json() if format == "json" else Console(stream)
     return [_stamp, structlog.processors.format_exc_info, _escape, render]
 
 
@@ -106,27 +134,41 @@ class LoggingHandler(logging.Handler):
         self._log.write([Event(record.created, f"{record.name.partition('.')[0]}.{kind}", details=details)])
 
 
-def level_of(event: Event) -> int:
-    """Return the log level of an event, as a number of the standard library's `logging`."""
-    last = event.kind.rpartition(".")[2]
+def level_of(kind: str) -> int:
+    """Return the log level of a kind of event, as a number of the standard library's `logging`."""
+    last = kind.rpartition(".")[2]
     return ALARMS.get(last) or ALARMS.get(last.rpartition("_")[2], logging.INFO)
 
 
 def printable(value: str | bytes) -> str:
     """Return the text with every octet outside printable ASCII, and the backslash, written as an escape."""
     text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if text.isascii() and text.isprintable() and "\\" not in text:
+        return text
     return "".join(char if " " <= char <= "~" and char != "\\" else _code(ord(char)) for char in text)
 
 
 def plain(value: object) -> object:
     """Return a value as JSON knows it, its texts printable."""
-    if value is None or isinstance(value, bool | int | float):
+    if isinstance(value, str):
+        return printable(value)
+    if value is None or isinstance(value, NUMBERS):
         return value
     if isinstance(value, Mapping):
         return {printable(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return printable(value if isinstance(value, bytes) else str(value))
+
+
+class Json:
+    """Renders a line as a JSON object, of what `plain` has made of it."""
+
+    def __init__(self) -> None:
+        self._encode = json.JSONEncoder(check_circular=False).encode  # json.dumps makes an encoder each time
+
+    def __call__(self, logger: object, method: str, entry: MutableMapping[str, Any]) -> str:
+        return self._encode(entry)
 
 
 class Console:
