@@ -108,6 +108,7 @@ def test_every_size(server: Running, tmp_path: Path, way: str) -> None:
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "busybox-100"])
 def test_a_big_file(server: Running, tmp_path: Path, way: str) -> None:
+    server.until(server.is_idle, 15)
     del server.events[:]
     assert fetch(WAYS[way](server.address, "big"), tmp_path) == BIG
     (end,) = server.ends()

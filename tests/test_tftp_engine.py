@@ -430,6 +430,7 @@ def test_a_late_ack_is_not_answered(server: Running) -> None:
     with server.client() as client:
         client.fetch("size-513", windowsize=4)
         server.until(server.is_idle)
+        client.forget()
         late = server.counters()["late"]
         for _ in range(3):
             client.send(ack(2))
@@ -443,6 +444,7 @@ def test_the_size_probe_of_edk2(server: Running) -> None:
         assert options_of(client.receive())["tsize"] == "200000"
         client.send(error(8, b"User aborted the transfer"))
         (end,) = server.ends()
+        client.forget()
         assert end.kind == "tftp.probed"
         assert client.hears_nothing(0.3)
         assert client.fetch("small", blksize=1468, windowsize=4) == SMALL
@@ -459,6 +461,7 @@ def test_a_client_that_gives_up(server: Running, code: int, options: dict[str, i
             client.receive()
         client.send(error(code))
         (end,) = server.ends()
+        client.forget()
         assert (end.kind, end.details["code"]) == ("tftp.cancelled", code)
         assert client.hears_nothing(0.3)
 

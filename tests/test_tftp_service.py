@@ -296,10 +296,13 @@ def test_a_client_that_went_while_resolve_thought(files: Files) -> None:
         assert op_of(client.receive()) == DATA
         gate.set()
         client.send(ack(1))
-        assert client.receive() == b"\0\3\0\2" + SMALL[512:513]
+        while (packet := client.receive()) == b"\0\3\0\1" + SMALL[:512]:
+            pass
+        assert packet == b"\0\3\0\2" + SMALL[512:513]
         client.send(ack(2))
-        assert client.hears_nothing(0.05)
         server.until(server.is_idle)
+        client.forget()
+        assert client.hears_nothing(0.05)
 
 
 def test_a_resolve_that_fails(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -375,6 +378,8 @@ def test_a_single_port(files: Files) -> None:
             with pytest.raises(TftpError, match=r"^1 "):
                 client.fetch("nothing")
             assert client.peer == server.address
+            server.until(server.is_idle)
+            client.forget()
             client.send(ack(1))
             assert client.hears_nothing(0.02)
 
@@ -473,6 +478,7 @@ async def test_stop_lets_transfers_finish(files: Files) -> None:
         await stopping
         assert time.monotonic() - began < 4
         assert [event.kind for event in events if event.kind == "tftp.sent"] == ["tftp.sent"] * 2
+        client.forget()
         assert client.hears_nothing(0.02)
 
 
@@ -556,9 +562,9 @@ async def test_files_are_closed_after_their_last_transfer(tmp_path: Path) -> Non
             await until(lambda: not service.transfers())
             silent.ask("small", blksize=1468)  # evicted by the next
             assert op_of(await asyncio.to_thread(silent.receive)) == OACK
-        silent.send(error(0))
+        silent.ask("nothing")  # replaces it
         await until(lambda: not open_files())
-    kinds = [event.kind for event in events]
+    kinds = [event.kind for event in events if event.kind != "tftp.missing"]
     assert kinds.count("tftp.evicted") == service.counters()["evicted"] == 4
     assert kinds.count("tftp.started") == len(kinds) / 2, "one end for each"
     await service.stop()

@@ -115,13 +115,21 @@ class Client:
     def send(self, packet: bytes, to: Address | None = None) -> None:
         self.socket.sendto(packet, to or self.peer or self.server)
 
+    def forget(self) -> None:
+        """Drop what has come: a server repeats what it sent to who is slow, and a busy machine makes slow."""
+        self.socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.socket.recv(70_000)
+
     def ask(self, name: str | bytes, mode: str = "octet", **options: object) -> None:
+        self.forget()
         self.peer = None
         self.socket.sendto(rrq(name, mode, **options), self.server)
 
-    def receive(self, wait: float | None = None) -> bytes:
+    def receive(self, wait: float = 5) -> bytes:
         """Return the next packet. Raises TimeoutError."""
-        self.socket.settimeout(wait or self.wait)
+        self.socket.settimeout(wait)
         packet, self.peer = self.socket.recvfrom(70_000)
         return packet
 
@@ -146,6 +154,7 @@ class Client:
         out: list[bytes] = []
         last: bytes = request
         self.peer, self.oack, self.blocks = None, None, 0
+        self.forget()
         self.socket.sendto(request, self.server)
         in_gap = False
         while True:
@@ -158,11 +167,11 @@ class Client:
                     raise
                 self.socket.sendto(last, self.peer or self.server)
                 continue
-            if self.peer is None:
+            kind = op_of(packet)
+            if self.peer is None and (kind != DATA or number_of(packet) == 1):  # else of the last transfer
                 self.peer = peer
             if peer != self.peer:
                 continue
-            kind = op_of(packet)
             if kind == ERROR:
                 raise TftpError(number_of(packet), packet[4:-1].decode())
             if kind == OACK:

@@ -214,8 +214,7 @@ class TftpService:
         try:
             answer = self._resolve(asked.path, client)
         except Exception:  # resolve may be an embedding program's: its fault must not end the service
-            log.exception("resolve failed", path=asked.path)
-            self._refuse(engine, asked, Refusal(Reason.BROKEN, "internal error"))
+            self._fail(engine, asked)
             return
         if isinstance(answer, Refusal):
             self._refuse(engine, asked, answer)
@@ -246,8 +245,8 @@ class TftpService:
         except OSError as error:
             refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
         except Exception:  # as in _asked
-            log.exception("resolve failed", path=asked.path)
-            refusal = Refusal(Reason.BROKEN, "internal error")
+            self._fail(engine, asked)
+            return
         assert refusal is not None
         self._refuse(engine, asked, refusal)
 
@@ -273,6 +272,11 @@ class TftpService:
         engine.refuse(asked.request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
         kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
         self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text)
+
+    def _fail(self, engine: Engine, asked: Asked) -> None:
+        """Answer, then log the exception being handled: a traceback takes its time."""
+        self._refuse(engine, asked, Refusal(Reason.BROKEN, "internal error"))
+        log.exception("resolve failed", path=asked.path)
 
     def _ended(self, engine: Engine, end: TftpEnd) -> None:
         asked = self._under_way.pop((engine, end.id), None)
