@@ -221,7 +221,7 @@ async def test_an_index_is_kept_and_used_again(iso: Path, tmp_path: Path, indexe
     assert [path.name for path in kept.parent.iterdir()] == ["lab.index"]
 
 
-@pytest.mark.parametrize("damage", ["other time", "empty", "noise", "format"])
+@pytest.mark.parametrize("damage", ["other time", "empty", "noise", "page", "format"])
 async def test_an_index_that_is_not_of_the_image_is_made_again(
     iso: Path, tmp_path: Path, indexer: Indexer, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +233,12 @@ async def test_an_index_that_is_not_of_the_image_is_made_again(
     elif damage == "format":
         monkeypatch.setattr("fastboot.boot.index.FORMAT", 0)
         indexer = Indexer(kept.parent, keep=False)
+    elif damage == "page":
+        data = bytearray(kept.read_bytes())
+        at = data.index(b"gtk+-1.2.3")
+        page = at - at % 4096
+        data[page : page + 100] = os.urandom(100)
+        kept.write_bytes(data)
     else:
         kept.write_bytes(b"" if damage == "empty" else os.urandom(8192))
     if damage == "format":
@@ -256,7 +262,7 @@ async def test_others_than_the_server_leave_nothing_behind(iso: Path, tmp_path: 
 async def test_a_state_directory_that_takes_nothing_is_named(iso: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     indexer = Indexer(tmp_path / "file/media")
-    with pytest.raises(MediaError, match=r"can not make .*file/media: Not a directory"):
+    with pytest.raises(MediaError, match=r"its index: .*Not a directory: .*file/media"):
         await Disc("lab", iso, indexer).prepare(ignore)
     indexer.close()
 
@@ -285,9 +291,42 @@ async def test_a_reader_that_ends_without_a_word(
 
     monkeypatch.setattr(indexer, "_request", request)
     steps: list[Step] = []
-    with pytest.raises(MediaError, match="more than 120 s or 1024 MiB, and was ended"):
+    with pytest.raises(MediaError, match="was ended: by its limits"):
         await Disc("lab", iso, indexer).prepare(steps.append)
     assert steps == [Step(1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "line", [b"x" * 200_000, b"nonsense\n", b"[1]\n", b'{"step": "abc"}\n', b'{"done": true}\n']
+)
+async def test_a_reader_that_a_hostile_image_has_taken_over(
+    iso: Path, indexer: Indexer, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    """Whatever it says: a fault of the medium, and no more."""
+
+    def request(draft: Path, source: Source) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        theirs.send(line)
+        theirs.close()
+        return ours
+
+    monkeypatch.setattr(indexer, "_request", request)
+    with pytest.raises(MediaError):
+        await Disc("lab", iso, indexer).prepare(ignore)
+
+
+async def test_an_index_that_breaks_while_it_is_used(tmp_path: Path, indexer: Indexer) -> None:
+    files: dict[str, bytes | str] = {f"d/file-with-a-name-of-some-length-{number}": b"" for number in range(1000)}
+    catalog, _ = await prepared(config_of(tmp_path, lab=make_iso(tmp_path / "many.iso", files)), indexer)
+    kept = tmp_path / "state/media/lab.index"
+    with kept.open("r+b") as file:
+        file.write(os.urandom(kept.stat().st_size))
+    name = "/media/lab/d/file-with-a-name-of-some-length-500"
+    for found in (catalog.resolve(name, CLIENT), catalog.stat(name, CLIENT), catalog.list("/media/lab/d", CLIENT)):
+        assert isinstance(found, Refusal)
+        assert found.reason is Reason.BROKEN
+    catalog.close()
 
 
 async def test_limits_end_a_reader(iso: Path, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class Disc:
             return False
         self._tried = found
         try:
-            source = _open(self.path)
+            source = await asyncio.to_thread(_open, self.path)
         except OSError as error:
             raise MediaError(f"{self.path}: {error.strerror or error}") from error
         await self._adopt(source, tell)
@@ -102,7 +102,8 @@ class Disc:
         if self._index is None:
             return complaints
         for name, error in self._index.refused():
-            complaints.append(f"{self.path}/{name}: {refusal_of(error).text}; it is never served")
+            shown = "".join(letter if letter.isprintable() else "?" for letter in name)
+            complaints.append(f"{self.path}/{shown}: {refusal_of(error).text}; it is never served")
             if len(complaints) == MAX_COMPLAINTS:
                 break
         return complaints

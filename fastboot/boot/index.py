@@ -78,6 +78,15 @@ class Index:
         if names := getattr(self, "_names", None):
             names.close()
 
+    def verify(self) -> None:
+        """Raises LookupError where the file is damaged. Reads all of it."""
+        try:
+            found = [row[0] for row in self._names.execute("PRAGMA quick_check(1)")]
+        except sqlite3.Error as error:
+            found = [error]
+        if found != ["ok"]:
+            raise LookupError(f"the index is damaged: {found[0]}")
+
     def find(self, path: str) -> Item:
         """Return what a path leads to, over links that stay in the image: a file or a directory.
 
@@ -169,8 +178,11 @@ class Index:
         return os.fsdecode(b"/".join(reversed(parts)))
 
     def _select(self, condition: str, *values: object) -> Iterator[Item]:
-        rows = self._names.execute(f"SELECT {COLUMNS} FROM names WHERE {condition}", values)  # noqa: S608 - ours
-        return (Item(row[0], row[1], Kind(row[2]), *row[3:]) for row in rows)
+        try:
+            for row in self._names.execute(f"SELECT {COLUMNS} FROM names WHERE {condition}", values):  # noqa: S608
+                yield Item(row[0], row[1], Kind(row[2]), *row[3:])
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"the index is damaged: {error}") from error
 
 
 def _refused(item: Item) -> RefusedName:

@@ -36,6 +36,8 @@ DISK: Final = 1 << 30
 SECONDS: Final = 120
 """Of processor time that a child may take; an image of 20,000 files takes less than one (measured)."""
 PR_SET_NO_NEW_PRIVS: Final = 38
+MAX_FAULT: Final = 2000
+"""Characters of a fault: it may name a path as deep as a hostile image has one."""
 PAUSE: Final = 0.05
 """Seconds between two steps that are told."""
 
@@ -88,18 +90,20 @@ class Indexer:
 
     def find(self, name: str, identity: Identity) -> Index:
         """Return the index that was kept of an image. Raises LookupError."""
-        return Index(self._kept / f"{name}.index", identity)
+        index = Index(self._kept / f"{name}.index", identity)
+        index.verify()
+        return index
 
     async def read(self, name: str, source: Source, tell: Callable[[Step], None]) -> Index:
         """Have an image read, and keep its index in place of the one that was there. Raises MediaError."""
-        if not self._keep:
-            with TemporaryDirectory(prefix="fastboot-") as directory:
-                return await self._read(Path(directory) / name, source, tell)
         try:
+            if not self._keep:
+                with TemporaryDirectory(prefix="fastboot-") as directory:
+                    return await self._read(Path(directory) / name, source, tell)
             self._kept.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MediaError(f"can not make {self._kept}: {error.strerror}") from error
-        return await self._read(self._kept / f"{name}.index", source, tell)
+            return await self._read(self._kept / f"{name}.index", source, tell)
+        except (OSError, LookupError, ValueError, TypeError) as error:  # also what no reader of ours would say
+            raise MediaError(f"its index: {error}") from error
 
     async def _read(self, target: Path, source: Source, tell: Callable[[Step], None]) -> Index:
         draft = target.with_name(f"{target.name}.{os.getpid()}.new")
@@ -108,8 +112,6 @@ class Indexer:
             await self._ask(draft, source, tell)
             draft.replace(target)
             return Index(target, source.identity)
-        except (OSError, LookupError) as error:
-            raise MediaError(f"its index: {error}") from error
         finally:
             draft.unlink(missing_ok=True)
 
@@ -121,12 +123,13 @@ class Indexer:
                 if "step" in answer:
                     tell(Step(*answer["step"]))
                 elif "fault" in answer:
-                    raise MediaError(answer["fault"])
+                    raise MediaError(str(answer["fault"]))
                 else:
                     return
         finally:
             writer.close()  # whoever still reads the image notices, and ends
-        raise MediaError(f"reading it took more than {SECONDS} s or {MEMORY >> 20} MiB, and was ended")
+        limits = f"{SECONDS} s of processor time, {MEMORY >> 20} MiB of memory"
+        raise MediaError(f"the process that read it was ended: by its limits ({limits}), or by somebody")
 
     def _request(self, draft: Path, source: Source) -> socket.socket:
         for _ in range(2):
@@ -187,7 +190,7 @@ def attempt(image: int, target: Path, tell: Callable[[Step], None]) -> dict[str,
     try:
         write_index(image, target, tell)
     except ImageError as error:
-        return {"fault": str(error)}
+        return {"fault": str(error)[:MAX_FAULT]}
     except ConnectionError:
         raise
     except (OSError, sqlite3.Error) as error:
