@@ -119,19 +119,28 @@ class Listener:
             out.sendto(payload, ("255.255.255.255", 67))
 
     def replies(self, seconds: float = 1.0) -> dict[str, DhcpMessage]:
-        """Return what DHCP servers say within so many seconds, by their addresses."""
-        self.sock.settimeout(seconds)
+        """Return what DHCP servers say within so many seconds of silence, by their addresses."""
         heard = {}
         try:
             while True:
-                packet = self.sock.recv(4096)
-                at = 4 * (packet[0] & 15)
-                if packet[9] == 17 and struct.unpack_from("!HH", packet, at) == (67, 68):
-                    found = parse_dhcp(packet[at + 8 : int.from_bytes(packet[2:4])])
-                    if isinstance(found, DhcpMessage):
-                        heard[str(IPv4Address(packet[12:16]))] = found
+                server, found = self._hear(seconds)
+                heard[server] = found
         except TimeoutError:
             return heard
+
+    def first(self) -> DhcpMessage:
+        """Return the next that a DHCP server says."""
+        return self._hear(5)[1]
+
+    def _hear(self, seconds: float) -> tuple[str, DhcpMessage]:
+        self.sock.settimeout(seconds)
+        while True:
+            packet = self.sock.recv(4096)
+            at = 4 * (packet[0] & 15)
+            if packet[9] == 17 and struct.unpack_from("!HH", packet, at) == (67, 68):
+                found = parse_dhcp(packet[at + 8 : int.from_bytes(packet[2:4])])
+                if isinstance(found, DhcpMessage):
+                    return str(IPv4Address(packet[12:16])), found
 
     def close(self) -> None:
         self.sock.close()

@@ -65,7 +65,10 @@ PACKAGES = {
     ),
     "bench": ("dnsmasq-base", "iproute2", "util-linux"),
 }
-UNPACKED = {"bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd")}
+UNPACKED = {
+    "bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd"),
+    "test": ("isc-dhcp-server", "kea-dhcp4-server"),
+}
 """Packages whose installation would start a server: their files go to .cache/debian."""
 
 
@@ -128,25 +131,34 @@ def install_packages(purposes: Iterable[str]) -> bool:
 def unpack_packages(purposes: Iterable[str]) -> bool:
     """Unpack what the purposes name, and the libraries that it needs and this system lacks. Returns whether all is
     there."""
-    wanted = sorted({package for purpose in purposes for package in UNPACKED.get(purpose, ())})
     tree, done = ROOT / ".cache" / "debian", ROOT / ".cache" / "debian.packages"
-    if not wanted or not shutil.which("apt-get") or (done.exists() and done.read_text().split() == wanted):
+    here = set(done.read_text().split() if done.exists() else ())
+    wanted = sorted(here | {package for purpose in purposes for package in UNPACKED.get(purpose, ())})
+    if here.issuperset(wanted) or not shutil.which("apt-get"):
         return True
     print(f"unpacking Debian packages: {' '.join(wanted)}", flush=True)
-    plan = subprocess.run(
-        ["apt-get", "-s", "install", "--no-install-recommends", *wanted], stdout=subprocess.PIPE, text=True
-    ).stdout
-    names = {line.split()[1] for line in plan.splitlines() if line.startswith("Inst ")} | set(wanted)
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "packages").mkdir(parents=True)
-    download = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *sorted(names)]
-    if subprocess.run(download, cwd=tree / "packages", stdin=subprocess.DEVNULL).returncode:
-        print(f"failed: {' '.join(download)}; try again after: sudo apt-get update", file=sys.stderr)
+    update = [*(elevation() or ()), "apt-get", "update", "-q"]
+    if not download(wanted, tree / "packages") and (
+        subprocess.run(update, stdin=subprocess.DEVNULL).returncode or not download(wanted, tree / "packages")
+    ):
+        print(f"failed: apt-get download {' '.join(wanted)}; first try: sudo apt-get update", file=sys.stderr)
         return False
     for package in (tree / "packages").glob("*.deb"):
         subprocess.run(["dpkg", "-x", package, tree], check=True)
     done.write_text("\n".join(wanted))
     return True
+
+
+def download(packages: list[str], directory: Path) -> bool:
+    """Download Debian packages, and those that they need and this system lacks. Returns whether all are there."""
+    plan = subprocess.run(
+        ["apt-get", "-s", "install", "--no-install-recommends", *packages], stdout=subprocess.PIPE, text=True
+    )
+    names = {line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")} | set(packages)
+    fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *sorted(names)]
+    return not (plan.returncode or subprocess.run(fetch, cwd=directory, stdin=subprocess.DEVNULL).returncode)
 
 
 def installed() -> set[str]:

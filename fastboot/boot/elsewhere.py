@@ -50,14 +50,14 @@ def _dnsmasq(server: IPv4Address, files: Mapping[int, str], script: str | None) 
 
 
 def _dhcpd(server: IPv4Address, files: Mapping[int, str], script: str | None) -> str:
-    ipxe = 'exists user-class and option user-class = "iPXE"'
-    choices = [(ipxe, [f"filename {_quoted(script)};"])] if script else []
+    # A branch of its own, for dhcpd takes "not (exists user-class and ...)" for false where there is no class.
+    ipxe = [f"filename {_quoted(script)};" if script else "# left to the proxy"]
+    choices = [('exists user-class and option user-class = "iPXE"', ipxe)]
     for code, file in files.items():
-        test = f"option pxe-system-type = {code >> 8:02x}:{code & 255:02x}"
         lines = [f"filename {_quoted(file)};"]
         if _is_url(file):
             lines.insert(0, 'option vendor-class-identifier "HTTPClient";')
-        choices.append((test if script else f"not ({ipxe}) and {test}", lines))
+        choices.append((f"option pxe-system-type = {code >> 8:02x}:{code & 255:02x}", lines))
     body = ""
     for at, (test, lines) in enumerate(choices):
         inside = "".join(f"    {line}\n" for line in lines)
