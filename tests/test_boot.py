@@ -31,11 +31,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def machine_needs(need: Need) -> Callable[[Firmware], None]:
+def machine_needs(need: Need) -> Callable[..., None]:
     """Skip unless the packages for a firmware, and a private network, are there."""
 
-    def check(firmware: Firmware) -> None:
-        if lacking := rehearsal.missing(firmware):
+    def check(firmware: Firmware, proxy: bool = False) -> None:
+        if lacking := rehearsal.missing(firmware, proxy):
             need(False, f"packages are missing: {' '.join(lacking)}")
         mine = (
             os.geteuid() == 0 or subprocess.run(["unshare", "-Urn", "true"], capture_output=True).returncode == 0
@@ -108,6 +108,36 @@ def test_a_bare_machine_boots_and_fetches_its_media(
     assert loaders[firmware] <= set(result["server"]["tftp"]), "the loader that this firmware should be given"
     assert set(result["server"]["http"]) == (http if firmware == "uefi-http" else set())
     assert bool(result["server"]["tftp"]) == (firmware != "uefi-http")
+
+
+@pytest.mark.parametrize(("firmware", "loader"), [("bios", "boot/boot.ipxe"), ("uefi", "boot/snponly.efi")])
+def test_a_bare_machine_boots_beside_another_dhcp_server(
+    firmware: Firmware, loader: str, directory: Path, machine_needs: Callable[..., None]
+) -> None:
+    """The address is dnsmasq's, whose siaddr is its own; what to boot is ours (dhcp.mode = "proxy")."""
+    machine_needs(firmware, proxy=True)
+    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--proxy", "--json"]
+    code, result = run(command, directory)
+    expect_success(code, result, directory)
+    assert loader in result["server"]["tftp"]
+
+
+# With such a menu iPXE asks the boot server 10.77.0.1 for its item 0x8000 (PXE 2.1).
+BOOT_SERVER = """
+import sys
+from fastboot.lab import demo
+
+menu = "06010308078000010a4d0001090b80000866617374626f6f740a0400505845ff"
+settings = f'[[dhcp.classes]]\\nname = "ipxe"\\n[dhcp.classes.options]\\n43 = {{ hex = "{menu}" }}\\n'
+sys.exit(demo.run("bios", proxy=True, settings=settings, as_json=True))
+"""
+
+
+def test_a_machine_asks_port_4011(directory: Path, machine_needs: Callable[..., None]) -> None:
+    machine_needs("bios", proxy=True)
+    code, result = run([sys.executable, "-c", BOOT_SERVER], directory)
+    expect_success(code, result, directory)
+    assert result["server"]["acks"] == 3, "two addresses from the other server, and a boot file from port 4011"
 
 
 # Option 210 is PXELINUX's path prefix: it takes what iPXE tells of DHCP for its own.

@@ -45,18 +45,19 @@ def run(
     proxy: bool = False,
     loaders: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
+    settings: str = "",
     as_json: bool = False,
     keep: bool = False,
 ) -> int:
     """Boot one machine and tell how it went; returns the exit code.
 
     Moves this process into a namespace of its own: call it once, in a process with one thread. `nic` is one of
-    `initrd.NICS`; `proxy`, `loaders` and `files` are those of a Scenario. `keep` leaves the logs of a success
-    behind too.
+    `initrd.NICS`; `proxy`, `loaders`, `files` and `settings` are those of a Scenario. `keep` leaves the logs of a
+    success behind too.
     """
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
-    result = Result(Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}), directory)
+    result = Result(Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}, settings), directory)
     code = _CAN_NOT
     try:
         require(result.scenario)

@@ -35,12 +35,14 @@ _SETTLE = 5.0
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration, `files` texts that its root
-    holds besides kernel and initrd. `proxy`: another server on another host gives the addresses."""
+    holds besides kernel and initrd, `settings` TOML that ends its configuration. `proxy`: another host gives the
+    addresses."""
 
     hardware: Hardware
     proxy: bool = False
     loaders: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    settings: str = ""
 
 
 @dataclass(slots=True)
@@ -296,7 +298,8 @@ macs = ["{scenario.hardware.mac}"]
 profile = "demo"
 
 [boot.loaders]
-{loaders}"""
+{loaders}
+{scenario.settings}"""
 
 
 def _netboot() -> tuple[Path, Path] | None:
