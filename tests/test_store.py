@@ -327,11 +327,26 @@ async def test_starts_of_the_machine_that_no_lease_is_of_are_forgotten(tmp_path:
     for _ in range(5):
         with closing(Store(tmp_path, clock)) as store:
             store.start()
-            if clock.boot == 2:
-                await keep(store, row("10.0.0.1", boot=2))
+            if clock.boot == 2:  # this one seems to have ended by the next start, and is kept as it was
+                await keep(store, row("10.0.0.1", boot=2, starts=1, expires=3))
         clock.start_anew(off=10)
     with closing(sqlite3.connect(tmp_path / FILE)) as file:
         assert file.execute("SELECT id FROM boot ORDER BY id").fetchall() == [(2,), (5,)]
+
+
+@pytest.mark.parametrize("by", [-4000, 4000])
+async def test_a_clock_set_after_a_start_of_the_machine_moves_no_lease(tmp_path: Path, by: float) -> None:
+    """Found by the model: the machine starts anew, its clock is set, then the server starts once more."""
+    clock = TestClock()
+    with closing(Store(tmp_path, clock)) as store:
+        store.start()
+        await keep(store, row("10.0.0.1", boot=1, starts=clock.seconds, expires=clock.seconds + 3600))
+    clock.start_anew(off=100)
+    (before,) = rows_in(tmp_path, clock)
+    clock.epoch += by
+    (after,) = rows_in(tmp_path, clock)
+    assert after == before
+    assert after.expires and abs(after.expires / 1e9 - clock.seconds - 3500) < 10
 
 
 def test_this_machine_has_a_clock() -> None:

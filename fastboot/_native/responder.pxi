@@ -299,7 +299,9 @@ cdef class Responder(Decisions):
         cdef lease_t *lease = &self.book.table.at[i]
         if not lease.batch:
             return False
-        if lease.now.state != LEASE_BOUND or not digest_same(lease.now.who, self.who):
+        # A disk that took longer than the lease lasts leaves nothing of it to join.
+        if (lease.now.state != LEASE_BOUND or not digest_same(lease.now.who, self.who)
+                or lease.now.expires <= self.now + LEASE_GRACE + SECOND):
             self.counts[COUNT_IN_FLIGHT] += 1
             return True
         if lease.waiting_xid == self.m.xid:

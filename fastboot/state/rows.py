@@ -112,7 +112,18 @@ def check(texts: Sequence[str], htype: int, numbers: Sequence[int | None]) -> in
 
 
 def on_clock(row: StoredRow, clock: Clock, zeros: Mapping[int, int]) -> LeaseRow:
-    """Return a row on the clock of this start of the machine. `zeros` are those of earlier starts (`Clock.zero`).
+    """Return a row on the clock of this start of the machine, as the responder takes it. `zeros` are those of
+    earlier starts (`Clock.zero`)."""
+    row = of_this_start(row, clock, zeros)
+    expires = None if row.expires is None else _nanoseconds(row.expires)
+    return LeaseRow(
+        int(row.address), row.state, row.htype, row.mac, row.client_id, row.host, int(row.relay), row.circuit_id,
+        row.remote_id, _nanoseconds(row.starts), expires,
+    )  # fmt: skip
+
+
+def of_this_start(row: StoredRow, clock: Clock, zeros: Mapping[int, int]) -> StoredRow:
+    """Return a row as if it had been written since the machine started.
 
     A wall clock that was set back while the machine was off makes no lease longer than it was given; of a start
     that nothing is known of, a lease has all of its time before it.
@@ -121,11 +132,8 @@ def on_clock(row: StoredRow, clock: Clock, zeros: Mapping[int, int]) -> LeaseRow
     if row.boot != clock.boot:
         starts = starts + zeros[row.boot] - clock.zero() if row.boot in zeros else now
     starts = min(starts, now)
-    expires = None if row.expires is None else _nanoseconds(starts + row.expires - row.starts)
-    return LeaseRow(
-        int(row.address), row.state, row.htype, row.mac, row.client_id, row.host, int(row.relay), row.circuit_id,
-        row.remote_id, _nanoseconds(starts), expires,
-    )  # fmt: skip
+    expires = None if row.expires is None else starts + row.expires - row.starts
+    return row._replace(boot=clock.boot, starts=starts, expires=expires)
 
 
 def _nanoseconds(milliseconds: int) -> int:

@@ -8,12 +8,13 @@ that no acknowledgement waits for one.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,7 +25,7 @@ import structlog
 from fastboot.model import FastbootError, Lease
 from fastboot.state.clock import Clock
 from fastboot.state.recovery import recover
-from fastboot.state.rows import COLUMNS, LeaseRow, on_clock, parse
+from fastboot.state.rows import COLUMNS, MILLISECOND, LeaseRow, StoredRow, of_this_start, on_clock, parse
 from fastboot.state.schema import KEEP_LEASES, connect
 
 log = structlog.get_logger(component="store")
@@ -78,6 +79,7 @@ class Store:
                 raise
             self._note(self.last)
             os.fsync(self._committed)  # its place, so that later numbers need no more room
+            move_leases(self._writer, self.clock)
         self._look()
 
     def start(self) -> None:
@@ -107,7 +109,7 @@ class Store:
 
     def rows(self) -> list[LeaseRow]:
         """Return every lease that makes sense; those that do not are logged and skipped."""
-        return list(read_rows(self._path, self.clock))
+        return read_rows(self._path, self.clock)
 
     def leases(self) -> list[Lease]:
         """Return what is bound or declined now. For when no server runs: a running one knows better."""
@@ -180,21 +182,50 @@ class Store:
                 log.warning("store.checkpoint_failed", path=str(self._path), text=str(error))
 
 
-def read_rows(path: Path, clock: Clock) -> Iterator[LeaseRow]:
-    """Yield the leases of a store file, read-only. Raises FastbootError where it is no store of this fastboot."""
+def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
+    """Make leases that were given before the machine started leases of this start, as the server is about to take
+    them: from here on no wall clock has a part in them. Raises sqlite3.Error.
+
+    Those that seem to have ended stay as they are, for a clock that runs ahead until it is set may say so.
+    """
+    now, moved = clock.now() // MILLISECOND, []
+    rows, zeros = _stored(file)
+    for row in rows:
+        if row.boot != clock.boot:
+            here = of_this_start(row, clock, zeros)
+            if here.expires is None or here.expires > now:
+                moved.append(here.columns())
+    if moved:
+        file.execute(KEEP_LEASES, (json.dumps(moved),))
+
+
+def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
+    """Return the leases of a store file, read-only; those that make no sense are logged and skipped. Raises
+    FastbootError where it is no store of this fastboot."""
     with (
         _named(path),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file,
     ):
-        # No text_factory: a row that was damaged must not hide the others.
-        file.text_factory = bytes
+        rows, zeros = _stored(file)
+    return [on_clock(row, clock, zeros) for row in rows]
+
+
+def _stored(file: sqlite3.Connection) -> tuple[list[StoredRow], dict[int, int]]:
+    """Return the rows that make sense, and the zeros of the starts that they may be of."""
+    texts = file.text_factory
+    file.text_factory = bytes  # a row that was damaged must not hide the others
+    try:
         zeros = dict(file.execute("SELECT id, zero FROM boot").fetchall())
         found = file.execute(f"SELECT {', '.join(COLUMNS)} FROM lease").fetchall()  # noqa: S608 - names of ours
-    for row in found:
+    finally:
+        file.text_factory = texts
+    rows = []
+    for columns in found:
         try:
-            yield on_clock(parse(row), clock, zeros)
+            rows.append(parse(columns))
         except ValueError as error:
-            log.warning("store.bad_row", path=str(path), row=repr(row), text=str(error))
+            log.warning("store.bad_row", text=str(error), row=repr(columns))
+    return rows, zeros
 
 
 def read_leases(state: Path, clock: Clock | None = None) -> list[Lease]:
