@@ -456,6 +456,19 @@ def test_media_without_a_server(lab: Lab) -> None:
     assert not lab.state.exists()
 
 
+def test_a_terminal_shows_how_far_an_image_is_read(lab: Lab) -> None:
+    run(*XORRISO, "-R", "-o", lab.path.with_name("lab.iso"), put(lab.path.with_name("tree"), {"file": b""}))
+    lab.path.write_text(lab.path.read_text() + "[[media]]\nname = 'lab'\niso = 'lab.iso'\n")
+    ours, theirs = os.openpty()
+    command = [*FASTBOOT, "media", "-c", str(lab.path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "reading lab" in shown
+    assert done.stdout.startswith("lab\tready\tnot recognised\t1\t")
+
+
 def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:
     """The whole server in a network of its own; then the lease without a server, and with the next one."""
     need("ip", "udhcpc")
