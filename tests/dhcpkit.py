@@ -48,6 +48,24 @@ def need(*programs: str) -> None:
         pytest.skip(text)
 
 
+TREE = Path(__file__).parent.parent / ".cache" / "debian"
+"""Where tools/bootstrap.py unpacks what would start a server if it were installed."""
+
+
+def unpacked(program: str) -> str:
+    """Return where such a program is; skip loudly where it is missing, in CI fail."""
+    found = shutil.which(program, path=f"{TREE / 'usr/sbin'}:{os.environ.get('PATH', '')}")
+    if found is None:
+        need(program)
+        raise AssertionError
+    return found
+
+
+def libraries() -> str:
+    """Return the directory of the libraries that such programs need."""
+    return str(TREE / "usr/lib" / f"{os.uname().machine}-linux-gnu")
+
+
 # ---- packets
 
 

@@ -67,7 +67,7 @@ PACKAGES = {
 }
 UNPACKED = {
     "bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd"),
-    "test": ("isc-dhcp-server", "kea-dhcp4-server"),
+    "test": ("dhcpcd-base", "isc-dhcp-relay", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server"),
 }
 """Packages whose installation would start a server: their files go to .cache/debian."""
 
