@@ -9,6 +9,7 @@ from dhcpkit import ACK, DECLINE, DISCOVER, NAK, RELEASE, REQUEST, Office, Reply
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_dhcp_relay import OURS, PORT_7, PORT_8, RELAY, relayed
+from test_dhcp_responder import rows_of
 
 from fastboot import config
 from fastboot.model import Node
@@ -192,14 +193,8 @@ def test_limits_count_what_was_loaded_and_what_a_reload_makes_of_it() -> None:
     before = office()
     for who in range(3):
         before.lease_of(mac(who))
-    rows = [
-        (address, state, 1, hardware, client_id, host, starts, expires)
-        for address, state, hardware, client_id, host, starts, expires, *_ in before.responder.leases(
-            before.now, before.wall
-        )
-    ]
     after = office(leases=3)
-    after.responder.load(rows, after.now, before.wall)
+    after.responder.load(rows_of(before), after.now)
     assert after.send(message(DISCOVER, mac(9))) == []
     after.nodes = (Node("one", (mac(1),)),)
     after.configure()
@@ -207,6 +202,15 @@ def test_limits_count_what_was_loaded_and_what_a_reload_makes_of_it() -> None:
     after.nodes = ()
     after.configure()
     assert after.send(message(DISCOVER, mac(8))) == []
+
+
+def test_a_port_keeps_its_count_over_a_restart() -> None:
+    before = office()
+    bind(before, 1)
+    after = office(per_port=1)
+    after.responder.load(rows_of(before), after.now)
+    assert discover(after, 2) == []
+    assert discover(after, 2, PORT_8)
 
 
 WHAT = (

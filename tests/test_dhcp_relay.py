@@ -22,6 +22,7 @@ from dhcpkit import (
     message,
     number,
 )
+from test_dhcp_responder import rows_of
 from test_dhcp_wire import order
 
 from fastboot import config
@@ -430,12 +431,14 @@ def test_a_node_is_known_by_circuit_id_remote_id_or_both() -> None:
 
 
 def test_a_machine_in_anothers_place_takes_over_its_address() -> None:
-    """Also while the lease of the machine that was there goes on, and with that in the store only."""
+    """Also while the lease of the machine that was there goes on, and after a restart."""
     here = office(nodes=(NODE_1,))
     assert lease_through(here, A, parts=((1, PORT_7),)) == "10.88.0.11"
     assert lease_through(here, B, xid=2, parts=((1, PORT_7),)) == "10.88.0.11"
     assert [lease[2].hex(":") for lease in here.responder.leases(here.now, here.wall)] == [B]
-    assert lease_through(here, C, xid=3, parts=((1, PORT_7),)) == "10.88.0.11"
+    after = office(nodes=(NODE_1,))
+    after.responder.load(rows_of(here), after.now)
+    assert lease_through(after, C, xid=3, parts=((1, PORT_7),)) == "10.88.0.11"
 
 
 def test_a_stranger_who_has_the_address_is_not_thrown_out_for_a_port() -> None:
