@@ -234,7 +234,7 @@ def test_the_counts_are_those_of_the_leases(story: list[tuple[str, int, int, byt
     for at, (what, who, where, port) in enumerate(story):
         address, parts = f"10.88.0.{100 + where}", ((1, port),) if port else ()
         if what == "commit":
-            if batch := here.responder.batch(here.now, here.wall):
+            if batch := here.responder.batch(1):
                 here.responder.durable(batch[0], bool(who), here.now)
         elif what == "time":
             here.pass_time((121, 4000)[who])
