@@ -39,6 +39,7 @@ from fastboot import config
 from fastboot._core import Source
 from fastboot.model import Client as Asker
 from fastboot.model import Event, FastbootError, Refusal
+from fastboot.services import tftp_files
 from fastboot.services.tftp import Resolve, TftpService, open_sockets
 
 SMALL = random.Random(1).randbytes(200_000)
@@ -257,6 +258,57 @@ def test_max_file(files: Files) -> None:
 
 
 # --- resolve ---
+
+
+def copies() -> int:
+    """Count the files in memory that this process holds."""
+    links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return sum("memfd:fastboot" in str(link) for link in links)
+
+
+def test_a_text_is_held_once_for_all(tmp_path: Path) -> None:
+    """A request of 40 octets must not cost a copy of the file each: 300 from one host took 3 GB."""
+    (tmp_path / "text").write_bytes(b"line\n" * 1000)
+    with serving(Files(root=tmp_path)) as server, ExitStack() as stack:
+        before = copies()
+        for _ in range(8):
+            client = stack.enter_context(server.client())
+            client.ask("text", "netascii")
+            assert client.receive()[4:15] == b"line\r\nline\r"
+        assert copies() == before + 1
+
+
+def test_texts_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {name: name.encode() * 600 for name in ("a", "b", "c")}
+    monkeypatch.setattr(tftp_files, "MAX_TEXTS", 1200)
+    with serving(Files(dict(texts))) as server, ExitStack() as stack:
+        one, two, three = (stack.enter_context(server.client()) for _ in texts)
+        for client, name in ((one, "a"), (two, "b")):
+            client.ask(name, "netascii")
+            client.receive()
+        with pytest.raises(TftpError, match=r"^2 .*ask for octet"):
+            three.fetch("c", "netascii")
+        assert three.fetch("c") == texts["c"]
+        one.send(error(0))
+        server.ends(2)
+        gc.collect()
+        assert three.fetch("c", "netascii") == texts["c"]
+
+
+def test_large_files_that_are_read_hold_up_no_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight requests for images kept a boot script from everybody until all were read."""
+    monkeypatch.setattr(tftp_files, "TURN", 1 << 20)
+    for number in range(8):
+        with (tmp_path / f"large-{number}").open("wb") as file:
+            file.truncate(32 << 20)
+    (tmp_path / "small").write_bytes(SMALL)
+    with serving(Files(root=tmp_path)) as server, ExitStack() as stack:
+        for number in range(8):
+            stack.enter_context(server.client()).ask(f"large-{number}")
+        assert stack.enter_context(server.client()).fetch("small", blksize=1468) == SMALL
+        server.until(lambda: len([event for event in server.events if event.kind == "tftp.started"]) == 9)
+        started = [event.details["path"] for event in server.events if event.kind == "tftp.started"]
+        assert started[0] == "small"
 
 
 def test_resolve_may_take_its_time(files: Files) -> None:

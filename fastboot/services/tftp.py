@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
-from weakref import WeakSet
 
 import structlog
 
@@ -21,6 +20,7 @@ from fastboot import config
 from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
+from fastboot.services.tftp_files import MAX_TEXT, Files
 
 log = structlog.get_logger(component="tftp")
 
@@ -28,8 +28,6 @@ Resolve = Callable[[str, Client], Source | Refusal | Awaitable[Source | Refusal]
 
 DATA_SOCKETS = 4
 """Per engine: enough that consecutive transfers of a client differ, few enough that a batch holds many clients."""
-MAX_NETASCII = 16 << 20
-"""Octets of the largest text that is converted: the copy is held in memory."""
 # U-Boot starts its download over, for ever, at any ERROR but 1 and 2.
 CODES: Final = {Reason.MISSING: 1, Reason.DIRECTORY: 1}
 NOT_SERVED = 2
@@ -138,7 +136,7 @@ class TftpService:
         )
         self._threads: list[threading.Thread] = []
         self._under_way: dict[tuple[Engine, int], Asked] = {}
-        self._warm: WeakSet[Source] = WeakSet()
+        self._files = Files()
         self._answers: set[asyncio.Task[None]] = set()
         self._drained: dict[Engine, asyncio.Event] = {}
         self._refused: dict[str, int] = {}
@@ -169,6 +167,7 @@ class TftpService:
             await loop.run_in_executor(None, thread.join)
         for task in self._answers:
             task.cancel()
+        self._files.close()
         for engine in self._engines if self._threads else ():
             self._take_events(engine)
             loop.remove_reader(engine.fileno())
@@ -180,7 +179,7 @@ class TftpService:
         """From the next request on, ask `resolve` and keep a new `max_file`; running transfers keep their file."""
         self._resolve = resolve
         self._settings = settings or self._settings
-        self._warm.clear()
+        self._files.forget()
 
     def counters(self) -> dict[str, int]:
         total = {f"refused_{reason}": count for reason, count in self._refused.items()}
@@ -218,7 +217,7 @@ class TftpService:
             return
         if isinstance(answer, Refusal):
             self._refuse(engine, asked, answer)
-        elif isinstance(answer, Source) and answer in self._warm and not request.netascii:
+        elif isinstance(answer, Source) and answer in self._files and not request.netascii:
             self._start(engine, asked, answer)
         else:
             task = asyncio.get_running_loop().create_task(self._answer_later(engine, asked, answer))
@@ -228,7 +227,6 @@ class TftpService:
     async def _answer_later(
         self, engine: Engine, asked: Asked, answer: Source | Refusal | Awaitable[Source | Refusal]
     ) -> None:
-        loop = asyncio.get_running_loop()
         try:
             source = await answer if inspect.isawaitable(answer) else answer
             if isinstance(source, Refusal):
@@ -236,12 +234,12 @@ class TftpService:
             elif not isinstance(source, Source):
                 raise TypeError(f"resolve gave {source!r}, neither a Source nor a Refusal")
             elif not (refusal := self._too_big(source, asked.request)):
-                if asked.request.netascii:
-                    source = await loop.run_in_executor(None, source.netascii)
-                await loop.run_in_executor(None, source.warm)
-                self._warm.add(source)
-                self._start(engine, asked, source)
-                return
+                text = await self._files.text(source) if asked.request.netascii else source
+                if text is not None:
+                    await self._files.warm(text)
+                    self._start(engine, asked, text)
+                    return
+                refusal = Refusal(Reason.FORBIDDEN, "too many texts are being sent, ask for octet")
         except OSError as error:
             refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
         except Exception:  # as in _asked
@@ -253,7 +251,7 @@ class TftpService:
     def _too_big(self, source: Source, request: TftpRequest) -> Refusal | None:
         if self._settings.max_file and source.size > self._settings.max_file:
             return Refusal(Reason.FORBIDDEN, "too big for TFTP here")
-        if request.netascii and source.size > MAX_NETASCII:
+        if request.netascii and source.size > MAX_TEXT:
             return Refusal(Reason.FORBIDDEN, "too big for netascii, ask for octet")
         return None
 
