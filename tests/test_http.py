@@ -436,6 +436,20 @@ def test_a_client_that_leaves_is_told_of() -> None:
         server.until(lambda: descriptors() <= before)
 
 
+def test_a_connection_that_was_reset_before_it_was_accepted_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    """It has no address any more, and must not be counted for ever."""
+    with serving(Memory({"/f": b"x"}), max_per_address=2) as server:
+        for octets in (b"", b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n") * 2:
+            server.loop.call_soon_threadsafe(time.sleep, 0.1)
+            with Client((server.host, server.port)) as client:
+                client.socket.sendall(octets)
+                client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with Client((server.host, server.port)) as client:
+            assert client.get("/f").body == b"x"
+        server.until(lambda: not server.service.counters()["connections_open"])
+    assert not caplog.records
+
+
 def test_a_client_that_stands_still_is_given_up() -> None:
     with (
         serving(Memory({"/f": b"x" * 40_000_000}), Limits(stall=0.4)) as server,

@@ -408,11 +408,17 @@ class Manager(web.Server):
     def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         transport.set_write_buffer_limits(0)
-        self._service.opened(transport.get_extra_info("peername")[0])
+        # A client that reset the connection before it was accepted has no address any more (ENOTCONN).
+        if peer := transport.get_extra_info("peername"):
+            handler.peer = peer[0]
+            self._service.opened(handler.peer)
+        else:
+            transport.abort()
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        if (transport := self._connections.get(handler)) is not None:
-            self._service.closed(transport.get_extra_info("peername")[0])
+        if handler.peer is not None:
+            self._service.closed(handler.peer)
+            handler.peer = None
         super().connection_lost(handler, exc)
 
 
@@ -422,6 +428,8 @@ class Connection(web.RequestHandler):
     def __init__(self, manager: Manager, service: HttpService, **options: Any) -> None:
         super().__init__(manager, **options)
         self._service = service
+        self.peer: str | None = None
+        """The client's address while its connection is counted."""
 
     def handle_error(
         self,
