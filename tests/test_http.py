@@ -112,6 +112,14 @@ def test_what_is_not_there(client: Client, path: str, status: int) -> None:
     assert client.get("/small").status == 200  # the connection goes on
 
 
+def test_a_file_that_need_not_be_there_is_no_error() -> None:
+    with serving(Memory({"/f": b"x"})) as server, Client((server.host, server.port)) as client:
+        assert client.get("/product.img").status == 404
+        assert server.of("http.missing") == [{"peer": server.host, "path": "/product.img"}]
+        assert server.service.counters()["missing"] == 1
+        assert not server.of("http.failed")
+
+
 @pytest.mark.parametrize(
     ("path", "type_"),
     [

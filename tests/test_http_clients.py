@@ -21,7 +21,8 @@ def url(tree: Path) -> Iterator[str]:  # noqa: F811
     catalog = Catalog(settings)
     with serving(catalog) as running:
         yield f"http://{running.host}:{running.port}/media/deb"
-        assert {each["path"] for each in running.of("http.failed")} <= {"/robots.txt"}
+        assert not running.of("http.failed")
+        assert {each["path"] for each in running.of("http.missing")} <= {"/robots.txt"}
     catalog.close()
 
 

@@ -111,8 +111,8 @@ def open_sockets(settings: config.Http, links: Sequence[Link]) -> list[socket.so
 class HttpService:
     """Serves a catalog by HTTP. For the thread of one asyncio loop.
 
-    Events: `http.sent` (a GET was answered with the whole or a part of a file; path, bytes, seconds) and
-    `http.failed` (path, reason, and how much had left). Everything else is counted.
+    Events: `http.sent` (a GET was answered with the whole or a part of a file; path, bytes, seconds),
+    `http.missing` (path) and `http.failed` (path, reason, and how much had left). Everything else is counted.
     """
 
     def __init__(
@@ -232,7 +232,11 @@ class HttpService:
             return await self._send(request, path, client, found)
         if found.reason is Reason.DIRECTORY:
             return await self._list(path, client)
-        self._failed(client, path, found.text)
+        if found.reason is Reason.MISSING:  # installers look for files that need not be there
+            self._counters["missing"] += 1
+            self._tell("http.missing", client, path)
+        else:
+            self._failed(client, path, found.text)
         return _text(STATUS[found.reason], found.text)
 
     def malformed(self, text: str) -> web.Response:
