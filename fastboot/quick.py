@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,25 @@ import psutil
 from pydantic import ValidationError
 
 from fastboot.config import Config, explain
-from fastboot.model import ConfigError
+from fastboot.model import ConfigError, FastbootError
+from fastboot.services.dhcp_probe import Rival, find_rivals, open_probe
 from fastboot.services.links import Link, find_links
 
 STATE = Path("/var/lib/fastboot")
+LOOK = 4.0
+"""Seconds to look for another DHCP server: dnsmasq pings for 3 s before its first OFFER."""
+
+
+def other_servers(links: Sequence[Link]) -> list[Rival]:
+    """Look for DHCP servers at work on the links, for LOOK seconds where there are none. Raises FastbootError."""
+    with ExitStack() as undo:
+        try:
+            ethernets = [link for link in links if any(link.mac)]
+            probes = [(link, undo.enter_context(open_probe(link))) for link in ethernets]
+            return asyncio.run(find_rivals(probes, (), LOOK))
+        except OSError as error:
+            why = f"can not look for another DHCP server: {error.strerror}"
+            raise FastbootError(f"--iso: {why}; be root, or give --pool FIRST-LAST") from error
 
 
 def quick_config(
@@ -25,11 +42,13 @@ def quick_config(
     interfaces: Sequence[str] = (),
     pools: Sequence[str] = (),
     state: Path | None = None,
+    look: Callable[[Sequence[Link]], Sequence[object]] = other_servers,
 ) -> tuple[Config, list[str]]:
     """Return a configuration and, in words for the person who gave so few, what was chosen.
 
-    TFTP, FTP and HTTP serve the roots and the image. DHCP serves where there are pools, and gives machines a menu:
-    the local disk, which is the default, and what the image boots. Raises ConfigError.
+    TFTP, FTP and HTTP serve roots and image. Machines get a menu: the local disk, which is the default, and
+    what boots from the image. They hear of it by DHCP with the pools, or beside the server that `look` finds.
+    Raises ConfigError.
     """
     if iso is not None and not interfaces:
         raise ConfigError("--iso: needs --interface NAME, the network of the machines")
@@ -51,14 +70,17 @@ def quick_config(
         table["media"] = [{"name": name, "iso": iso.absolute()}]
         table["profiles"] = [{"name": name, "media": name, "installs": False}]
         chosen.append(f"/media/{name} is what is in {iso.absolute()}")
+        chosen.append(f"machines get a menu: their local disk after 10 s, or {name} where somebody chooses it")
     if pools:
         table["dhcp"] = {"subnets": _subnets(links, pools)}
-        chosen.append(
-            f"DHCP gives {', '.join(pools)}; machines get a menu that boots the local disk after 10 s"
-            + (f", or {table['profiles'][0]['name']} where somebody chooses it" if iso else "")
-        )
-    else:
+        chosen.append(f"DHCP gives {', '.join(pools)}")
+    elif iso is None:
         chosen.append("no DHCP: that takes --pool FIRST-LAST")
+    elif others := look(links):
+        table["dhcp"] = {"mode": "proxy"}
+        chosen.append(f"{', '.join(map(str, others))} gives the addresses, fastboot says what to boot (a proxy)")
+    else:
+        raise ConfigError("--iso: no other DHCP server answers here, so --pool FIRST-LAST is needed")
     chosen.append(f"state in {table['state']}" + (f", as user {table['user']}" if table["user"] else ""))
     try:
         return Config.model_validate(table), chosen

@@ -15,9 +15,10 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 import pytest
-from dhcpkit import DISCOVER, Wire, message, need, wires
+from dhcpkit import DISCOVER, Namespace, Wire, message, need, wires
 from dhcpsite import Station
 from isokit import XORRISO, put, run
+from lankit import Listener, dnsmasq, lan
 from test_cli import is_mapped
 from test_recognise import rhel
 
@@ -45,9 +46,9 @@ def wire() -> Iterator[Wire]:
 
 
 @contextmanager
-def serving(wire: Wire, *words: str) -> Iterator[list[str]]:
-    """Run a server on the wire; give what it said before its log began."""
-    command = wire.server.command(*FASTBOOT, "serve", *words)
+def serving(space: Namespace, *words: str) -> Iterator[list[str]]:
+    """Run a server in a namespace; give what it said before its log began."""
+    command = space.command(*FASTBOOT, "serve", *words)
     if os.geteuid() == 0 and not is_mapped(pwd.getpwnam("nobody").pw_uid):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert "for nobody: Invalid argument" in done.stderr
@@ -76,7 +77,7 @@ def fetch(wire: Wire, url: str) -> bytes:
 
 def test_serve_root(wire: Wire, place: Path) -> None:
     put(place / "root", {"file": b"from the root"})
-    with serving(wire, "--root", str(place / "root"), "--state", str(place / "state")) as said:
+    with serving(wire.server, "--root", str(place / "root"), "--state", str(place / "state")) as said:
         for scheme in ("tftp", "ftp", "http"):
             assert fetch(wire, f"{scheme}://10.77.0.1/file") == b"from the root"
     user = ", as user nobody" if os.geteuid() == 0 else ""
@@ -93,7 +94,7 @@ async def test_serve_iso(wire: Wire, place: Path) -> None:
     run(*XORRISO, "-R", "-o", place / "Rocky 9.iso", put(place / "tree", rhel("Rocky Linux", "9.4")))
     words = ("--iso", str(place / "Rocky 9.iso"), "--interface", "s0", "--pool", "10.77.0.100-10.77.0.150")
     with (
-        serving(wire, *words, "--state", str(place / "state")) as said,
+        serving(wire.server, *words, "--state", str(place / "state")) as said,
         closing(Station(wire.clients[0])) as station,
     ):
         station.send(message(DISCOVER, station.mac.hex(":"), options=((60, b"PXEClient:Arch:00000:UNDI:002001"),)))
@@ -107,11 +108,30 @@ async def test_serve_iso(wire: Wire, place: Path) -> None:
     assert "  APPEND inst.repo=ftp://10.77.0.1/media/Rocky-9 ip=dhcp\n" in menu
     assert kernel == b"k"
     assert whole == (place / "Rocky 9.iso").read_bytes()
-    assert said[1:3] == [
+    assert said[1:4] == [
         f"/media/Rocky-9 is what is in {place}/Rocky 9.iso",
-        "DHCP gives 10.77.0.100-10.77.0.150; machines get a menu that boots the local disk after 10 s,"
-        " or Rocky-9 where somebody chooses it",
+        "machines get a menu: their local disk after 10 s, or Rocky-9 where somebody chooses it",
+        "DHCP gives 10.77.0.100-10.77.0.150",
     ]
+
+
+def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> None:
+    """Where another server gives the addresses, it only says what to boot; where none does, it needs a pool."""
+    need("ip", "dnsmasq")
+    run(*XORRISO, "-R", "-o", place / "x.iso", put(place / "tree", rhel("Rocky Linux", "9.4")))
+    words = ("--iso", str(place / "x.iso"), "--interface", "e0", "--state", str(place / "state"))
+    with lan() as wires:
+        other, ours, bare = wires.host("10.77.0.1/24"), wires.host("10.77.0.2/24"), wires.host()
+        command = ours.space.command(*FASTBOOT, "serve", *words)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert "no other DHCP server answers here, so --pool FIRST-LAST is needed" in done.stderr
+        with dnsmasq(other, tmp_path), serving(ours.space, *words) as said, closing(Listener(bare)) as card:
+            assert said[3].startswith("10.77.0.1 (")
+            assert said[3].endswith("gives the addresses, fastboot says what to boot (a proxy)")
+            bios = ((60, b"PXEClient:Arch:00000:UNDI:002001"), (93, b"\0\0"), (94, b"\1\2\1"), (97, bytes(17)))
+            card.broadcast(message(DISCOVER, bare.mac, flags=0x8000, options=bios))
+            assert set(card.replies()) == {"10.77.0.1", "10.77.0.2"}
 
 
 @pytest.mark.parametrize(
@@ -146,7 +166,8 @@ def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("\u4f60.iso", "iso"),
         ("x" * 99, "x" * 63),
     ):
-        config, _ = quick_config(iso=tmp_path / file, interfaces=["lo"])
+        config, _ = quick_config(iso=tmp_path / file, interfaces=["lo"], look=lambda links: ["another"])
+        assert config.dhcp and config.dhcp.mode == "proxy"
         assert config.media[0].name == name
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
