@@ -10,7 +10,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net
   sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$0" "$$@"' env LOGNAME=uid-$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build debug test lint type demo bench bench-dhcp bench-media clean
+.PHONY: help setup build debug test lint type demo bench bench-dhcp bench-media fuzz clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bench-dhcp: ## Compare DHCP with Kea, ISC dhcpd and dnsmasq on this machine, abo
 bench-media: ## Compare HTTP and FTP with nginx, vsftpd and pyftpdlib on this machine
 	@$(PYTHON) tools/bootstrap.py build bench
 	@$(AS_ROOT) $(BIN)/python -m bench.media $(ARGS)
+
+fuzz: ## Fuzz all that takes packets, a minute long (longer: make fuzz ARGS=600)
+	@$(PYTHON) tools/bootstrap.py build fuzz
+	@$(BIN)/python tests/fuzz_dhcp.py $(ARGS)
 
 clean: ## Remove what was built or downloaded
 	rm -rf .venv .cache build dist *.egg-info

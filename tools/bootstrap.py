@@ -64,6 +64,7 @@ PACKAGES = {
         "xorriso",
     ),
     "bench": ("dnsmasq-base", "iproute2", "util-linux"),
+    "fuzz": ("clang", "libclang-rt-14-dev"),
 }
 UNPACKED = {
     "bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd"),

@@ -45,9 +45,9 @@ cdef inline pen_t wire_pen(uint8_t *data, size_t n) noexcept nogil:
 cdef inline void wire_put(pen_t *p, const void *data, size_t n) noexcept nogil:
     if p.full or <size_t>(p.end - p.at) < n:
         p.full = True
-        return
-    memcpy(p.at, data, n)
-    p.at += n
+    elif n:                                 # nothing may be at NULL, from which memcpy takes not even nothing
+        memcpy(p.at, data, n)
+        p.at += n
 
 cdef inline void wire_put_u8(pen_t *p, uint8_t v) noexcept nogil:
     wire_put(p, &v, 1)
