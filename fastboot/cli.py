@@ -31,22 +31,24 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from fastboot import __version__
+from fastboot import __version__, leaseimport
 from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Progress, Shelf, describe, explain
 from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, NodeIndex, load
+from fastboot.leaseset import choose
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
 from fastboot.quick import quick_config
-from fastboot.server import Server, World, lease_facts, node_facts
+from fastboot.server import Server, World
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
+from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.links import find_links
 from fastboot.state.lock import StateLock
 from fastboot.state.store import read_leases
-from fastboot.watch.log import EventLog, install, plain
+from fastboot.watch.log import EventLog, install, plain, printable
 
 DEFAULT = Path("/etc/fastboot/fastboot.toml")
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
@@ -69,6 +71,13 @@ class Firmware(StrEnum):
     BIOS = "bios"
     UEFI = "uefi"
     UEFI_HTTP = "uefi-http"
+
+
+class LeaseState(StrEnum):
+    """What an address may be that `leases` lists."""
+
+    BOUND = "bound"
+    DECLINED = "declined"
 
 
 class OtherProgram(StrEnum):
@@ -213,10 +222,20 @@ def nodes(
 
 @app.command()
 def leases(
+    which: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WHICH]", help="node[001-064], a group, @all, a MAC, an address, a network or a host name"
+        ),
+    ] = None,
+    state: Annotated[LeaseState | None, typer.Option(help="Only those in this state.")] = None,
     config: ConfigFile = DEFAULT,
     as_json: AsJson = False,
     release: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Give this address back to its pool.")
+    ] = None,
+    import_: Annotated[
+        Path | None, typer.Option("--import", metavar="FILE", help="Take the leases of dnsmasq or ISC dhcpd.")
     ] = None,
 ) -> None:
     """List the addresses that are leased."""
@@ -225,11 +244,35 @@ def leases(
     if release is not None:
         print_json(client.post(f"/leases/{quote(release)}/release"))
         return
+    if import_ is not None:
+        import_leases(settings, import_, as_json)
+        return
     try:
         facts = client.get("/leases")
     except NotRunning:
         facts = stored_leases(settings)
-    print_facts(facts, ("address", "mac", "node", "hostname", "state", "expires"), as_json)
+    chosen = choose(which or (), state, facts, settings.all_nodes())
+    print_facts(chosen, ("address", "mac", "node", "hostname", "state", "expires"), as_json)
+
+
+def import_leases(settings: Config, path: Path, as_json: bool) -> None:
+    """Take the leases in a file of another server, by the running server or into its store."""
+    found = leaseimport.read_file(path)
+    try:
+        facts = [lease.facts() for lease in found.leases]
+        done = ControlClient(settings.state).post("/leases/import", facts)
+        count, left_out = done["imported"], done["left_out"]
+    except NotRunning:
+        become(settings)
+        count, left_out = leaseimport.keep(settings, found.leases)
+    texts = [printable(text) for text in (*found.faults, *left_out)]
+    if as_json:
+        print_json({"imported": count, "left_out": texts, "passed_over": found.passed})
+        return
+    for text in texts:
+        print(f"{path}: {text}", file=sys.stderr)
+    passed = "".join(f", {number} {printable(reason)}" for reason, number in sorted(found.passed.items()))
+    print(f"{path}: {count} leases imported, {len(texts)} left out{passed}")
 
 
 @media_app.callback()
@@ -341,7 +384,7 @@ def read_media(config: Config, shelf: Shelf, indexer: Indexer) -> None:
     indexer.close()
 
 
-def stored_leases(config: Config) -> list[object]:
+def stored_leases(config: Config) -> list[dict[str, Any]]:
     """Return the leases that a server which does not run has left behind. Raises FastbootError."""
     if not config.state.exists():
         return []
@@ -353,7 +396,8 @@ def stored_leases(config: Config) -> list[object]:
             raise FastbootError(f"state: {config.state} belongs to a user that does not exist: {owner}") from None
     known = NodeIndex(config.all_nodes())
     with StateLock(config.state):
-        return [plain(lease_facts(lease, known)) for lease in read_leases(config.state)]
+        leases = read_leases(config.state)
+    return [{key: plain(value) for key, value in lease_facts(lease, known).items()} for lease in leases]
 
 
 async def run(server: Server, log: EventLog) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 import os
 import socket
 import time
@@ -27,7 +26,7 @@ from fastboot.boot.policy import Policy
 from fastboot.boot.render import Renderer
 from fastboot.boot.shelf import Medium, Progress, Shelf
 from fastboot.boot.tree import Entry
-from fastboot.config import Config, NodeIndex, Table, relay_id_text
+from fastboot.config import Config, NodeIndex, Table
 from fastboot.config import Dhcp as DhcpSettings
 from fastboot.model import (
     BootRequest,
@@ -44,8 +43,10 @@ from fastboot.model import (
 from fastboot.services import dhcp, ftp, http, proxy, tftp
 from fastboot.services.control import ControlService, NeedsRestart
 from fastboot.services.dhcp_watch import OtherServer
+from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.links import Link, find_links
 from fastboot.services.pump import Pump, start_pump
+from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
 from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
@@ -150,6 +151,7 @@ class Dhcp(Service, Protocol):
     def forget(self) -> None: ...
     def leases(self) -> list[Lease]: ...
     def release(self, address: IPv4Address) -> bool: ...
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]: ...
     def mac_of(self, address: IPv4Address) -> str | None: ...
     def node_of(self, mac: str) -> Node | None: ...
     def other_servers(self) -> list[OtherServer]: ...
@@ -394,6 +396,15 @@ class Server:
         """Give a leased address back to its pool. Returns whether it was leased."""
         return self._dhcp is not None and self._dhcp.release(address)
 
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]:
+        """Take leases that another server gave; return how many, and why the others were left out.
+
+        All are in one commit. Raises FastbootError where they can not be written, or no addresses are given.
+        """
+        if self._dhcp is None:
+            raise FastbootError("this server gives no addresses")
+        return await self._dhcp.adopt(found)
+
     def forget(self) -> None:
         """Ask `decide` again about every machine: for a program whose answers have changed."""
         if self._dhcp:
@@ -541,35 +552,3 @@ def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:
         elif before != after:
             keys.append(prefix + name)
     return tuple(keys)
-
-
-def lease_facts(lease: Lease, known: NodeIndex) -> dict[str, object]:
-    """Return a lease as commands print it; an infinite one has no end in JSON."""
-    node = known.find(lease.mac, lease.circuit_id, lease.remote_id)
-    return {
-        "address": lease.address,
-        "mac": lease.mac,
-        "node": node.name if node else None,
-        "hostname": lease.hostname,
-        "client_id": lease.client_id.hex(),
-        "relay": lease.relay,
-        "circuit_id": relay_id_text(lease.circuit_id) if lease.circuit_id else None,
-        "remote_id": relay_id_text(lease.remote_id) if lease.remote_id else None,
-        "state": lease.state,
-        "starts": lease.starts,
-        "expires": None if lease.expires == math.inf else lease.expires,
-    }
-
-
-def node_facts(node: Node) -> dict[str, object]:
-    """Return a node as commands print it."""
-    return {
-        "name": node.name,
-        "macs": list(node.macs),
-        "circuit_id": relay_id_text(node.circuit_id) if node.circuit_id else None,
-        "remote_id": relay_id_text(node.remote_id) if node.remote_id else None,
-        "address": node.address,
-        "group": node.group,
-        "profile": node.profile,
-        "variables": node.variables,
-    }

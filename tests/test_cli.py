@@ -500,6 +500,114 @@ def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:
         assert process.wait(30) == 0
 
 
+# ---- leases: which, and from elsewhere
+
+
+SUBNET = (
+    '[dhcp]\nprobe = 0\n[[dhcp.subnets]]\nnetwork = "10.77.0.0/24"\n'
+    'pools = ["10.77.0.100-10.77.0.199"]\ngateway = "10.77.0.254"\n'
+)
+DNSMASQ = """\
+{soon} 52:54:00:00:00:01 10.77.0.101 host-1 *
+{soon} 52:54:00:00:00:02 10.77.0.102 host-2 01:52:54:00:00:00:02
+0 52:54:00:00:00:03 10.77.0.103 * *
+{past} 52:54:00:00:00:04 10.77.0.104 * *
+nonsense
+{soon} 52:54:00:00:00:05 192.168.7.7 * *
+"""
+
+
+def leases_file(lab: Lab) -> Path:
+    path = lab.path.parent / "dnsmasq.leases"
+    path.write_text(DNSMASQ.format(soon=int(time.time()) + 5000, past=int(time.time()) - 5))
+    return path
+
+
+def addresses(done: subprocess.CompletedProcess[str]) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [lease["address"].removeprefix("10.77.0.") for lease in json.loads(done.stdout)]
+
+
+def check_import(lab: Lab, path: Path) -> None:
+    done = lab.run("leases", "--import", str(path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{path}: 3 leases imported, 2 left out, 1 expired\n"
+    assert done.stderr.splitlines() == [
+        f"{path}: line 5: has not five words: 'nonsense'",
+        f"{path}: line 6: 192.168.7.7 of 52:54:00:00:00:05: the address is in no subnet of the configuration",
+    ]
+    again = json.loads(lab.run("leases", "--import", str(path), "--json").stdout)
+    assert again["imported"] == 0 and again["passed_over"] == {"expired": 1}
+    assert [text.endswith("it is here already") for text in again["left_out"]] == [False, True, True, True, False]
+
+
+def test_leases_of_another_server_are_imported_while_none_runs(lab: Lab, serve: Serve) -> None:
+    with lab.path.open("a") as file:
+        file.write(SUBNET)
+    check_import(lab, leases_file(lab))
+    by_store = json.loads(lab.run("leases", "--json").stdout)
+    assert [lease["expires"] for lease in by_store][2] is None
+    assert by_store[1]["client_id"] == "01525400000002"
+
+
+def test_leases_of_another_server_are_imported_by_the_running_one(lab: Lab, serve: Serve) -> None:
+    need("ip")
+    lab.edit('interface = "lo"', 'interface = "s0"')
+    with lab.path.open("a") as file:
+        file.write(SUBNET)
+    with wires(("10.77.0.1/24",)) as wire:
+        process = serve(*wire.server.command())
+        check_import(lab, leases_file(lab))
+        imported = wait_for(process, "dhcp", "imported")
+        assert (imported["leases"], imported["left_out"]) == (3, 1)
+        running = json.loads(lab.run("leases", "--json").stdout)
+        process.kill()
+        process.wait(10)
+    kept = json.loads(lab.run("leases", "--json").stdout)
+    assert [each["address"] for each in kept] == [each["address"] for each in running]
+    assert len(kept) == 3 and kept[0]["expires"] == pytest.approx(running[0]["expires"], abs=0.01)
+
+
+def test_an_import_that_can_not_be(lab: Lab) -> None:
+    for words, said in (
+        ((str(lab.path),), "no lease file"),
+        ((str(lab.path.parent / "missing"),), "No such file"),
+        ((str(leases_file(lab)),), "there is no such table"),
+    ):
+        done = lab.run("leases", "--import", *words)
+        assert done.returncode in (1, 2) and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_leases_by_machine_address_network_name_and_state(lab: Lab) -> None:
+    with lab.path.open("a") as file:
+        file.write(SUBNET)
+    lab.run("leases", "--import", str(leases_file(lab)))
+
+    def chosen(*words: str) -> list[str]:
+        return addresses(lab.run("leases", "--json", *words))
+
+    assert chosen() == ["101", "102", "103"]
+    assert chosen("node01") == ["101"]
+    assert chosen("node[01-02]") == ["101", "102"]
+    assert chosen("rack7") == ["101"]
+    assert chosen("@all") == ["101", "102"]
+    assert chosen("52-54-00-00-00-03") == chosen("52:54:00:00:00:03") == ["103"]
+    assert chosen("10.77.0.102") == ["102"]
+    assert chosen("10.77.0.102/31", "node01") == ["101", "102", "103"]
+    assert chosen("HOST-2") == ["102"]
+    assert chosen("10.99.0.0/16") == []
+    assert chosen("--state", "bound", "node01") == ["101"]
+    assert chosen("--state", "declined") == []
+    for wrong, said in (
+        ("nod01", "did you mean 'node01'"),
+        ("10.77", "neither an address nor"),
+        ("n[1", "bracket"),
+    ):
+        done = lab.run("leases", wrong)
+        assert done.returncode == 2 and said in done.stderr
+    assert "10.77.0.103" in lab.run("leases", "10.77.0.103").stdout
+
+
 def test_version() -> None:
     done = subprocess.run([*FASTBOOT, "version", "--json"], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["version"]

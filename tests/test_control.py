@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 import stat
 import threading
@@ -23,6 +24,7 @@ from fastboot.services.control import (
     NotRunning,
     event_facts,
 )
+from fastboot.state.foreign import ForeignLease
 from fastboot.watch.events import Hub, Subscription
 
 
@@ -55,6 +57,11 @@ class Stub:
         if isinstance(self.outcome, FastbootError):
             raise self.outcome
         return self.outcome
+
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]:
+        if isinstance(self.outcome, FastbootError):
+            raise self.outcome
+        return len(found), [f"line {lease.line}: \x1b" for lease in found]
 
 
 @pytest.fixture
@@ -106,6 +113,21 @@ async def test_reload(stub: Stub, tmp_path: Path) -> None:
     stub.outcome = FastbootError("lab.toml: wrong")
     with pytest.raises(ControlError, match=r"lab\.toml: wrong"):
         await ask(tmp_path, "POST", "/reload")
+
+
+async def test_import(stub: Stub, tmp_path: Path) -> None:
+    client = ControlClient(tmp_path)
+    lease = ForeignLease(7, IPv4Address("10.0.0.1"), 1, b"\1" * 6, b"", b"", b"", b"", 1.0, math.inf)
+    done = await asyncio.to_thread(client.post, "/leases/import", [lease.facts()] * 3)
+    assert done == {"imported": 3, "left_out": ["line 7: \\x1b"] * 3}
+    many = await asyncio.to_thread(client.post, "/leases/import", [lease.facts()] * 100_000)
+    assert many["imported"] == 100_000
+    for nonsense in ([[1, 2]], {}, None, ["x"]):
+        with pytest.raises(ControlError, match="these are no leases"):
+            await asyncio.to_thread(client.post, "/leases/import", nonsense)
+    stub.outcome = FastbootError("the disk is full")
+    with pytest.raises(ControlError, match="the disk is full"):
+        await asyncio.to_thread(client.post, "/leases/import", [])
 
 
 async def test_what_does_not_exist_is_an_error(stub: Stub, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ class Lab:
         try:
             deadline = time.monotonic() + 30
             while not self._serves():
-                assert process.poll() is None and time.monotonic() < deadline, self.log
+                assert process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
                 time.sleep(0.02)
             yield process
         finally:

@@ -20,6 +20,7 @@ from dhcpsite import ONE, A, B, Station, lease, site
 from fastboot import config
 from fastboot.model import IGNORE, BootRequest, ConfigError, FastbootError, Node, Plan, Scope, Verdict
 from fastboot.services.dhcp import DhcpService, open_sockets
+from fastboot.state.foreign import ForeignLease
 from fastboot.state.store import FILE, Store
 
 TWO = config.Subnet(network="10.78.0.0/24", pools=("10.78.0.100-10.78.0.250",))
@@ -183,6 +184,45 @@ async def test_after_damage_no_address_is_given_to_a_stranger_unasked(tmp_path: 
             break
 
 
+async def test_leases_of_another_server_are_all_taken_or_none(tmp_path: Path) -> None:
+    hardware = bytes.fromhex(A.replace(":", ""))
+    found = [
+        ForeignLease(
+            at,
+            IPv4Address(f"10.77.0.{at}"),
+            1,
+            hardware[:5] + bytes([at]),
+            b"",
+            b"",
+            b"",
+            b"",
+            0,
+            time.time() + 7000,
+        )
+        for at in range(100, 200)
+    ]
+    async with site(tmp_path) as here:
+        await lease(here.stations[0], B)
+        here.store._writer.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON lease WHEN new.address = '10.77.0.150' "
+            "BEGIN SELECT raise(ABORT, 'disk full'); END"
+        )
+        with pytest.raises(FastbootError, match="can not be written"):
+            await here.service.adopt(found)
+        assert len(here.service.leases()) == len(here.store.rows()) == 1
+        here.store._writer.execute("DROP TRIGGER full")
+        count, left_out = await here.service.adopt(found)
+        assert (count, len(left_out)) == (99, 1)
+        assert left_out == [f"line 100: 10.77.0.100 of 52:54:00:aa:00:64: the address is {B}"]
+        assert len(here.service.leases()) == 100
+        assert here.kinds().count("dhcp.imported") == 1
+        (mac,) = (each.mac for each in here.service.leases() if str(each.address) == "10.77.0.177")
+        ack = await here.stations[0].ask(message(REQUEST, mac, options=asking("10.77.0.177")))
+        assert (ack.message.type, ack.message.yiaddr) == (ACK, number("10.77.0.177"))
+    async with site(tmp_path) as here:
+        assert len(here.service.leases()) == 100
+
+
 async def test_leases_are_listed_found_released_and_outlive_the_server(tmp_path: Path) -> None:
     async with site(tmp_path) as here:
         await lease(here.stations[0], A)
@@ -306,6 +346,7 @@ from fastboot import config
 from fastboot.model import Plan
 from fastboot.services.dhcp import DhcpService, open_sockets
 from fastboot.services.links import find_links
+from fastboot.state.foreign import ForeignLease
 from fastboot.state.store import FILE, Store
 
 async def main():

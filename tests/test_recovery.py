@@ -19,6 +19,7 @@ from test_store import TestClock, keep, row
 
 from fastboot.model import FastbootError
 from fastboot.state import recovery
+from fastboot.state import store as store_module
 from fastboot.state.pages import FRAME_HEAD, WAL_HEAD, Wal, records
 from fastboot.state.rows import StoredRow
 from fastboot.state.store import COMMITTED, FILE, Store
@@ -51,7 +52,6 @@ def make_crashed(tmp_path: Path, batches: list[list[StoredRow]], *, checkpoint_a
 
     async def run() -> None:
         store = Store(live, TestClock())
-        store._checkpoints.put(False)  # only where the test wants one
         store.start()
         for number, rows in enumerate(batches, 1):
             assert await keep(store, *rows, batch=number) is None
@@ -60,7 +60,9 @@ def make_crashed(tmp_path: Path, batches: list[list[StoredRow]], *, checkpoint_a
         shutil.copytree(live, whole)
         store.close()
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "CHECKPOINT_EVERY", 10**9)  # only where the test wants one
+        asyncio.run(run())
     leases = {int(each.address): each for rows in batches for each in rows if each.state == "bound"}
     return Crashed(whole, leases, (tmp_path / f"copy{at}" for at in itertools.count()))
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
 from ipaddress import IPv4Address
@@ -173,16 +174,28 @@ async def test_a_full_disk_is_told_and_the_next_works(tmp_path: Path) -> None:
         assert len(store.rows()) == 1000
 
 
-async def test_checkpoints_keep_the_wal_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_checkpoints_keep_the_log_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there is always a commit under way, so that SQLite by itself never begins the log anew."""
     monkeypatch.setattr(store_module, "CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr(store_module, "LOG_PAGES", 40)
     wal = tmp_path / f"{FILE}-wal"
-    sizes = []
-    with closing(Store(tmp_path)) as store:
+    with closing(Store(tmp_path, TestClock())) as store:
         store.start()
-        for batch in range(40):
-            await keep(store, *(row(f"10.0.0.{at}") for at in range(50)), batch=batch)
-            sizes.append(wal.stat().st_size)
-    assert max(sizes) < 20 * sizes[0], "without a checkpoint it only grows"
+        texts = [
+            json.dumps([row(f"10.0.{batch % 100}.{at}", batch=batch).columns() for at in range(20)])
+            for batch in range(600)
+        ]
+        waiting: deque[asyncio.Future[Exception | None]] = deque()
+        for batch, text in enumerate(texts):
+            waiting.append(commit(store, batch, text))
+            if len(waiting) > 20:
+                assert await waiting.popleft() is None
+                assert wal.stat().st_size < 600 * 4096, "of 1,300 pages"
+        for each in waiting:
+            assert await each is None
+        assert len(store.rows()) == 2000
+    with closing(Store(tmp_path, TestClock())) as store:
+        assert (store.damage, len(store.rows())) == ([], 2000)
 
 
 # ---- what a row is

@@ -5,10 +5,12 @@ GET  /leases                   /nodes, /media likewise
 GET  /events[?replay=1]        newline-delimited JSON, one event a line, as they happen
 POST /reload                   read the configuration again
 POST /leases/ADDRESS/release   give an address back to its pool
+POST /leases/import            take leases of another server, a JSON list of `ForeignLease.facts`
 """
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -21,10 +23,13 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from fastboot.model import Event, FastbootError
+from fastboot.state.foreign import ForeignLease
 from fastboot.watch.events import Subscription
-from fastboot.watch.log import plain
+from fastboot.watch.log import plain, printable
 
 SOCKET = "control.sock"
+MAX_BODY = 64 << 20
+"""Octets of a question, for an import of some hundred thousand leases."""
 MAX_PATH = 107
 """Octets of a Unix socket's path (unix(7): sun_path holds 108 with its end)."""
 
@@ -41,6 +46,7 @@ class Controlled(Protocol):
     def events(self, *, replay: bool = False) -> Subscription: ...
     def release(self, address: IPv4Address) -> bool: ...
     async def reload(self) -> Sequence[str]: ...
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]: ...
 
 
 class ControlError(FastbootError):
@@ -69,7 +75,7 @@ class ControlService:
 
     async def start(self) -> None:
         """Raises FastbootError where the socket can not be made."""
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_BODY)
         app.add_routes(
             [
                 web.get("/status", self._get(self._server.status)),
@@ -78,6 +84,7 @@ class ControlService:
                 web.get("/media", self._get(self._server.media)),
                 web.get("/events", self._events),
                 web.post("/reload", self._reload),
+                web.post("/leases/import", self._import),
                 web.post("/leases/{address}/release", self._release),
             ]
         )
@@ -124,6 +131,17 @@ class ControlService:
             return web.json_response({"error": f"{address} is not leased to anyone"}, status=404)
         return web.json_response({"released": str(address)})
 
+    async def _import(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        try:
+            found = await asyncio.to_thread(_foreign, body)
+            count, left_out = await self._server.adopt(found)
+        except ValueError as error:
+            return web.json_response({"error": f"these are no leases: {plain(str(error))}"}, status=400)
+        except FastbootError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({"imported": count, "left_out": [printable(text) for text in left_out]})
+
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         events = self._server.events(replay=request.query.get("replay") == "1")
@@ -137,6 +155,13 @@ class ControlService:
         finally:
             events.close()
         return response
+
+
+def _foreign(body: bytes) -> list[ForeignLease]:
+    facts = json.loads(body)
+    if not isinstance(facts, list):
+        raise ValueError("not a list")
+    return [ForeignLease.of_facts(each) for each in facts]
 
 
 def event_facts(event: Event) -> dict[str, object]:
@@ -168,9 +193,9 @@ class ControlClient:
         """Return the JSON that a GET of `path` answers."""
         return json.loads(self._ask("GET", path).read())
 
-    def post(self, path: str) -> Any:
-        """Return the JSON that a POST to `path` answers."""
-        return json.loads(self._ask("POST", path).read())
+    def post(self, path: str, body: object = None) -> Any:
+        """Return the JSON that a POST of `body`, as JSON, to `path` answers."""
+        return json.loads(self._ask("POST", path, b"" if body is None else json.dumps(body).encode()).read())
 
     def events(self, *, replay: bool = False) -> Iterator[dict[str, Any]]:
         """Yield events as they happen, until the server ends."""
@@ -178,10 +203,10 @@ class ControlClient:
             for line in response:
                 yield json.loads(line)
 
-    def _ask(self, method: str, path: str) -> http.client.HTTPResponse:
+    def _ask(self, method: str, path: str, body: bytes = b"") -> http.client.HTTPResponse:
         connection = _UnixConnection(self._path)
         try:
-            connection.request(method, path, headers={"Connection": "close"})
+            connection.request(method, path, body, headers={"Connection": "close"})
             response = connection.getresponse()
         except (FileNotFoundError, ConnectionError) as error:
             raise NotRunning(f"no fastboot server runs on {self._path.parent}") from error
@@ -189,10 +214,10 @@ class ControlClient:
             raise FastbootError(f"{self._path} is not yours; ask as root or as the server's user") from error
         if response.status >= 400:
             try:
-                body = json.loads(response.read())
+                said = json.loads(response.read())
             except ValueError:
                 raise ControlError(f"the server answered {response.status} {response.reason}") from None
-            raise NeedsRestart(body["needs_restart"]) if "needs_restart" in body else ControlError(body["error"])
+            raise NeedsRestart(said["needs_restart"]) if "needs_restart" in said else ControlError(said["error"])
         return response
 
 

@@ -21,11 +21,13 @@ from fastboot.services.dhcp_commits import Commits
 from fastboot.services.dhcp_conflicts import Conflicts, open_arp
 from fastboot.services.dhcp_decisions import Decide, Decisions
 from fastboot.services.dhcp_events import DhcpEvents
+from fastboot.services.dhcp_import import Sieve, row_of
 from fastboot.services.dhcp_network import MAX_ADDRESSES, Network
 from fastboot.services.dhcp_plan import EncodedPlan, encode_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, host_addresses, open_udp
+from fastboot.state.foreign import ForeignLease
 from fastboot.state.store import Store
 from fastboot.watch.events import Batch, emit_each
 
@@ -184,6 +186,21 @@ class DhcpService:
         released = self._responder.release(int(address), self._clock.now())
         self.step()
         return released
+
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]:
+        """Take leases that another server gave, in one commit; return how many, and why the others were left out.
+
+        Raises FastbootError where they can not be written; then none is taken.
+        """
+        sieve = Sieve(self._settings, self._nodes, host_addresses(self._links), self.leases())
+        # Thousands take longer than the loop may be busy.
+        fit, left_out = await asyncio.to_thread(sieve.sift, found)
+        rows = await asyncio.to_thread(lambda: [row_of(lease, self._clock) for lease in fit])
+        taken = await self._commits.adopt(rows)
+        left_out += (f"{IPv4Address(address)}: it is being given to another machine" for address in taken)
+        count = len(rows) - len(taken)
+        self._emit(Event(time.time(), "dhcp.imported", details={"leases": count, "left_out": len(left_out)}))
+        return count, left_out
 
     def counters(self) -> Mapping[str, int]:
         """Return how often everything happened; every silence has a name."""

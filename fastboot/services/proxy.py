@@ -17,7 +17,7 @@ import structlog
 from fastboot import config
 from fastboot._core import Proxy
 from fastboot.boot.elsewhere import advice
-from fastboot.model import BootRequest, Event, Lease, Node, Plan, Transfer
+from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
 from fastboot.services.dhcp_decisions import SILENT, Decide, Decisions
 from fastboot.services.dhcp_network import Network, SubnetTuple
 from fastboot.services.dhcp_plan import EncodedPlan, encode_proxy_plan, signs_of
@@ -25,6 +25,7 @@ from fastboot.services.dhcp_probe import find_rivals, open_probe
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.links import Link, host_addresses, open_udp
 from fastboot.services.neighbours import Neighbours, open_neighbours
+from fastboot.state.foreign import ForeignLease
 
 log = structlog.get_logger(component="dhcp")
 
@@ -162,6 +163,9 @@ class ProxyService:
 
     def release(self, address: IPv4Address) -> bool:
         return False
+
+    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]:
+        raise FastbootError("this server gives no addresses: another one does")
 
     def other_servers(self) -> list[OtherServer]:
         """Return nothing: another server is meant to be here."""

@@ -136,5 +136,14 @@ def of_this_start(row: StoredRow, clock: Clock, zeros: Mapping[int, int]) -> Sto
     return row._replace(boot=clock.boot, starts=starts, expires=expires)
 
 
+def stored_row(row: LeaseRow, boot: int, batch: int) -> StoredRow:
+    """Return what the store keeps of a lease. An end is rounded up: no restart takes anything from a lease."""
+    expires = None if row.expires is None else -(-row.expires // MILLISECOND)
+    return StoredRow(
+        IPv4Address(row.address), row.state, row.htype, row.mac, row.client_id, row.host, IPv4Address(row.relay),
+        row.circuit_id, row.remote_id, boot, batch, row.starts // MILLISECOND, expires,
+    )  # fmt: skip
+
+
 def _nanoseconds(milliseconds: int) -> int:
     return max(-NANOSECONDS, min(milliseconds * MILLISECOND, NANOSECONDS))

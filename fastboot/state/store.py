@@ -14,18 +14,27 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
 from fastboot.model import FastbootError, Lease
 from fastboot.state.clock import Clock
 from fastboot.state.recovery import recover
-from fastboot.state.rows import COLUMNS, MILLISECOND, LeaseRow, StoredRow, of_this_start, on_clock, parse
+from fastboot.state.rows import (
+    COLUMNS,
+    MILLISECOND,
+    LeaseRow,
+    StoredRow,
+    of_this_start,
+    on_clock,
+    parse,
+    stored_row,
+)
 from fastboot.state.schema import KEEP_LEASES, connect
 
 log = structlog.get_logger(component="store")
@@ -35,20 +44,16 @@ COMMITTED = "fastboot.committed"
 """Holds the number of the last confirmed commit, for what SQLite can not tell: that it has lost one. Not synced,
 so after a power failure it may be behind, never ahead."""
 CHECKPOINT_EVERY = 256
-"""Commits between checkpoints: the WAL stays at a few MB and is seldom in the way."""
+"""Commits between checkpoints."""
+LOG_PAGES = 4096
+"""Pages of the write-ahead log, 16 MB, beyond which the committer itself ends a checkpoint: SQLite begins the log
+anew only where all of it is in the file at the moment of a commit, which under load it never is."""
 LOOK_EVERY = 10.0
 """Seconds between looks at the wall clock."""
 JUMP = 1000
 """Milliseconds that the wall clock may drift before the store is told."""
 
 Done = Callable[[Exception | None], None]
-
-
-class Job(NamedTuple):
-    statement: str
-    argument: str
-    done: Done
-    batch: int
 
 
 class Store:
@@ -62,8 +67,9 @@ class Store:
         or a newer fastboot wrote the file."""
         self.clock = clock or Clock()
         self._path = state / FILE
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._checkpoints: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._checkpoints: queue.Queue[bool] = queue.Queue(1)
+        self._since = 0  # commits since the last checkpoint was asked for
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zero: int | None = None
@@ -79,7 +85,10 @@ class Store:
                 raise
             self._note(self.last)
             os.fsync(self._committed)  # its place, so that later numbers need no more room
+        try:
             move_leases(self._writer, self.clock)
+        except sqlite3.Error as error:  # a full disk: the next start of the server tries again
+            log.warning("store.leases_not_moved", path=str(self._path), text=str(error))
         self._look()
 
     def start(self) -> None:
@@ -92,7 +101,15 @@ class Store:
 
     def keep_leases(self, batch: int, rows: str, done: Done) -> None:
         """Commit what `Responder.batch` gave; then call `done` with None, or with why it is not on disk."""
-        self._jobs.put(Job(KEEP_LEASES, rows, done, batch))
+        self._jobs.put(partial(self._execute, KEEP_LEASES, rows, done, batch))
+
+    def write_leases(self, rows: Iterable[LeaseRow]) -> None:
+        """Commit leases at once, where no server runs. Raises FastbootError."""
+        self.last += 1
+        stored = [stored_row(row, self.clock.boot, self.last).columns() for row in rows]
+        with _named(self._path):
+            self._writer.execute(KEEP_LEASES, (json.dumps(stored),))
+        self._note(self.last)
 
     def close(self) -> None:
         """Commit what was submitted, end the threads, close the file. Blocks; a second time does nothing."""
@@ -118,35 +135,37 @@ class Store:
     # ---- the committer
 
     def _commit(self) -> None:
-        since = 0
         while True:
             try:
                 job = self._jobs.get(timeout=LOOK_EVERY)
             except queue.Empty:
-                self._look()
-                continue
+                job = self._look
             if job is None:
                 break
-            failed = self._execute(job)
-            since += 1
-            # After a failure too: what is in the file already makes room in the log on a disk that is full.
-            if since >= CHECKPOINT_EVERY or failed:
-                self._checkpoints.put(True)
-                since = 0
+            job()
             if self.clock.now() - self._looked > LOOK_EVERY * 1e9:
                 self._look()
         self._checkpoints.put(False)
 
-    def _execute(self, job: Job) -> bool:
+    def _execute(self, statement: str, argument: str, done: Done, batch: int) -> None:
         fault: Exception | None = None
         try:
-            self._writer.execute(job.statement, (job.argument,))
-            self._note(job.batch)
+            self._writer.execute(statement, (argument,))
+            self._note(batch)
         except Exception as error:  # whatever it is: no acknowledgement, and the thread goes on
             fault = error
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(job.done, fault)
-        return fault is not None
+        self._loop.call_soon_threadsafe(done, fault)
+        self._since += 1
+        # After a failure too: what goes into the file makes room in the log on a disk that is full.
+        if self._since >= CHECKPOINT_EVERY or fault is not None:
+            with suppress(queue.Full):  # one is due already
+                self._checkpoints.put_nowait(True)
+            self._since = 0
+
+    def _begin_log(self) -> None:
+        with suppress(sqlite3.Error):  # as a commit would fail, and be told
+            self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
 
     def _note(self, batch: int) -> None:
         with suppress(OSError):  # it only helps to notice damage
@@ -173,13 +192,22 @@ class Store:
             text = "the wall clock was set; no lease is longer or shorter for it"
             log.warning("store.clock_set", seconds=moved / 1000, text=text)
 
+    # ---- the checkpointer
+
     def _checkpoint(self) -> None:
+        failing = False
         while self._checkpoints.get():
             try:
-                self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                _, pages, _ = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             except sqlite3.Error as error:
-                # The WAL grows until one succeeds; nothing is lost.
-                log.warning("store.checkpoint_failed", path=str(self._path), text=str(error))
+                # The log grows until one succeeds; nothing is lost.
+                if not failing:
+                    log.warning("store.checkpoint_failed", path=str(self._path), text=str(error))
+                failing = True
+                continue
+            failing = False
+            if pages > LOG_PAGES:
+                self._jobs.put(self._begin_log)
 
 
 def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
@@ -239,6 +267,7 @@ def read_leases(state: Path, clock: Clock | None = None) -> list[Lease]:
             IPv4Address(row.address), row.mac.hex(":"), row.state, row.starts / 1e9 + zero,
             math.inf if row.expires is None else row.expires / 1e9 + zero,
             row.host.decode("ascii", "backslashreplace"), row.client_id,
+            IPv4Address(row.relay) if row.relay else None, row.circuit_id, row.remote_id,
         )
         for row in sorted(read_rows(state / FILE, clock), key=lambda row: row.address)
         if row.state != "released" and (row.expires is None or row.expires > now)
