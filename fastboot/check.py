@@ -78,7 +78,9 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
         yield Finding("warning", f"{path}: not readable for the server's user, so a reload will fail")
     if config.nodes_file and not os.access(config.nodes_file, os.R_OK):
         yield Finding("warning", f"nodes_file: {config.nodes_file}: not readable for the server's user")
-    if config.state.exists() and not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
+    if config.state.exists() and not config.state.is_dir():
+        yield Finding("error", f"state: {config.state} is no directory; name one, which the server makes")
+    elif config.state.exists() and not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
         yield Finding("error", f"state: {config.state} is not writable for the server's user")
     if config.dhcp and config.dhcp.mode == "proxy":
         for class_, loader in world.loaders.by_class.items():

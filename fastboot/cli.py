@@ -483,6 +483,8 @@ def become(config: Config) -> None:
         except OSError as error:
             who = account.pw_name if account else user_name()
             raise FastbootError(f"state: can not make {state} for {who}: {error.strerror}") from error
+    if not state.is_dir():
+        raise FastbootError(f"state: {state} is no directory; name one, which the server makes")
     drop_to(account)
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
         who = user_name()

@@ -226,6 +226,17 @@ def test_missing_file_and_wrong_usage(lab: Lab) -> None:
     assert lab.run("nonsense").returncode == 2
 
 
+def test_a_state_that_is_a_file_is_named(lab: Lab) -> None:
+    lab.state.write_text("")
+    said = f"state: {lab.state} is no directory; name one, which the server makes"
+    found = lab.run("check")
+    assert found.returncode == 1
+    assert f"error: {said}\n" in found.stdout
+    served = lab.run("serve")
+    assert (served.returncode, served.stderr) == (1, f"fastboot: {said}\n")
+    assert lab.run("status").returncode == 3
+
+
 def test_privileges_are_dropped_before_it_serves(lab: Lab, serve: Serve) -> None:
     """As root to nobody, with no group, capability or way back; else the key changes nothing."""
     lab.edit('state = "state"', 'state = "state"\nuser = "nobody"')

@@ -19,7 +19,9 @@ from fastboot.config.faults import explain, repeated, unknown
 from fastboot.config.fields import (
     FOREVER,
     Architecture,
+    Bool,
     FilePath,
+    Int,
     LoaderPath,
     Name,
     Pool,
@@ -67,25 +69,25 @@ __all__ = [
 class Tftp(Table):
     port: Port = 69
     data_ports: PortRange | None = None
-    single_port: bool = False
-    threads: Annotated[int, Field(ge=1, le=64)] = 1
-    max_transfers: Annotated[int, Field(ge=1, le=65536)] = 4096
-    max_blksize: Annotated[int, Field(ge=8, le=65464)] = 1468
-    max_windowsize: Annotated[int, Field(ge=1, le=1024)] = 64
-    max_file: Annotated[int, Field(ge=0)] = 0
+    single_port: Bool = False
+    threads: Annotated[Int, Field(ge=1, le=64)] = 1
+    max_transfers: Annotated[Int, Field(ge=1, le=65536)] = 4096
+    max_blksize: Annotated[Int, Field(ge=8, le=65464)] = 1468
+    max_windowsize: Annotated[Int, Field(ge=1, le=1024)] = 64
+    max_file: Annotated[Int, Field(ge=0)] = 0
     """Octets of the largest file served by TFTP; 0 means any."""
 
 
 class Ftp(Table):
     port: Port = 21
     passive_ports: PortRange | None = None
-    max_sessions: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    max_sessions: Annotated[Int, Field(ge=1, le=100_000)] = 2000
 
 
 class Http(Table):
     port: Port = 80
-    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 4000
-    max_per_address: Annotated[int, Field(ge=1, le=100_000)] = 256
+    max_connections: Annotated[Int, Field(ge=1, le=100_000)] = 4000
+    max_per_address: Annotated[Int, Field(ge=1, le=100_000)] = 256
     """A package manager opens about ten; machines behind one NAT share an address."""
 
 
@@ -114,7 +116,7 @@ class ProfileTable(Table):
     media: str | None = None
     transport: Literal["ftp", "http"] | None = None
     """How the installer fetches its media; None: by FTP where there is [ftp], else by HTTP."""
-    installs: bool = True
+    installs: Bool = True
 
     def profile(self, transport: Literal["ftp", "http"] = "ftp") -> Profile:
         """Return the profile; `transport` is what one has that names none."""
@@ -147,7 +149,7 @@ class Config(Table):
     allow_links: tuple[FilePath, ...] = ()
     user: Annotated[str, Field(min_length=1)] | None = None
     drain: Annotated[Seconds, Field(ge=0, le=3600)] = 10
-    senders: Annotated[int, Field(ge=0, le=64)] | None = None
+    senders: Annotated[Int, Field(ge=0, le=64)] | None = None
     """Threads that send files by FTP and HTTP. None: as many as there are cores, at most 4; 0: the loop sends."""
     nodes_file: FilePath | None = None
     dhcp: Dhcp | None = None
@@ -210,12 +212,12 @@ def load(path: Path) -> Config:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: this is no TOML: {error}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8: {error.reason} at octet {error.start}") from error
+    except (ValueError, RecursionError) as error:  # also of numbers and of nesting beyond Python's limits
+        raise ConfigError(f"{path}: this is no TOML: {error}") from error
     try:
         config = Config.model_validate(document, context={"directory": path.absolute().parent})
         config.all_nodes()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fastboot.config.fields import Lease, Line, MacPrefix, Name, Pool, Seconds, Table
+from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table
 from fastboot.config.options import Options, overlay
 from fastboot.model import Settings
 
@@ -50,7 +50,7 @@ class Subnet(Answer):
     gateway: IPv4Address | None = None
     dns: tuple[IPv4Address, ...] = ()
     domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")] | None = None
-    relayed: bool = False
+    relayed: Bool = False
     """None of our addresses is in it: its machines are answered through relays."""
     shared_network: Name | None = None
     """Subnets with the same name are on one wire."""
@@ -79,11 +79,11 @@ class ClassTable(Answer):
 class Limits(Table):
     """What machines that no node names may take; a node is always served."""
 
-    per_port: Annotated[int, Field(ge=1)] = 64
+    per_port: Annotated[Int, Field(ge=1)] = 64
     """Addresses on offer to, or leased by, machines behind one port of one relay."""
-    offers: Annotated[int, Field(ge=1)] = 2048
+    offers: Annotated[Int, Field(ge=1)] = 2048
     """Addresses on offer at the same time to machines that are new."""
-    leases: Annotated[int, Field(ge=1)] | None = None
+    leases: Annotated[Int, Field(ge=1)] | None = None
     """Addresses leased; without a limit, what the pools hold."""
 
 
@@ -96,10 +96,10 @@ class Dhcp(Answer):
     """How long to look for another DHCP server before serving. dnsmasq pings for 3 s before its first OFFER."""
     probe_every: Annotated[Seconds, AfterValidator(_period), Field(le=86400)] = 300
     """How often to look for one while serving; 0 means never."""
-    bootp: bool = False
-    snooping: bool = False
+    bootp: Bool = False
+    snooping: Bool = False
     """Option 82 is believed of switches that insert it and are no relays."""
-    arp_probes: bool = True
+    arp_probes: Bool = True
     """Whether to ask who uses a free address before it is given to a machine."""
     quarantine: Annotated[Seconds, Field(ge=60, le=7 * 86400)] = 3600
     """How long nobody gets an address that is in use. Kea's decline-probation-period is a day, ISC's as long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from typing import get_args
@@ -17,6 +18,17 @@ class KeyFaults(ValueError):
     def __init__(self, faults: Sequence[tuple[str, str]]) -> None:
         super().__init__("\n".join(f"{key}: {text}" for key, text in faults))
         self.faults = tuple(faults)
+
+
+KINDS = {
+    "bool_type": "should be true or false, without quotes",
+    "int_type": "should be a whole number, without quotes",
+    "string_type": "should be a text between quotes",
+    "dict_type": "should be a table",
+    "model_type": "should be a table",
+    "ip_v4_address": 'is no IPv4 address; write one such as "10.77.0.5"',
+}
+"""What is said of a value of the wrong kind, by pydantic's names of errors, whose own words are Python's."""
 
 
 def repeated(key: str, values: Sequence[str], suffix: str = "") -> Iterator[str]:
@@ -58,11 +70,20 @@ def explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
             text = text.removeprefix("Value error, ")
         elif fault["type"] == "string_pattern_mismatch":
             text = f"{value!r} should look like {fault['ctx']['pattern']}"
+        elif fault["type"] == "tuple_type":
+            text = f"should be {_list_of(key, value)}"
         else:
             was = f" (is {value!r})" if isinstance(value, str | int | float) else ""
-            text = text.replace("Input should", "should") + was
+            text = KINDS.get(fault["type"], text.replace("Input should", "should")) + was
         for line in text.splitlines():
             yield f"{key}: {line}" if key else line
+
+
+def _list_of(key: str, value: object) -> str:
+    """Say how a list is written that holds this value alone."""
+    if isinstance(value, dict):
+        return f"a list of tables; write [[{key}]]"
+    return f"a list; write [{json.dumps(value)}]" if isinstance(value, str) else "a list"
 
 
 def _keys(model: type[Table], place: Iterable[int | str]) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     ValidationInfo,
     model_validator,
 )
@@ -31,6 +32,11 @@ SERVER = "{server}"
 
 class Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+Int = Annotated[int, Strict()]
+"""A number of TOML: neither a text of digits nor `true`, which Python takes for 1."""
+Bool = Annotated[bool, Strict()]
 
 
 def seconds(value: object) -> object:
@@ -69,6 +75,8 @@ class Pool(Table):
                 return {"first": IPv4Address(first), "last": IPv4Address(last or first)}
             except ValueError:
                 raise ValueError(f'{value!r} is no range of addresses; write "10.77.0.100-10.77.0.250"') from None
+        if not isinstance(value, dict | cls):
+            raise ValueError('is no range of addresses; write "10.77.0.100-10.77.0.250"')
         return value
 
     @model_validator(mode="after")
@@ -120,6 +128,14 @@ def _machine_mac(value: object) -> object:
     if int(text[:2], 16) & 1 or not text.strip("0:"):
         raise ValueError(f"{text} is the address of no one machine")
     return text
+
+
+def _path(value: object) -> object:
+    if value == "":
+        raise ValueError("is empty; write a path")
+    if "\0" in str(value):
+        raise ValueError("holds a NUL, which no path can")
+    return value
 
 
 def _beside_the_file(value: Path, info: ValidationInfo) -> Path:
@@ -187,13 +203,13 @@ def _architecture(value: object) -> object:
     return code
 
 
-Seconds = Annotated[int, BeforeValidator(seconds)]
+Seconds = Annotated[Int, BeforeValidator(seconds)]
 Mac = Annotated[str, BeforeValidator(_machine_mac)]
 RelayId = Annotated[bytes, BeforeValidator(relay_id)]
 Lease = Annotated[Seconds, Field(ge=60, le=FOREVER)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Port = Annotated[Int, Field(ge=0, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
+FilePath = Annotated[Path, BeforeValidator(_path), AfterValidator(_beside_the_file)]
 ServedPath = Annotated[str, AfterValidator(_served_path)]
 Url = Annotated[str, AfterValidator(_url)]
 LoaderPath = Annotated[str, AfterValidator(_loader)]
@@ -201,7 +217,7 @@ Loaders = Annotated[
     dict[str, LoaderPath], BeforeValidator(lambda value: {"*": value} if isinstance(value, str) else value)
 ]
 """Boot files by class of firmware; one alone is for any firmware, "*"."""
-Architecture = Annotated[int, BeforeValidator(_architecture)]
+Architecture = Annotated[Int, BeforeValidator(_architecture)]
 MacPrefix = Annotated[bytes, BeforeValidator(_mac_prefix)]
 Text = Annotated[str, AfterValidator(_text)]
 Line = Annotated[str, AfterValidator(_one_line)]
@@ -211,8 +227,8 @@ Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 class PortRange(Table):
     """Ports from `first` to `last`, both included."""
 
-    first: Annotated[int, Field(ge=1024, le=65535)]
-    last: Annotated[int, Field(ge=1024, le=65535)]
+    first: Annotated[Int, Field(ge=1024, le=65535)]
+    last: Annotated[Int, Field(ge=1024, le=65535)]
 
     @model_validator(mode="before")
     @classmethod
@@ -221,7 +237,12 @@ class PortRange(Table):
             match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", value)
             if not match:
                 raise ValueError(f'{value!r} is no range of ports; write "40000-49999"')
-            return {"first": int(match[1]), "last": int(match[2] or match[1])}
+            first, last = int(match[1]), int(match[2] or match[1])
+            if not all(1024 <= port <= 65535 for port in (first, last)):
+                raise ValueError(f'{value!r}: ports are 1024 to 65535 here; write "40000-49999"')
+            return {"first": first, "last": last}
+        if not isinstance(value, dict | cls):
+            raise ValueError('is no range of ports; write "40000-49999"')
         return value
 
     @model_validator(mode="after")

@@ -208,7 +208,7 @@ class ControlClient:
         try:
             connection.request(method, path, body, headers={"Connection": "close"})
             response = connection.getresponse()
-        except (FileNotFoundError, ConnectionError) as error:
+        except (FileNotFoundError, NotADirectoryError, ConnectionError) as error:
             raise NotRunning(f"no fastboot server runs on {self._path.parent}") from error
         except PermissionError as error:
             raise FastbootError(f"{self._path} is not yours; ask as root or as the server's user") from error
