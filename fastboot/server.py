@@ -34,7 +34,6 @@ from fastboot.model import (
     ConfigError,
     Event,
     FastbootError,
-    Lease,
     Node,
     Refusal,
     Transfer,
@@ -149,7 +148,7 @@ class Dhcp(Service, Protocol):
 
     def reload(self, settings: DhcpSettings, nodes: Sequence[Node]) -> None: ...
     def forget(self) -> None: ...
-    def leases(self) -> list[Lease]: ...
+    def lease_tuples(self) -> list[dhcp.LeaseTuple]: ...
     def release(self, address: IPv4Address) -> bool: ...
     async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]: ...
     def mac_of(self, address: IPv4Address) -> str | None: ...
@@ -379,10 +378,11 @@ class Server:
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 
-    def leases(self) -> list[dict[str, object]]:
+    async def leases(self) -> list[dict[str, object]]:
         """Return the leases: address, mac, state, times in seconds since the epoch, node."""
-        leases = self._dhcp.leases() if self._dhcp else []
-        return [lease_facts(lease, self._world.known) for lease in leases]
+        tuples, known = self._dhcp.lease_tuples() if self._dhcp else [], self._world.known
+        # Thousands take longer than the loop may be busy.
+        return await asyncio.to_thread(lambda: [lease_facts(each, known) for each in dhcp.leases_of(tuples)])
 
     def nodes(self) -> list[dict[str, object]]:
         """Return the machines that the configuration names."""

@@ -20,12 +20,12 @@ from typing import Any
 
 import psutil
 import pytest
-from dhcpkit import need, wires
+from dhcpkit import DISCOVER, message, need, number, wires
 from dhcpsite import Station, offer_by
 from isokit import XORRISO, put, run
 from test_recognise import rhel
 
-from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.control import ControlClient, ControlError, NotRunning
 
 FASTBOOT = (sys.executable, "-m", "fastboot")
 
@@ -509,6 +509,48 @@ def test_a_lease_outlives_a_killed_server(lab: Lab, serve: Serve) -> None:
         assert lab.run("leases").stdout == "none\n"
         process.terminate()
         assert process.wait(30) == 0
+
+
+# ---- a thousand nodes
+
+
+def write_nodes(path: Path, group: str, address: str, *, wrong: bool = False) -> None:
+    lines = [
+        f"lab{at:04},52:54:00:0a:{at >> 8:02x}:{at & 255:02x},10.77.{4 + at // 99}.{1 + at % 99},{group},rescue,x"
+        for at in range(999)
+    ]
+    lines.insert(500, "lab0500,nonsense,,,," if wrong else f"last,52:54:00:aa:00:01,{address},{group},rescue,y")
+    path.write_text("name,macs,address,group,profile,variable\n" + "\n".join(lines) + "\n")
+
+
+async def test_a_thousand_nodes_are_reloaded_in_a_second_all_or_none(lab: Lab, serve: Serve) -> None:
+    """From the command to the first machine that is answered by the new file."""
+    need("ip")
+    path = lab.path.parent / "nodes.csv"
+    lab.edit('interface = "lo"', 'interface = "s0"\nnodes_file = "nodes.csv"')
+    with lab.path.open("a") as file:
+        file.write(
+            SUBNET.replace("/24", "/16") + '[[profiles]]\nname = "rescue"\nkernel = "k"\ninstalls = false\n'
+        )
+    write_nodes(path, "rack1", "10.77.0.11")
+    with wires(("10.77.0.1/16",)) as wire, closing(Station(wire.clients[0])) as station:
+        serve(*wire.server.command())
+        client, ask = ControlClient(lab.state), message(DISCOVER, "52:54:00:aa:00:01")
+        assert (await station.ask(ask)).message.yiaddr == number("10.77.0.11")
+        write_nodes(path, "rack2", "10.77.0.12")
+        begun = time.monotonic()
+        assert client.post("/reload") == {"changed": ["nodes"]}
+        offer = await station.ask(ask)
+        assert time.monotonic() - begun < 1.0
+        assert offer.message.yiaddr == number("10.77.0.12")
+        assert {node["group"] for node in client.get("/nodes")} == {"rack2", "rack7", None}
+        write_nodes(path, "rack3", "10.77.0.13", wrong=True)
+        with pytest.raises(ControlError, match=r"nodes\.csv line 502: .*nonsense"):
+            client.post("/reload")
+        assert (await station.ask(ask)).message.yiaddr == number("10.77.0.12")
+        assert {node["group"] for node in client.get("/nodes")} == {"rack2", "rack7", None}
+        write_nodes(path, "rack3", "10.77.0.13")
+        assert (await station.ask(ask)).message.yiaddr == number("10.77.0.12"), "not before it is asked for"
 
 
 # ---- leases: which, and from elsewhere

@@ -38,7 +38,7 @@ class Stub:
     def status(self) -> Mapping[str, object]:
         return {"version": "0", "transfers": [{"path": "a\x1b[31m", "peer": IPv4Address("10.0.0.1")}]}
 
-    def leases(self) -> Sequence[Mapping[str, object]]:
+    async def leases(self) -> Sequence[Mapping[str, object]]:
         return [{"address": IPv4Address("10.0.0.1"), "hostname": "eve\nil", "expires": 5.0}]
 
     def nodes(self) -> Sequence[Mapping[str, object]]:

@@ -261,7 +261,7 @@ async def test_rendered_files_follow_the_address_that_was_taken(lab: Lab) -> Non
 
 
 async def test_the_server_says_what_it_is(lab: Lab) -> None:
-    assert lab.server.leases() == [] and not lab.server.release(IPv4Address("10.77.0.50"))
+    assert await lab.server.leases() == [] and not lab.server.release(IPv4Address("10.77.0.50"))
     status = lab.server.status()
     assert "dhcp" in status["services"]  # type: ignore[operator]
     lab.server.forget()

@@ -260,11 +260,11 @@ async def test_a_program_decides_by_itself(make: Make) -> None:
                 assert (ack.mac, ack.details["address"]) == (mac, address)
             assert ack.node == "second"
             assert {request.mac for request in asked} == {"52:54:00:c0:00:00", "52:54:00:c0:00:01"}
-            assert {lease["address"] for lease in server.leases()} == {
+            assert {lease["address"] for lease in await server.leases()} == {
                 IPv4Address("10.77.0.150"),
                 IPv4Address("10.77.0.99"),
             }
-            assert [lease["node"] for lease in server.leases() if lease["mac"] == "52:54:00:c0:00:01"] == [
+            assert [lease["node"] for lease in await server.leases() if lease["mac"] == "52:54:00:c0:00:01"] == [
                 "second"
             ]
         finally:

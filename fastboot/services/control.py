@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import inspect
 import json
 import os
 import socket
@@ -40,7 +41,7 @@ class Controlled(Protocol):
     """What the control socket shows and steers; `fastboot.Server` is one."""
 
     def status(self) -> Facts: ...
-    def leases(self) -> Sequence[Facts]: ...
+    async def leases(self) -> Sequence[Facts]: ...
     def nodes(self) -> Sequence[Facts]: ...
     def media(self) -> Sequence[Facts]: ...
     def events(self, *, replay: bool = False) -> Subscription: ...
@@ -108,7 +109,12 @@ class ControlService:
 
     def _get(self, facts: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
-            return web.json_response(plain(facts()))
+            found = facts()
+            if inspect.isawaitable(found):
+                found = await found
+            # Thousands of leases or nodes take longer than the loop may be busy.
+            text = await asyncio.to_thread(lambda: json.dumps(plain(found)))
+            return web.json_response(text=text)
 
         return answer
 

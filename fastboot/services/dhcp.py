@@ -28,6 +28,7 @@ from fastboot.services.dhcp_probe import find_rivals, open_probe, refuse
 from fastboot.services.dhcp_watch import OtherServer, Watch
 from fastboot.services.links import Link, enlarge, host_addresses, open_udp
 from fastboot.state.foreign import ForeignLease
+from fastboot.state.rows import LeaseRow
 from fastboot.state.store import Store
 from fastboot.watch.events import Batch, emit_each
 
@@ -164,7 +165,11 @@ class DhcpService:
 
     def leases(self) -> list[Lease]:
         """Return what is bound or declined now."""
-        return [_lease(row) for row in self._responder.leases(self._clock.now(), time.time())]
+        return leases_of(self.lease_tuples())
+
+    def lease_tuples(self) -> list[LeaseTuple]:
+        """Return the same as `leases_of` takes it: some thousands cost the loop a few milliseconds."""
+        return self._responder.leases(self._clock.now(), time.time())
 
     def lease_at(self, address: IPv4Address) -> Lease | None:
         """Return who has an address, by a lease or by an offer (a Raspberry Pi boots from its offer)."""
@@ -192,10 +197,14 @@ class DhcpService:
 
         Raises FastbootError where they can not be written; then none is taken.
         """
-        sieve = Sieve(self._settings, self._nodes, host_addresses(self._links), self.leases())
+        here, own = self.lease_tuples(), host_addresses(self._links)
+
+        def choose() -> tuple[list[LeaseRow], list[str]]:
+            fit, left_out = Sieve(self._settings, self._nodes, own, leases_of(here)).sift(found)
+            return [row_of(lease, self._clock) for lease in fit], left_out
+
         # Thousands take longer than the loop may be busy.
-        fit, left_out = await asyncio.to_thread(sieve.sift, found)
-        rows = await asyncio.to_thread(lambda: [row_of(lease, self._clock) for lease in fit])
+        rows, left_out = await asyncio.to_thread(choose)
         taken = await self._commits.adopt(rows)
         left_out += (f"{IPv4Address(address)}: it is being given to another machine" for address in taken)
         count = len(rows) - len(taken)
@@ -295,6 +304,11 @@ class DhcpService:
             raise FastbootError(f"dhcp: can not look for other DHCP servers: {error.strerror}") from error
         if rivals:
             raise refuse(rivals)
+
+
+def leases_of(tuples: Iterable[LeaseTuple]) -> list[Lease]:
+    """Return leases of what `DhcpService.lease_tuples` gave, in any thread."""
+    return [_lease(row) for row in tuples]
 
 
 def _lease(row: LeaseTuple) -> Lease:

@@ -17,7 +17,8 @@ import structlog
 from fastboot import config
 from fastboot._core import Proxy
 from fastboot.boot.elsewhere import advice
-from fastboot.model import BootRequest, Event, FastbootError, Lease, Node, Plan, Transfer
+from fastboot.model import BootRequest, Event, FastbootError, Node, Plan, Transfer
+from fastboot.services.dhcp import LeaseTuple
 from fastboot.services.dhcp_decisions import SILENT, Decide, Decisions
 from fastboot.services.dhcp_network import Network, SubnetTuple
 from fastboot.services.dhcp_plan import EncodedPlan, encode_proxy_plan, signs_of
@@ -157,7 +158,7 @@ class ProxyService:
 
     # ---- questions
 
-    def leases(self) -> list[Lease]:
+    def lease_tuples(self) -> list[LeaseTuple]:
         """Return nothing: addresses are the other server's."""
         return []
 
