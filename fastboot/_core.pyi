@@ -305,6 +305,9 @@ class DhcpFacts:
     def kind(self, at: int) -> str:
         """Return the first of its items. Raises IndexError."""
 
+    def node(self, at: int) -> int:
+        """Return the index of the node that the machine was, or a negative number. Raises IndexError."""
+
     def kinds(self) -> dict[str, int]:
         """Return how many there are of each kind."""
 
@@ -407,8 +410,8 @@ class Prober:
     """Which free addresses somebody uses. Of the core's own use; it has no methods."""
 
 @disjoint_base
-class Responder(Decisions):
-    """The DHCP server that gives leases (RFC 2131). A new configuration leaves bindings as they are."""
+class LeaseKeeper(Decisions):
+    """The leases of a server. A new configuration leaves bindings as they are."""
 
     quarantine: int
     """Seconds that an address in use is set aside."""
@@ -437,12 +440,6 @@ class Responder(Decisions):
         """Give these free addresses, None for all, to no stranger before they are found unused or, where ARP can
         not be spoken, for ten minutes. Return how many there are."""
 
-    max_per_port: int
-    """Addresses that machines which are no nodes may have behind one port of a relay,"""
-    max_offers: int
-    """on offer without ever having had them,"""
-    max_leases: int
-    """and leased. Nodes are served beyond all three."""
     @property
     def committing(self) -> int:
         """How many rows are not on disk yet."""
@@ -473,3 +470,14 @@ class Responder(Decisions):
 
     def release(self, address: int, now: int) -> bool:
         """Free a bound or declined address, durably. Returns whether it was one and no commit of it is due."""
+
+@disjoint_base
+class Responder(LeaseKeeper):
+    """The DHCP server that gives leases (RFC 2131)."""
+
+    max_per_port: int
+    """Addresses that machines which are no nodes may have behind one port of a relay,"""
+    max_offers: int
+    """on offer without ever having had them,"""
+    max_leases: int
+    """and leased. Nodes are served beyond all three."""

@@ -117,7 +117,8 @@ include "_native/decisions.pxi"  # Decisions: the plan table and what waits for 
 include "_native/proxy.pxi"     # Proxy: names boot files beside another server, on Decisions
 include "_native/leases.pxi"    # Leases: whose every address is
 include "_native/prober.pxi"    # Prober: which free addresses somebody uses, looks at Leases
-include "_native/responder.pxi"  # Responder: the server that gives leases, on Decisions, has Leases and a Prober
+include "_native/keeper.pxi"    # LeaseKeeper: a server's leases, on Decisions, has Leases and a Prober
+include "_native/responder.pxi"  # Responder: the server that gives them, on LeaseKeeper
 
 DhcpMessage = namedtuple(
     "DhcpMessage",

@@ -204,6 +204,7 @@ async def test_a_machine_put_in_anothers_place_is_its_node(tmp_path: Path) -> No
             assert "fixed-address 10.88.0.11;" in await dhclient(client, directory)
             assert [lease.mac for lease in here.service.leases()] == [mac]
             assert here.service.node_of(mac) == requests[-1].node == node
+            assert here.events[-1].node == "node01"
 
 
 async def test_two_subnets_on_the_wire_behind_a_relay(tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ cdef class Decisions(Requests):
         # What a server answers where the plan is no silence.
         pass
 
+    cdef void tick(self) noexcept nogil:
+        self.expire_held()
+
     cdef void serve(self) noexcept nogil:
         cdef dhcp_plan_t *plan = self.find_plan()
         if plan == NULL:
@@ -97,7 +100,6 @@ cdef class Decisions(Requests):
         # One request of a client waits, its last; it goes on in `answer`.
         cdef held_t *h
         cdef int32_t i
-        self.expire_held()
         i = self.held_buckets[self.who.b % DECISIONS_HELD]
         while i != NOWHERE and not (digest_same(self.held[i].who, self.who) and self.held[i].came.link == self.link):
             i = self.held[i].next
@@ -126,6 +128,9 @@ cdef class Decisions(Requests):
         h.came.destination = self.destination
         if h.data != NULL:
             memcpy(h.data, self.m.data, self.m.size)
+        else:
+            self.counts[COUNT_NO_MEMORY] += 1
+            self.unhold(h)
 
     cdef void tell(self, uint64_t id) noexcept nogil:
         if self.untold_count < DECISIONS_HELD:
@@ -157,6 +162,7 @@ cdef class Decisions(Requests):
         return h if h.id == id else NULL
 
     def misses(self, int most=DECISIONS_HELD):
+        cdef int rc
         cdef held_t *h
         cdef miss_t miss
         cdef list told = []
@@ -165,7 +171,12 @@ cdef class Decisions(Requests):
             h = self.held_by(self.untold[self.untold_first])
             self.untold_first = (self.untold_first + 1) % DECISIONS_HELD
             self.untold_count -= 1
-            if h == NULL or self.prepare(h.data, h.size, &h.came):
+            if h == NULL:
+                continue
+            rc = self.prepare(h.data, h.size, &h.came)
+            if rc:                                      # a reload has taken its subnet away
+                self.counts[rc] += 1
+                self.unhold(h)
                 continue
             if self.find_plan() != NULL:
                 self.go_on(h)                           # it was decided for another meanwhile
@@ -223,11 +234,15 @@ cdef class Decisions(Requests):
             self.unhold(h)
 
     cdef void go_on(self, held_t *h) noexcept nogil:
+        cdef int rc
         cdef uint8_t *data = h.data
         h.data = NULL
         self.unhold(h)
-        if data != NULL and self.prepare(data, h.size, &h.came) == 0:
+        rc = self.prepare(data, h.size, &h.came)
+        if rc == 0:
             self.serve()
+        else:
+            self.counts[rc] += 1
         free(data)
 
     @property

@@ -33,6 +33,7 @@ cdef struct fact_t:
     uint8_t hlen
     uint8_t chaddr[16]
     int32_t link
+    int32_t node
     uint32_t address
     uint32_t tag
     uint32_t value
@@ -74,6 +75,11 @@ cdef class DhcpFacts:
         if not 0 <= at < self.facts.count:
             raise IndexError(at)
         return FACT_NAMES[self.facts.at[at].kind]
+
+    def node(self, Py_ssize_t at):
+        if not 0 <= at < self.facts.count:
+            raise IndexError(at)
+        return self.facts.at[at].node
 
     def kinds(self):
         return {FACT_NAMES[i]: self.facts.kinds[i] for i in range(FACT_KINDS) if self.facts.kinds[i]}

@@ -41,6 +41,8 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
     COUNT_CONFLICT
     COUNT_ADDRESS_TAKEN
     COUNT_ADDRESS_OFF_LINK
+    COUNT_DECLINED
+    COUNT_RELEASED
     COUNT_DECLINE_BY_STRANGER
     COUNT_RELEASE_BY_STRANGER
     COUNT_BOOTP_UNKNOWN
@@ -63,10 +65,10 @@ RESPONDER_COUNTERS = (
     "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
     "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
     "unknown_client", "other_network", "no_address_asked", "no_boot_client", "no_addresses_here", "credentials",
-    "exhausted", "doubtful", "conflict", "address_taken", "address_off_link", "decline_by_stranger",
-    "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit", "lease_limit", "in_flight",
-    "already_waiting", "waiting_full", "commit_failed", "renewed_without_commit", "send_failed", "events_lost",
-    "no_memory",
+    "exhausted", "doubtful", "conflict", "address_taken", "address_off_link", "declined", "released",
+    "decline_by_stranger", "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit", "lease_limit",
+    "in_flight", "already_waiting", "waiting_full", "commit_failed", "renewed_without_commit", "send_failed",
+    "events_lost", "no_memory",
 )
 
 cdef struct out_t:                  # one reply; allocated no longer than its frame

@@ -260,7 +260,8 @@ cdef class Requests(Replies):
 
     cdef void fill(self, fact_t *e, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
         cdef uint8_t code = OPTION_MESSAGE if kind in (FACT_NAK, FACT_DECLINE) else OPTION_HOST_NAME
-        e.kind, e.hlen, e.address, e.tag, e.value, e.link = kind, self.m.hlen, address, tag, value, self.link
+        e.kind, e.hlen, e.address, e.tag, e.value = kind, self.m.hlen, address, tag, value
+        e.link, e.node = self.link, self.node
         memcpy(e.chaddr, self.m.chaddr, 16)
         e.text_size = min(dhcp_size(&self.m, code), <size_t>FACTS_TEXT)
         memcpy(e.text, dhcp_value(&self.m, code), e.text_size)

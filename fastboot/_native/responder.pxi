@@ -11,55 +11,15 @@ cdef struct stranger_t:             # a server that a client chose instead of us
     int64_t told
 
 
-cdef class Responder(Decisions):
+cdef class Responder(LeaseKeeper):
     cdef public int32_t max_per_port        # addresses that strangers may have behind one port,
     cdef public int32_t max_offers          # on offer,
     cdef public int32_t max_leases          # and leased
     cdef int64_t limit_told                 # when the next event of a limit may come
-    cdef Leases book
-    cdef Prober prober
-    cdef uint64_t probing           # a bit for each link on which ARP is spoken
     cdef stranger_t strangers[RESPONDER_STRANGERS]
 
     def __cinit__(self, bytes seed not None):
         self.max_per_port = self.max_offers = self.max_leases = INT32_MAX
-        self.book = Leases()
-        self.book.key = self.key
-        self.prober = Prober()
-        self.prober.book = self.book
-
-    def configure(self, list links not None, list subnets not None, list nodes not None, list own not None,
-                  bint authoritative):
-        Decisions.configure(self, links, subnets, nodes, own, authoritative)
-        self.book.settle(subnets, nodes)
-        self.know_holders()
-        self.reach()
-
-    cdef void know_holders(self) noexcept nogil:
-        # Which addresses nodes have, in this configuration.
-        cdef int32_t i
-        cdef binding_t *b
-        for i in range(self.book.table.count):
-            b = &self.book.table.at[i].now
-            b.known = self.node_of_lease(b) != NOWHERE
-            self.book.count(i)
-
-    cdef void tick(self) noexcept nogil:
-        self.book.tick(self.now)
-
-    cdef int32_t node_of_lease(self, const binding_t *b) noexcept nogil:
-        return self.node_of(
-            b.hlen, b.chaddr, lease_text(b, LEASE_CIRCUIT), b.size[LEASE_CIRCUIT],
-            lease_text(b, LEASE_REMOTE), b.size[LEASE_REMOTE])
-
-    cdef void recognise(self) noexcept nogil:
-        # What renews by itself says nothing of the port that it is known by.
-        cdef int32_t i
-        Requests.recognise(self)
-        if self.node == NOWHERE and self.m.ciaddr and not self.m.relay.heard:
-            i = lease_at(&self.book.table, self.m.ciaddr)
-            if i != NOWHERE and digest_same(self.book.table.at[i].now.who, self.who):
-                self.node = self.node_of_lease(&self.book.table.at[i].now)
 
     cdef void prefer(self) noexcept nogil:
         # Of several subnets on one wire: the one of the address it has, must have, had, or wants.
@@ -138,13 +98,16 @@ cdef class Responder(Decisions):
         cdef int32_t i = self.choose(self.fixed(plan))
         cdef lease_t *lease
         cdef dhcp_reply_t reply
+        cdef int limit
         if i == NOWHERE:
             return
         lease = &self.book.table.at[i]
         if lease.batch and not (lease.now.state == LEASE_BOUND and digest_same(lease.now.who, self.who)):
             self.counts[COUNT_IN_FLIGHT] += 1
             return
-        if self.over_limit(i):
+        limit = self.over_limit(i)
+        if limit:
+            self.counts[limit] += 1
             return
         self.book.hold_offer(i, self.who, self.node != NOWHERE, &self.m)
         reply.type, reply.server, reply.yiaddr, reply.message = DHCP_OFFER, self.here.server, lease.address, NULL
@@ -176,31 +139,29 @@ cdef class Responder(Decisions):
                 self.event(FACT_EXHAUSTED, 0, 0, self.subnets[self.here.subnet].network)
         return i
 
-    cdef bint over_limit(self, int32_t i) noexcept nogil:
-        # Whether the address would be one too many for strangers. What one has is left to it, nodes are always served,
-        # and who comes back is no new one; but to offer an address is to let somebody come back.
+    cdef int over_limit(self, int32_t i) noexcept nogil:
+        # The counter that says why the address would be one too many for strangers, or 0. What one has is left to it,
+        # nodes are always served, and who comes back is no new one, though not for an offer that it had.
         cdef lease_t *lease = &self.book.table.at[i]
         cdef bint same = digest_same(lease.now.who, self.who)
         cdef digest_t port
         cdef int limit = 0
         if self.node != NOWHERE or (same and lease.now.state == LEASE_BOUND):
-            return False
+            return 0
         port = self.book.port_of(&self.m)
         if self.book.held[LEASE_BOUND] >= self.max_leases:
             limit = COUNT_LEASE_LIMIT
         elif same and lease.now.state == LEASE_OFFERED:
-            return False
+            return 0
         elif not digest_none(port) and ports_held(&self.book.ports, port) >= self.max_per_port:
             limit = COUNT_PORT_LIMIT
         elif self.m.type == DHCP_DISCOVER and self.book.held[LEASE_OFFERED] >= self.max_offers:
             if not (same and lease.now.starts):
                 limit = COUNT_OFFER_LIMIT
-        if limit:
-            self.counts[limit] += 1
-            if self.now >= self.limit_told:
-                self.limit_told = self.now + TELL_AGAIN
-                self.event(FACT_LIMIT, self.m.giaddr, 0, limit)
-        return limit != 0
+        if limit and self.now >= self.limit_told:
+            self.limit_told = self.now + TELL_AGAIN
+            self.event(FACT_LIMIT, self.m.giaddr, 0, limit)
+        return limit
 
     # ---- REQUEST
 
@@ -209,6 +170,7 @@ cdef class Responder(Decisions):
         cdef uint32_t asked = dhcp_address(&self.m, OPTION_REQUESTED)
         cdef uint32_t fixed
         cdef int32_t i
+        cdef int limit
         if self.m.ciaddr and (not selecting or not asked):
             asked = self.m.ciaddr                       # RENEWING, REBINDING
         if not asked:
@@ -220,10 +182,13 @@ cdef class Responder(Decisions):
             return
         i = lease_at(&self.book.table, asked)
         if i != NOWHERE and self.may_have(i, fixed, selecting):
-            if not self.over_limit(i):
+            limit = self.over_limit(i)
+            if not limit:
                 self.grant(i, plan)
             elif selecting:
                 self.refuse(b"there are too many machines here")
+            else:
+                self.counts[limit] += 1
         elif selecting:
             self.refuse(b"the address is not available")
         elif self.on_record(fixed):
@@ -418,7 +383,9 @@ cdef class Responder(Decisions):
             conflict = False
         self.event(FACT_DECLINE, address, 0, conflict)
         nobody.a = nobody.b = 0
-        if not (self.book.quarantine(i, nobody, self.book.quarantine_for) if conflict else self.book.free_durably(i)):
+        if self.book.quarantine(i, nobody, self.book.quarantine_for) if conflict else self.book.free_durably(i):
+            self.counts[COUNT_DECLINED] += 1
+        else:
             self.counts[COUNT_NO_MEMORY] += 1
 
     cdef void on_release(self) noexcept nogil:
@@ -428,161 +395,7 @@ cdef class Responder(Decisions):
         elif self.book.table.at[i].batch:
             self.counts[COUNT_IN_FLIGHT] += 1
         elif self.book.free_durably(i):
+            self.counts[COUNT_RELEASED] += 1
             self.event(FACT_RELEASE, self.m.ciaddr, 0, 0)
         else:
             self.counts[COUNT_NO_MEMORY] += 1
-
-    # ---- who uses free addresses
-
-    cdef void reach(self) noexcept nogil:
-        # On which links it is asked who uses the addresses of each pool.
-        cdef int32_t i, s
-        cdef pool_t *pools = self.book.pools
-        for s in range(self.subnet_count):
-            pools[s].links = 0
-        for i in range(min(self.link_count, 64)):
-            if self.probing >> i & 1:
-                for s in range(self.links[i].nears):
-                    pools[self.links[i].near[s].subnet].links |= <uint64_t>1 << i
-
-    def speak_arp(self, int link, bint on):
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        if link < 64:
-            self.probing = self.probing & ~(<uint64_t>1 << link) | (<uint64_t>on << link)
-        self.reach()
-        self.prober.again()
-
-    def probes(self, int64_t now, int most):
-        self.now = now
-        self.tick()
-        asks, wait = self.prober.due(now, most)
-        return [(i, address) for links, address in asks for i in range(self.link_count) if links >> i & 1], wait
-
-    def receive_arp(self, bytes data not None, int link, int64_t now):
-        cdef const char *octets = data
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        self.now = now
-        self.tick()
-        return self.heard(link, <const uint8_t *>octets, len(data))
-
-    def readable_arp(self, int link, int fd, int64_t now):
-        cdef int i, n, found = 0
-        if not 0 <= link < self.link_count:
-            raise IndexError(link)
-        with nogil:
-            self.now = now
-            self.tick()
-            traffic_expect(self.traffic)
-            n = recvmmsg(fd, self.traffic.vec, RESPONDER_BATCH, MSG_DONTWAIT, NULL)
-            for i in range(n):
-                found += self.heard(link, self.traffic.data[i], self.traffic.vec[i].msg_len)
-            if n < 0 and errno != EAGAIN and errno != EINTR:
-                found = -1
-        return found
-
-    cdef bint heard(self, int32_t link, const uint8_t *data, size_t n) noexcept nogil:
-        # Whether it changed anything.
-        cdef arp_t arp
-        cdef fact_t e
-        cdef int32_t i
-        cdef int verdict
-        cdef bint same
-        cdef lease_t *lease
-        if link >= 64 or not arp_parse(data, n, &arp):
-            return False
-        i = lease_at(&self.book.table, arp.address)
-        if i == NOWHERE:
-            return False
-        lease = &self.book.table.at[i]
-        if (not lease.pooled or lease.node != NOWHERE or lease.subnet == NOWHERE or lease.batch
-                or lease.now.state in (LEASE_BOUND, LEASE_DECLINED)
-                or not self.book.pools[lease.subnet].links >> link & 1):
-            return False
-        same = lease.now.hlen == 6 and self.one_machine(lease.now.chaddr, arp.mac)
-        if same and lease.now.state == LEASE_OFFERED:
-            return False
-        verdict = self.prober.heard(i, arp.mac, same)
-        self.counts[COUNT_CONFLICT] += verdict == HEARD_CONFLICT
-        if verdict in (HEARD_CONFLICT, HEARD_PROXY):
-            memset(&e, 0, sizeof(e))
-            e.kind = FACT_CONFLICT if verdict == HEARD_CONFLICT else FACT_PROXY_ARP
-            e.hlen, e.address, e.link = 6, arp.address, link
-            memcpy(e.chaddr, arp.mac, 6)
-            self.push(&e)
-        return verdict != HEARD_NOTHING
-
-    cdef bint one_machine(self, const uint8_t *mac, const uint8_t *other) noexcept nogil:
-        cdef int32_t node = self.node_by(NODE_MAC, mac, 6, NULL, 0)
-        return memcmp(mac, other, 6) == 0 or (node != NOWHERE and node == self.node_by(NODE_MAC, other, 6, NULL, 0))
-
-    def doubt(self, list addresses, int64_t now):
-        cdef int32_t i
-        self.now = now
-        self.tick()
-        if addresses is None:
-            return sum(self.book.doubt(i) for i in range(self.book.table.count))
-        return sum(self.book.doubt(lease_at(&self.book.table, address)) for address in addresses)
-
-    @property
-    def vacant(self):
-        return self.book.vacant
-
-    @property
-    def quarantine(self):
-        return self.book.quarantine_for // SECOND
-
-    @quarantine.setter
-    def quarantine(self, uint32_t seconds):
-        self.book.quarantine_for = seconds * SECOND
-
-    # ---- the leases, for Python
-
-    def load(self, list rows not None, int64_t now, uint64_t last=0):
-        outside = self.book.load(rows, now, last)
-        self.know_holders()
-        return outside
-
-    def adopt(self, list rows not None, int64_t now):
-        adopted = self.book.adopt(rows, now)
-        self.know_holders()
-        return adopted
-
-    def batch(self, int64_t boot):
-        return self.book.batch(boot)
-
-    def durable(self, uint64_t number, bint ok, int64_t now):
-        if self.book.flight == 0 or self.book.rows[0].batch != number:
-            raise ValueError(f"batch {number} is not in flight")
-        self.now = now
-        with nogil:
-            self.tick()
-            self.book.settle_rows(ok)
-            self.let_go(number, ok)
-
-    @property
-    def committing(self):
-        return self.book.row_count
-
-    def leases(self, int64_t now, double wall):
-        return self.book.leases(now, wall)
-
-    def lease_at(self, uint32_t address, int64_t now, double wall):
-        return self.book.lease_at(address, now, wall)
-
-    def node_of_mac(self, bytes mac not None):
-        # By what the configuration says, else by the port of its lease.
-        cdef const char *octets = mac
-        cdef uint8_t size = min(<int>len(mac), 16)
-        cdef digest_t who = lease_client(&self.key, False, 1, <const uint8_t *>octets, size, NULL, 0)
-        cdef int32_t node = self.node_by(NODE_MAC, <const uint8_t *>octets, size, NULL, 0)
-        cdef int32_t i, at
-        for i in range(self.subnet_count):
-            at = lease_of(&self.book.table, who, i, NOWHERE)
-            if node == NOWHERE and at != NOWHERE:
-                node = self.node_of_lease(&self.book.table.at[at].now)
-        return node
-
-    def release(self, uint32_t address, int64_t now):
-        return self.book.release(address, now)

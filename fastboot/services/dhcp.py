@@ -155,6 +155,7 @@ class DhcpService:
 
     def reload(self, settings: config.Dhcp, nodes: Sequence[Node]) -> None:
         """Take other subnets, pools and nodes; leases stay. Raises ConfigError, and then nothing has changed."""
+        self._tell()  # what has happened is of the nodes of before
         self._configure(settings, nodes)
 
     def forget(self) -> None:
@@ -274,8 +275,8 @@ class DhcpService:
         for _, mac, link, _, _, server, _ in facts.take("other_server"):
             self._watch.named(self._links[link].name, IPv4Address(server), mac.hex(":"))
         if facts:
-            about, names, quarantine = self._decisions.about, self._names, self._settings.quarantine
-            self._emit_all(DhcpEvents(facts, time.time(), self._links, about, names, quarantine))
+            about, nodes, quarantine = self._decisions.about, self._nodes, self._settings.quarantine
+            self._emit_all(DhcpEvents(facts, time.time(), self._links, about, nodes, quarantine))
 
     # ---- configuration
 
@@ -292,7 +293,6 @@ class DhcpService:
         self._decisions.configure([subnet.network for subnet in settings.subnets], tuple(nodes))
         self._conflicts.configure(settings.arp_probes)
         self._watch.configure(settings.probe_every, own | set(settings.known_servers))
-        self._names = {mac: node.name for node in nodes for mac in node.macs}
         self._settings, self._network, self._nodes = settings, network, tuple(nodes)
 
     async def _probe(self, sockets: Sockets) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from fastboot._core import RESPONDER_COUNTERS, DhcpFacts
 from fastboot.config import relay_id_text
-from fastboot.model import Event
+from fastboot.model import Event, Node
 from fastboot.services.links import Link
 
 Fact = tuple[str, bytes, int, int, int, int, bytes]
@@ -39,15 +39,15 @@ class About:
 class DhcpEvents:
     """The events of one step of the service, a batch: each is made when somebody reads it.
 
-    `about` knows the machines by the tags of their plans, `names` the nodes by their MACs; an address that is
-    found in use is kept from others for `quarantine` seconds.
+    `about` knows the machines by the tags of their plans, `nodes` are those that the core knows by index; an
+    address that is found in use is kept from others for `quarantine` seconds.
     """
 
     facts: DhcpFacts
     time: float
     links: Sequence[Link]
     about: Callable[[int], About | None]
-    names: Mapping[str, str]
+    nodes: Sequence[Node]
     quarantine: int
 
     def __len__(self) -> int:
@@ -63,7 +63,8 @@ class DhcpEvents:
         fact = self.facts[at]
         kind, mac = fact[0], fact[1].hex(":")
         details = {"interface": self.links[fact[2]].name} | self._details(fact)
-        return Event(self.time, f"dhcp.{kind}", mac, self.names.get(mac), details)
+        node = self.facts.node(at)
+        return Event(self.time, f"dhcp.{kind}", mac, self.nodes[node].name if node >= 0 else None, details)
 
     def _details(self, fact: Fact) -> dict[str, object]:
         kind, _, _, address, tag, value, text = fact
