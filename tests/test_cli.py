@@ -402,6 +402,27 @@ opal = "none.elf"
     )
 
 
+def test_check_explains_the_proxy(lab: Lab) -> None:
+    lab.edit("[tftp]", '[dhcp]\nmode = "proxy"\n[tftp]')
+    done = lab.run("check", "--json")
+    notes = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "note"]
+    assert notes[0].startswith("dhcp.mode: proxy: another host must give the addresses on lo (127.0.0.1/8).")
+    assert "boot-options" in notes[0]
+    assert any(note.startswith("boot.loaders.uefi-x64: boot/snponly.efi, which heeds a proxy") for note in notes)
+
+
+@pytest.mark.parametrize("program", ["dnsmasq", "dhcpd", "kea", "windows"])
+def test_boot_options_of_another_server(lab: Lab, program: str) -> None:
+    done = lab.run("boot-options", program)
+    assert done.returncode == 0, done.stderr
+    first, _, rest = done.stdout.partition("\n")
+    assert first == "# machines on lo: boot files of fastboot on 127.0.0.1"
+    assert "boot/pxelinux.0" in rest and "boot/boot.ipxe" in rest
+    told = json.loads(lab.run("boot-options", program, "--json").stdout)
+    assert told["lo"] + "\n" == rest
+    assert lab.run("boot-options", "nonsense").returncode == 2
+
+
 def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
     done = lab.run("check")
     assert done.returncode == 0, done.stdout

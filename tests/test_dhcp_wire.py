@@ -448,6 +448,20 @@ def test_plans_that_can_not_be_sent(plan: Plan, what: str) -> None:
         plan_of(plan)
 
 
+def test_option_60_of_pxe_never_leaves_without_43() -> None:
+    """EDK2 would turn to port 4011, and a server of addresses has nobody there."""
+    plain = bytes.fromhex("060108 0a0400505845 ff")
+    trapped = Plan(loader="a.efi", options=((60, b"PXEClient"),))
+    request = PACKETS["edk2-pxe-discover"]
+    assert parsed(reply_to(request, trapped)).options[43] == plain
+    own = Plan(loader="a.efi", options=((60, b"PXEClient"), (43, b"\x06\x01\x00\xff")))
+    assert parsed(reply_to(request, own)).options[43] == b"\x06\x01\x00\xff"
+    asked = Plan(loader="a.efi", asked=((60, b"PXEClient"),))
+    assert parsed(reply_to(request, asked)).options[43] == plain
+    for options in ((), ((60, b"HTTPClient"),)):
+        assert 43 not in parsed(reply_to(request, Plan(loader="a.efi", options=options))).options
+
+
 def test_a_long_url_is_in_67_only() -> None:
     found = parsed(reply_to(message(DISCOVER), Plan(loader="http://h/" + "l" * 200)))
     assert found.file == bytes(128)

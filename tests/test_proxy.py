@@ -463,13 +463,18 @@ def test_who_has_an_address_is_learned_from_what_everybody_hears(stand: Stand) -
 
 
 def test_what_was_learned_is_bounded(stand: Stand) -> None:
-    for at in range(65_536 + 100):
-        mac = f"52:54:{at >> 24 & 255:02x}:{at >> 16 & 255:02x}:{at >> 8 & 255:02x}:{at & 255:02x}"
-        address = str(IPv4Address(number("10.0.0.0") + at))
-        stand.service._proxy.receive(message(REQUEST, mac, options=asking(address)), 0, ANY, ALL, stand.now)
-    look = stand.service._proxy.mac_of
-    assert [look(number("10.0.0.0") + at) is None for at in (0, 99, 100, 65_635)] == [True, True, False, False]
-    assert look(number("10.0.0.0") + 65_635) == bytes.fromhex("525400010063")
+    """Three times as many machines as there is room for: the oldest make room, in both indexes."""
+    first, many = number("10.0.0.0"), 3 * 65_536
+    packet = message(REQUEST, options=asking("10.0.0.0"))
+    head, (middle, tail) = packet[:30], packet[34:].split(IPv4Address(first).packed)
+    receive, look = stand.service._proxy.receive, stand.service._proxy.mac_of
+    for at in range(many):
+        machine = head + at.to_bytes(4) + middle + (first + at).to_bytes(4) + tail
+        receive(machine, 0, ANY, ALL, stand.now)
+    oldest = many - 65_536
+    known = [look(first + at) is not None for at in (0, oldest - 1, oldest, many - 1)]
+    assert known == [False, False, True, True]
+    assert look(first + many - 1) == b"\x52\x54" + (many - 1).to_bytes(4)
 
 
 def test_the_other_server_is_told_of_once_and_what_boots_each_time(stand: Stand) -> None:
@@ -562,6 +567,14 @@ def test_files_from_elsewhere_can_not_be_missed(stand: Stand) -> None:
         discover(stand, 60)
         stand.send(message(REQUEST, xid=xid, options=(*asking("10.77.0.50", OTHER), *EFI)))
     assert "dhcp.offers_ignored" not in stand.kinds()
+
+
+def test_our_own_urls_can_be_missed() -> None:
+    stand = Stand(verdict=Plan(f"http://{US}/boot/boot.ipxe"))
+    for xid in range(4):
+        discover(stand, 60)
+        stand.send(message(REQUEST, xid=xid, options=(*asking("10.77.0.50", OTHER), *EFI)))
+    assert "dhcp.offers_ignored" in stand.kinds()
 
 
 def test_reported_again_only_after_it_had_heeded(stand: Stand) -> None:

@@ -6,15 +6,12 @@ import socket
 import struct
 from collections.abc import Sequence
 from ipaddress import IPv4Address
-from typing import Final
 
 from fastboot.services.links import Link
 
 # linux/rtnetlink.h, linux/neighbour.h
 RTM_NEWNEIGH, RTM_GETNEIGH, NLM_F_REQUEST = 28, 30, 1
-NDA_DST, NDA_LLADDR = 1, 2
-UNCERTAIN: Final = 0x01 | 0x20
-"""NUD_INCOMPLETE and NUD_FAILED: there is no hardware address, or none that answered."""
+NDA_DST, NDA_LLADDR = 1, 2  # the second is there only while the kernel holds it for valid
 _HEAD = struct.Struct("=IHHII")
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -62,8 +59,6 @@ def _hardware_address(answer: bytes) -> bytes | None:
     length, kind, *_ = _HEAD.unpack_from(answer)
     at = _HEAD.size + _NEIGHBOUR.size
     if kind != RTM_NEWNEIGH or length < at or length > len(answer):
-        return None
-    if _NEIGHBOUR.unpack_from(answer, _HEAD.size)[2] & UNCERTAIN:
         return None
     while at + _ATTRIBUTE.size <= length:
         size, code = _ATTRIBUTE.unpack_from(answer, at)

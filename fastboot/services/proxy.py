@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -216,8 +217,8 @@ class ProxyService:
     def _encode(self, request: BootRequest, plan: Plan, tag: int) -> EncodedPlan | None:
         subnet = next((each for each in self._subnets if each.network == request.network), None)
         encoded = encode_proxy_plan(plan, subnet, request.server, request.vendor_class, tag)
-        elsewhere = plan.next_server or (subnet and subnet.next_server)
-        if elsewhere or (plan.loader is not None and "://" in plan.loader):
+        host = urlsplit(plan.loader).hostname if plan.loader and "://" in plan.loader else None
+        if plan.next_server or (subnet and subnet.next_server) or host not in (None, str(request.server)):
             self._elsewhere.add(tag)
         self._counts["no_loader"] += encoded is SILENT
         return encoded
