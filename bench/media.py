@@ -51,8 +51,8 @@ def servers(work: Path, root: Path) -> dict[str, tuple[list[str], tuple[str, ...
     """Return the command, protocols and environment of each server."""
     config = work / "fastboot.toml"
     config.write_text(
-        f'interface = "bench1"\nstate = "{work}/state"\nroots = ["{root}"]\n[tftp]\n[ftp]\n[http]\n'
-        "max_connections = 5000\nmax_per_address = 5000\n"
+        f'interface = "bench1"\nstate = "{work}/state"\nroots = ["{root}"]\n[tftp]\n'
+        "[ftp]\nmax_per_address = 5000\n[http]\nmax_connections = 5000\nmax_per_address = 5000\n"
     )
     (work / "nginx.conf").write_text(
         f"""

@@ -74,6 +74,7 @@ RELOADABLE = (
     "dhcp.snooping",
     "dhcp.subnets",
     "drain",
+    "ftp.max_per_address",
     "ftp.max_sessions",
     "groups",
     "http.max_connections",

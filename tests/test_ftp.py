@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -596,7 +597,7 @@ def test_commands_without_a_data_connection(server: Running, large: Source) -> N
 def test_500_sessions_at_once(memory: Memory) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8192)), hard))
-    with serving(memory) as server:
+    with serving(memory, max_per_address=500) as server:
         socks = []
         for _ in range(500):
             sock = socket.socket()
@@ -642,6 +643,22 @@ def test_session_limit_counts_sessions_only(memory: Memory) -> None:
         for client in [*clients, *more]:
             client.close()
         assert server.of("ftp.refused") == [{"peer": "127.0.0.1", "reason": "too many sessions", "times": 1}]
+
+
+def test_one_address_keeps_nobody_else_out(memory: Memory) -> None:
+    with serving(memory, max_sessions=9, max_per_address=2) as server, ExitStack() as stack:
+        address = (server.host, server.port)
+
+        def greeting(source: str) -> bytes:
+            sock = stack.enter_context(socket.create_connection(address, 10, source_address=(source, 0)))
+            return sock.recv(4)
+
+        assert [greeting("127.0.0.2") for _ in range(4)] == [b"220 ", b"220 ", b"421 ", b"421 "]
+        assert greeting("127.0.0.3") == b"220 "
+        stack.close()
+        server.until(lambda: server.service.counters()["sessions_open"] == 0)
+        assert greeting("127.0.0.2") == b"220 "
+        assert server.of("ftp.refused")[0]["reason"] == "too many sessions of one address"
 
 
 def test_passive_range(memory: Memory) -> None:

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from email.parser import BytesParser
 from pathlib import Path
 
@@ -517,6 +518,26 @@ def test_too_many_connections_are_asked_to_come_back() -> None:
         assert clients[0].get("/f").body == b"x"
         for each in clients:
             each.close()
+
+
+def test_one_address_keeps_nobody_else_out() -> None:
+    """5,000 idle connections of one host were the 4,000 of everybody."""
+    with serving(Memory({"/f": b"x"}), max_connections=5, max_per_address=2) as server, ExitStack() as stack:
+        address = (server.host, server.port)
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(address, source_address=("127.0.0.2", 0)))
+        server.until(lambda: server.service.counters()["connections_open"] == 4)
+        for _ in range(2):
+            one_more = stack.enter_context(socket.create_connection(address, 10, source_address=("127.0.0.2", 0)))
+            with suppress(ConnectionResetError):
+                assert one_more.recv(1) == b""
+        assert server.service.counters()["refused_flood"] == 2
+        with Client(address) as client, Client(address) as other:
+            assert client.get("/f").body == b"x"
+            assert other.get("/f").body == b"x"
+            with socket.create_connection(address, 10, source_address=("127.0.0.3", 0)) as third:
+                third.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert third.recv(20).startswith(b"HTTP/1.1 200")
 
 
 def test_clients_share() -> None:

@@ -82,6 +82,7 @@ class Ftp(Table):
     port: Port = 21
     passive_ports: PortRange | None = None
     max_sessions: Annotated[Int, Field(ge=1, le=100_000)] = 2000
+    max_per_address: Annotated[Int, Field(ge=1, le=100_000)] = 256
 
 
 class Http(Table):

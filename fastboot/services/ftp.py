@@ -118,6 +118,7 @@ class FtpService:
         self._counters: Counter[str] = Counter()
         self._refusals: dict[str, tuple[float, int]] = {}
         self._sessions: set[Session] = set()
+        self._by_address: Counter[str] = Counter()
         self._empty = asyncio.Event()
         self._listeners: list[Listener] = []
         self._ioloop: HostedLoop | None = None
@@ -162,7 +163,7 @@ class FtpService:
             logging.getLogger("pyftpdlib").removeHandler(self._bridge)
 
     def reload(self, settings: config.Ftp) -> None:
-        """Take a new `max_sessions`; sessions that are open stay. Port and passive ports need a restart."""
+        """Take new limits; sessions that are open stay. Port and passive ports need a restart."""
         self._settings = settings
 
     @property
@@ -197,16 +198,26 @@ class FtpService:
         """List a directory in the lister's thread: one at a time, so that no client's listings starve the loop."""
         return asyncio.get_running_loop().run_in_executor(self._lister, self.catalog.list, path, client)
 
-    def full(self) -> bool:
-        return len(self._sessions) >= self._settings.max_sessions
+    def full(self, address: str) -> str | None:
+        """Return why an address may have no session more, None where it may."""
+        if len(self._sessions) >= self._settings.max_sessions:
+            return "too many sessions"
+        if self._by_address[address] >= self._settings.max_per_address:
+            return "too many sessions of one address"
+        return None
 
     def session_opened(self, session: Session) -> None:
         self._sessions.add(session)
+        self._by_address[session.remote_ip] += 1
         self._empty.clear()
         self._counters["sessions"] += 1
 
     def session_closed(self, session: Session) -> None:
-        self._sessions.discard(session)
+        if session in self._sessions:
+            self._sessions.remove(session)
+            self._by_address[session.remote_ip] -= 1
+            if not self._by_address[session.remote_ip]:
+                del self._by_address[session.remote_ip]
         if not self._sessions:
             self._empty.set()
 
@@ -271,8 +282,8 @@ class Listener(FTPServer):  # type: ignore[misc]
             self.handle_accepted(sock, addr)
 
     def handle_accepted(self, sock: socket.socket, addr: tuple[str, int]) -> None:
-        if self.service.full():
-            self.service.refused("too many sessions", addr[0])
+        if reason := self.service.full(addr[0]):
+            self.service.refused(reason, addr[0])
             sock.setblocking(False)
             with contextlib.suppress(OSError):
                 sock.send(b"421 Too many sessions: try again later.\r\n")

@@ -201,10 +201,18 @@ class HttpService:
 
     def _crowded(self, address: str) -> bool:
         """Whether this connection is one too many. Idle ones are closed in time, so it pays to ask again."""
-        return (
-            self._by_address.total() > self._settings.max_connections
-            or self._by_address[address] > self._settings.max_per_address
-        )
+        most, each = self._settings.max_connections, self._settings.max_per_address
+        if self._by_address[address] > each:
+            return True
+        # What one address has beyond its share takes nothing from the others.
+        return self._by_address.total() > most and sum(min(n, each) for n in self._by_address.values()) > most
+
+    def is_flood(self, address: str) -> bool:
+        """Whether a new connection is of an address that has so many that an answer would be wasted on it."""
+        if self._by_address[address] < 2 * self._settings.max_per_address:
+            return False
+        self._counters["refused_flood"] += 1
+        return True
 
     # --- requests
 
@@ -413,11 +421,12 @@ class Manager(web.Server):
         super().connection_made(handler, transport)
         transport.set_write_buffer_limits(0)
         # A client that reset the connection before it was accepted has no address any more (ENOTCONN).
-        if peer := transport.get_extra_info("peername"):
-            handler.peer = peer[0]
-            self._service.opened(handler.peer)
-        else:
+        peer = transport.get_extra_info("peername")
+        if peer is None or self._service.is_flood(peer[0]):
             transport.abort()
+            return
+        handler.peer = peer[0]
+        self._service.opened(handler.peer)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         if handler.peer is not None:
