@@ -88,6 +88,8 @@ cdef struct dhcp_msg_t:
     relay_t relay
     uint16_t seen[256]          # octets of an option's joined value, plus one; 0: absent
     uint16_t at[256]            # where it is in `values`
+    uint8_t codes[256]          # the options that are there
+    uint16_t kinds
     uint8_t values[DHCP_LONGEST]
 
 cdef struct dhcp_plan_t:        # what Python decided, encoded once (services/dhcp.py)
@@ -166,7 +168,11 @@ cdef inline int dhcp_measure(dhcp_msg_t *m, cursor_t area, bint overloaded) noex
                 if n != 1 or value[0] < 1 or value[0] > 3 or m.overload:
                     return -DHCP_BAD_OVERLOAD
                 m.overload = value[0]
-        m.seen[code] += n + (m.seen[code] == 0)
+        if m.seen[code] == 0:
+            m.codes[m.kinds] = code
+            m.kinds += 1
+            m.seen[code] = 1
+        m.seen[code] += n
         rc = dhcp_next(&area, &code, &n, &value)
     return rc
 
@@ -198,8 +204,9 @@ cdef inline int dhcp_parse(const uint8_t *data, size_t n, dhcp_msg_t *m) noexcep
     m.ciaddr, m.yiaddr = wire_u32(data + 12), wire_u32(data + 16)
     m.siaddr, m.giaddr = wire_u32(data + 20), wire_u32(data + 24)
     m.chaddr = data + 28
-    m.type = m.overload = 0
+    m.type = m.overload = m.kinds = 0
     memset(m.seen, 0, sizeof(m.seen))
+    memset(m.at, 0, sizeof(m.at))
     memset(&m.relay, 0, sizeof(m.relay))
     areas[0] = wire_cursor(data + DHCP_HEADER, n - DHCP_HEADER)
     rc = dhcp_measure(m, areas[0], False)
@@ -215,13 +222,13 @@ cdef inline int dhcp_parse(const uint8_t *data, size_t n, dhcp_msg_t *m) noexcep
         rc = dhcp_measure(m, areas[i], True)
         if rc < 0:
             return rc
-    for i in range(256):
-        m.at[i] = used
-        used += dhcp_size(m, i)
+    for i in range(m.kinds):
+        m.at[m.codes[i]] = used
+        used += dhcp_size(m, m.codes[i])
     for i in range(count):
         dhcp_join(m, areas[i])
-    for i in range(256):
-        m.at[i] -= dhcp_size(m, i)
+    for i in range(m.kinds):
+        m.at[m.codes[i]] -= dhcp_size(m, m.codes[i])
     return dhcp_check(m)
 
 cdef inline int dhcp_check(dhcp_msg_t *m) noexcept nogil:

@@ -534,7 +534,9 @@ cdef class Leases:
         if number == self.filling:
             self.filling += 1
             self.filled = 0
-        memory = <uint8_t *>memory_for(n, ROW_OCTETS)
+        memory = <uint8_t *>malloc(<size_t>n * ROW_OCTETS)
+        if memory == NULL:
+            raise MemoryError
         p = wire_pen(memory, <size_t>n * ROW_OCTETS)
         with nogil:
             for i in range(n):

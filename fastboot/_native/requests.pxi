@@ -198,7 +198,9 @@ cdef class Requests(Replies):
         wire_put_u16(&p, signs_find(&self.id_signs, dhcp_value(&self.m, OPTION_MACHINE_ID),
                                     dhcp_size(&self.m, OPTION_MACHINE_ID)))
         self.class_key = digest_of(&self.key, octets, p.at - octets)
-        octets[0] = 1
+        p = wire_pen(octets, sizeof(octets))
+        wire_put_u8(&p, 1)
+        wire_put(&p, &self.class_key, sizeof(digest_t))
         wire_put(&p, &self.who, sizeof(digest_t))
         wire_put_u8(&p, self.m.relay.circuit_size)
         wire_put(&p, self.m.relay.circuit, self.m.relay.circuit_size)

@@ -1,21 +1,22 @@
 # A row of the store, as JSON that SQLite reads and with a check that only the same octets pass.
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdio cimport snprintf
 
 from fastboot._native.lease cimport (
     LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED, LEASE_HOST, LEASE_REMOTE, binding_t, lease_t,
     lease_text,
 )
-from fastboot._native.wire cimport pen_t, wire_put, wire_put_u8
+from fastboot._native.wire cimport pen_t, wire_put, wire_put_number, wire_put_u8
 
 cdef enum:
     ROW_OCTETS = 2300               # at most: three texts of 255 in hex, a host name of 64 escaped
     MILLISECOND = 1000000
 
 cdef inline void _put_address(pen_t *p, uint32_t address) noexcept nogil:
-    cdef char text[16]
-    wire_put(p, text, snprintf(text, sizeof(text), b"%u.%u.%u.%u", address >> 24, (address >> 16) & 0xff,
-                               (address >> 8) & 0xff, address & 0xff))
+    cdef int shift
+    for shift in range(24, -8, -8):
+        wire_put_number(p, (address >> shift) & 0xff)
+        if shift:
+            wire_put_u8(p, c".")
 
 cdef inline void _put_octets(pen_t *p, const uint8_t *data, size_t n, char between) noexcept nogil:
     cdef const char *digits = b"0123456789abcdef"
@@ -31,13 +32,13 @@ cdef inline void _put_hex(pen_t *p, const binding_t *b, int what) noexcept nogil
     wire_put(p, b'","', 3)
 
 cdef inline void _put_text(pen_t *p, const uint8_t *data, size_t n) noexcept nogil:
-    cdef char text[8]
     cdef size_t i
     for i in range(n):
         if 32 <= data[i] < 127 and data[i] != c'"' and data[i] != c"\\":
             wire_put_u8(p, data[i])
         else:
-            wire_put(p, text, snprintf(text, sizeof(text), b"\\u%04x", <unsigned int>data[i]))
+            wire_put(p, b"\\u00", 4)
+            _put_octets(p, data + i, 1, 0)
 
 cdef inline uint32_t row_check(const uint8_t *data, size_t n) noexcept nogil:
     # CRC-32 as zlib has it, half an octet at a time.
@@ -59,7 +60,6 @@ cdef inline void row_put(pen_t *p, const lease_t *lease, int64_t boot, uint64_t 
     # Times are milliseconds, and whole: a locale can make a comma of a decimal point. An end is rounded up, so that no
     # restart takes anything from a lease.
     cdef uint8_t *begin = p.at
-    cdef char text[128]
     wire_put(p, b'["', 2)
     _put_address(p, lease.address)
     wire_put(p, b'","', 3)
@@ -69,7 +69,9 @@ cdef inline void row_put(pen_t *p, const lease_t *lease, int64_t boot, uint64_t 
         wire_put(p, b"declined", 8)
     else:
         wire_put(p, b"released", 8)
-    wire_put(p, text, snprintf(text, sizeof(text), b'",%d,"', <int>lease.now.htype))
+    wire_put(p, b'",', 2)
+    wire_put_number(p, lease.now.htype)
+    wire_put(p, b',"', 2)
     _put_octets(p, lease.now.chaddr, lease.now.hlen, c":")
     wire_put(p, b'","', 3)
     _put_hex(p, &lease.now, LEASE_CLIENT_ID)
@@ -79,11 +81,17 @@ cdef inline void row_put(pen_t *p, const lease_t *lease, int64_t boot, uint64_t 
     wire_put(p, b'","', 3)
     _put_hex(p, &lease.now, LEASE_CIRCUIT)
     _put_octets(p, lease_text(&lease.now, LEASE_REMOTE), lease.now.size[LEASE_REMOTE], 0)
-    wire_put(p, text, snprintf(text, sizeof(text), b'",%lld,%llu,%lld,', <long long>boot, <unsigned long long>batch,
-                               <long long>(lease.now.starts / MILLISECOND)))
+    wire_put(p, b'",', 2)
+    wire_put_number(p, boot)
+    wire_put_u8(p, c",")
+    wire_put_number(p, batch)
+    wire_put_u8(p, c",")
+    wire_put_number(p, lease.now.starts // MILLISECOND)
+    wire_put_u8(p, c",")
     if lease.now.expires == INT64_MAX:
         wire_put(p, b"null", 4)
     else:
-        wire_put(p, text, snprintf(text, sizeof(text), b"%lld",
-                                   <long long>((lease.now.expires + MILLISECOND - 1) / MILLISECOND)))
-    wire_put(p, text, snprintf(text, sizeof(text), b",%u]", row_check(begin, p.at - begin)))
+        wire_put_number(p, (lease.now.expires + MILLISECOND - 1) // MILLISECOND)
+    wire_put_u8(p, c",")
+    wire_put_number(p, row_check(begin, p.at - begin - 1))
+    wire_put_u8(p, c"]")

@@ -1,6 +1,6 @@
 # A cursor over received octets and a pen over octets to send. Every read and write is checked here,
 # so no other file compares pointers with ends.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cdef struct cursor_t:
@@ -65,3 +65,19 @@ cdef inline void wire_put_u32(pen_t *p, uint32_t v) noexcept nogil:
     b[2] = (v >> 8) & 0xff
     b[3] = v & 0xff
     wire_put(p, b, 4)
+
+cdef inline void wire_put_number(pen_t *p, int64_t v) noexcept nogil:
+    # In decimal digits, which snprintf takes ten times as long for.
+    cdef uint8_t text[20]
+    cdef size_t at = sizeof(text)
+    cdef uint64_t left = -<uint64_t>v if v < 0 else <uint64_t>v
+    while True:
+        at -= 1
+        text[at] = c"0" + left % 10
+        left //= 10
+        if left == 0:
+            break
+    if v < 0:
+        at -= 1
+        text[at] = c"-"
+    wire_put(p, text + at, sizeof(text) - at)
