@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable
 from contextlib import closing
@@ -19,6 +20,7 @@ from dhcpsite import ONE, A, B, Station, lease, site
 
 from fastboot import config
 from fastboot.model import IGNORE, BootRequest, ConfigError, FastbootError, Node, Plan, Scope, Verdict
+from fastboot.services import dhcp_commits
 from fastboot.services.dhcp import DhcpService, open_sockets
 from fastboot.state.foreign import ForeignLease
 from fastboot.state.store import FILE, Store
@@ -156,6 +158,22 @@ async def test_a_disk_that_is_full_stops_acknowledgements_and_nothing_else(tmp_p
         here.store._writer.execute("PRAGMA max_page_count=1000000")
         ack = await station.ask(asked)
         assert (ack.message.type, ack.message.xid) == (ACK, 5)
+
+
+async def test_a_disk_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dhcp_commits, "STALLED_AFTER", 0.05)
+    answers = threading.Event()
+    async with site(tmp_path) as here:
+        (station,) = here.stations
+        here.store._jobs.put(lambda: bool(answers.wait(10)))  # type: ignore[arg-type]
+        offer = await station.ask(message(DISCOVER, A))
+        station.send(message(REQUEST, A, options=asking(str(IPv4Address(offer.message.yiaddr)), "10.77.0.1")))
+        while "dhcp.commit_stalled" not in here.kinds():
+            offer = await station.ask(message(DISCOVER, B))
+            assert offer.message.type == OFFER, "no ACK comes, and everything else goes on"
+        answers.set()
+        assert (await station.hear()).message.type == ACK
+        assert here.kinds().count("dhcp.commit_stalled") == 1
 
 
 async def test_after_damage_no_address_is_given_to_a_stranger_unasked(tmp_path: Path) -> None:
@@ -344,6 +362,7 @@ import asyncio, sys
 from pathlib import Path
 from fastboot import config
 from fastboot.model import Plan
+from fastboot.services import dhcp_commits
 from fastboot.services.dhcp import DhcpService, open_sockets
 from fastboot.services.links import find_links
 from fastboot.state.foreign import ForeignLease

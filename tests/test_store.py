@@ -454,6 +454,19 @@ def test_a_directory_that_can_not_be_used_is_named(tmp_path: Path, path: Path) -
         read_leases(tmp_path)
 
 
+def test_a_disk_that_is_full_or_fails_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else somebody moves a good store away."""
+
+    def fail(path: Path) -> sqlite3.Connection:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
+        raise error
+
+    monkeypatch.setattr(store_module, "connect", fail)
+    with pytest.raises(FastbootError, match=r"disk I/O error; is the disk of .* full, or failing\?"):
+        Store(tmp_path)
+
+
 WRITER = """
 import asyncio, json, sys
 from ipaddress import IPv4Address

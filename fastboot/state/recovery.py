@@ -99,7 +99,7 @@ def _checkpoint(file: sqlite3.Connection) -> int | None:
     """Bring the write-ahead log into the file; return of how many frames SQLite takes it to be, None: unknown."""
     try:
         accepted: int = file.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-        return accepted
+        return max(0, accepted)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:
             raise

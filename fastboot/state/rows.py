@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import zlib
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
@@ -93,8 +94,8 @@ def parse(columns: Sequence[object]) -> StoredRow:
     if not (abs(starts) <= FARTHEST and (expires is None or starts <= expires <= FARTHEST)):
         raise ValueError("no time")
     return StoredRow(
-        IPv4Address(address), cast(State, state), cast(int, htype), hardware, bytes.fromhex(client_id),
-        host.encode("latin-1"), IPv4Address(relay), bytes.fromhex(circuit_id), bytes.fromhex(remote_id),
+        _address(address), cast(State, state), cast(int, htype), hardware, bytes.fromhex(client_id),
+        host.encode("latin-1"), _address(relay), bytes.fromhex(circuit_id), bytes.fromhex(remote_id),
         boot, batch, starts, expires,
     )  # fmt: skip
 
@@ -103,8 +104,13 @@ def check(texts: Sequence[str], htype: int, numbers: Sequence[int | None]) -> in
     """Return the CRC-32 of a row: of the JSON that `Responder.batch` writes of it, up to the check itself. `texts`
     are its columns of text, `numbers` are boot, batch, start and end."""
     address, state, mac, client_id, host, *rest = texts
-    escaped = "".join(
-        char if " " <= char < "\x7f" and char not in '"\\' else f"\\u{ord(char):04x}" for char in host
+    plain = host.isascii() and host.isprintable() and '"' not in host and "\\" not in host
+    escaped = (
+        host
+        if plain
+        else "".join(
+            char if " " <= char < "\x7f" and char not in '"\\' else f"\\u{ord(char):04x}" for char in host
+        )
     )
     quoted = f'"{address}","{state}",{htype},' + ",".join(f'"{text}"' for text in (mac, client_id, escaped, *rest))
     tail = ",".join("null" if number is None else str(number) for number in numbers)
@@ -143,6 +149,14 @@ def stored_row(row: LeaseRow, boot: int, batch: int) -> StoredRow:
         IPv4Address(row.address), row.state, row.htype, row.mac, row.client_id, row.host, IPv4Address(row.relay),
         row.circuit_id, row.remote_id, boot, batch, row.starts // MILLISECOND, expires,
     )  # fmt: skip
+
+
+def _address(text: str) -> IPv4Address:
+    # Three times as fast as IPv4Address(text); what else inet_aton takes does not pass the check.
+    try:
+        return IPv4Address(socket.inet_aton(text))
+    except OSError as error:
+        raise ValueError(f"{text!r} is no address") from error
 
 
 def _nanoseconds(milliseconds: int) -> int:

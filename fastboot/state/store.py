@@ -92,7 +92,7 @@ class Store:
         self._look()
 
     def start(self) -> None:
-        """Start the committer; `done` of every `submit` is called on the running event loop. Once only."""
+        """Start the committer; `done` of `keep_leases` is called on the running event loop. Once only."""
         self._loop = asyncio.get_running_loop()
         for name, run in (("committer", self._commit), ("checkpointer", self._checkpoint)):
             thread = threading.Thread(target=run, name=f"fastboot-{name}")
@@ -163,9 +163,10 @@ class Store:
                 self._checkpoints.put_nowait(True)
             self._since = 0
 
-    def _begin_log(self) -> None:
-        with suppress(sqlite3.Error):  # as a commit would fail, and be told
-            self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+    def _end_checkpoint(self) -> None:
+        # Passive here too: a person who reads the file for hours must not hold up a commit.
+        with suppress(sqlite3.Error):  # the next one is told
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _note(self, batch: int) -> None:
         with suppress(OSError):  # it only helps to notice damage
@@ -207,7 +208,7 @@ class Store:
                 continue
             failing = False
             if pages > LOG_PAGES:
-                self._jobs.put(self._begin_log)
+                self._jobs.put(self._end_checkpoint)
 
 
 def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
@@ -217,12 +218,11 @@ def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
     Those that seem to have ended stay as they are, for a clock that runs ahead until it is set may say so.
     """
     now, moved = clock.now() // MILLISECOND, []
-    rows, zeros = _stored(file)
+    rows, zeros = _stored(file, but=clock.boot)
     for row in rows:
-        if row.boot != clock.boot:
-            here = of_this_start(row, clock, zeros)
-            if here.expires is None or here.expires > now:
-                moved.append(here.columns())
+        here = of_this_start(row, clock, zeros)
+        if here.expires is None or here.expires > now:
+            moved.append(here.columns())
     if moved:
         file.execute(KEEP_LEASES, (json.dumps(moved),))
 
@@ -238,13 +238,14 @@ def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
     return [on_clock(row, clock, zeros) for row in rows]
 
 
-def _stored(file: sqlite3.Connection) -> tuple[list[StoredRow], dict[int, int]]:
-    """Return the rows that make sense, and the zeros of the starts that they may be of."""
+def _stored(file: sqlite3.Connection, but: int | None = None) -> tuple[list[StoredRow], dict[int, int]]:
+    """Return the rows that make sense, but for those of one start, and the zeros of the starts they may be of."""
     texts = file.text_factory
     file.text_factory = bytes  # a row that was damaged must not hide the others
     try:
         zeros = dict(file.execute("SELECT id, zero FROM boot").fetchall())
-        found = file.execute(f"SELECT {', '.join(COLUMNS)} FROM lease").fetchall()  # noqa: S608 - names of ours
+        query = f"SELECT {', '.join(COLUMNS)} FROM lease WHERE boot IS NOT ?"  # noqa: S608 - names of ours
+        found = file.execute(query, (but,)).fetchall()
     finally:
         file.text_factory = texts
     rows = []
@@ -288,12 +289,12 @@ class _named:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        where = self._path.parent
         if isinstance(error, OSError) or (isinstance(error, sqlite3.OperationalError) and "open" in str(error)):
-            raise FastbootError(
-                f"state: {self._path} can not be opened; is {self._path.parent} writable?"
-            ) from error
+            raise FastbootError(f"state: {self._path} can not be opened; is {where} writable?") from error
         if isinstance(error, sqlite3.Error):
-            raise FastbootError(
-                f"state: {self._path} can not be used: {error}; restore it from a copy, or move it away to start "
-                "without its leases"
-            ) from error
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            help_ = "restore it from a copy, or move it away to start without its leases"
+            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                help_ = f"is the disk of {where} full, or failing?"
+            raise FastbootError(f"state: {self._path} can not be used: {error}; {help_}") from error
