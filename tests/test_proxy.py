@@ -484,7 +484,7 @@ def test_the_other_server_is_told_of_once_and_what_boots_each_time(stand: Stand)
     assert stand.kinds() == ["dhcp.server_seen", "dhcp.request", "dhcp.request"], (
         "an ordinary client is nobody's news"
     )
-    assert stand.told[0].details["server"] == OTHER
+    assert stand.told[0].details == {"interface": "eth9", "server": OTHER, "client": "52:54:00:aa:00:01"}
     assert stand.told[1].details == {"interface": "eth9", "address": "10.77.0.50", "server": OTHER}
     assert stand.told[1].mac == "52:54:00:aa:00:01"
 
@@ -512,6 +512,17 @@ def test_two_offers_and_no_request_is_reported_once_with_the_settings(stand: Sta
     for program in ("dnsmasq", "dhcpd", "kea", "windows"):
         assert US in str(event.details[program]) and "boot/snponly.efi" in str(event.details[program])
     assert event.details["loader"] == "boot/snponly.efi" and event.details["architecture"] == 7
+
+
+def test_an_ipxe_that_ignores_us_is_given_its_script(stand: Stand) -> None:
+    stand.send(message(REQUEST, "52:54:00:aa:00:77", options=(*asking("10.77.0.70", OTHER), *EFI)))
+    discover(stand, *EDK2, options=IPXE)
+    for program, words in (
+        ("dnsmasq", "tag:fastboot-ipxe,boot/boot.ipxe"),
+        ("dhcpd", 'filename "boot/boot.ipxe"'),
+    ):
+        text = str(stand.last("dhcp.offers_ignored").details[program])
+        assert words in text and "client-arch" not in text and "pxe-system-type" not in text
 
 
 def test_without_a_server_that_gives_addresses_there_is_nothing_to_paste(stand: Stand) -> None:
@@ -567,6 +578,15 @@ def test_files_from_elsewhere_can_not_be_missed(stand: Stand) -> None:
         discover(stand, 60)
         stand.send(message(REQUEST, xid=xid, options=(*asking("10.77.0.50", OTHER), *EFI)))
     assert "dhcp.offers_ignored" not in stand.kinds()
+
+
+def test_files_that_are_here_again_can_be_missed_again() -> None:
+    stand = Stand(verdict=Plan("a.efi", next_server=IPv4Address("10.9.9.9")))
+    discover(stand, 0)
+    stand.verdict = Plan("a.efi")
+    stand.service.forget()
+    discover(stand, *EDK2)
+    assert "dhcp.offers_ignored" in stand.kinds()
 
 
 def test_our_own_urls_can_be_missed() -> None:

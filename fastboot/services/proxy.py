@@ -218,8 +218,8 @@ class ProxyService:
         subnet = next((each for each in self._subnets if each.network == request.network), None)
         encoded = encode_proxy_plan(plan, subnet, request.server, request.vendor_class, tag)
         host = urlsplit(plan.loader).hostname if plan.loader and "://" in plan.loader else None
-        if plan.next_server or (subnet and subnet.next_server) or host not in (None, str(request.server)):
-            self._elsewhere.add(tag)
+        elsewhere = plan.next_server or (subnet and subnet.next_server) or host not in (None, str(request.server))
+        (self._elsewhere.add if elsewhere else self._elsewhere.discard)(tag)
         self._counts["no_loader"] += encoded is SILENT
         return encoded
 
@@ -233,15 +233,23 @@ class ProxyService:
                 details["address"] = str(IPv4Address(address))
             if kind in ("offer", "ack", "offers_ignored") and (about := self._decisions.about(tag)):
                 details |= about.details()
-            if kind in ("request", "server_seen", "offers_ignored") and value:
+            if kind in ("request", "offers_ignored") and value:
                 details["server"] = str(IPv4Address(value))
             if kind == "server_seen":
-                self._servers.add(str(IPv4Address(value)))
+                self._seen(link, str(IPv4Address(value)), {"client": mac.hex(":")})
+                continue
             if kind == "offers_ignored":
                 if not self._fetched_here or tag in self._elsewhere:
                     continue
                 details |= self._advice(link, details)
             self._emit(Event(time.time(), f"dhcp.{kind}", mac.hex(":"), details=details))
+
+    def _seen(self, link: Link, server: str, details: Mapping[str, object], mac: str | None = None) -> None:
+        """Tell of a server that gives addresses, once."""
+        if server not in self._servers:
+            self._servers.add(server)
+            details = {"interface": link.name, "server": server, **details}
+            self._emit(Event(time.time(), "dhcp.server_seen", mac, details=details))
 
     def _advice(self, link: Link, details: Mapping[str, object]) -> dict[str, object]:
         ours = link.server_for(IPv4Address(str(details.get("address") or link.addresses[0].ip)))
@@ -265,6 +273,8 @@ class ProxyService:
         if not isinstance(loader, str) or not isinstance(architecture, int):
             return {"text": text}
         text += ". For such firmware the server that gives the addresses must name the boot file: settings below"
+        if details["stage"] == "ipxe":
+            return {"text": text, **advice(ours, {}, loader)}
         return {"text": text, **advice(ours, {architecture: loader})}
 
     async def _look(self, probes: Sequence[socket.socket]) -> None:
@@ -281,9 +291,7 @@ class ProxyService:
             log.warning("dhcp.search_failed", text=f"can not look for the other server: {error.strerror}")
             return
         for server in found:
-            self._servers.add(str(server.address))
-            details: dict[str, object] = {"interface": link.name, "server": str(server.address)}
-            self._emit(Event(time.time(), "dhcp.server_seen", server.mac, details=details))
+            self._seen(link, str(server.address), {}, server.mac)
         if not found:
             text = (
                 f"no DHCP server answers on {link.name}, and mode proxy gives no addresses: machines there boot"
