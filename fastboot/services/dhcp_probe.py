@@ -86,7 +86,7 @@ def refuse(rivals: Sequence[Rival]) -> FastbootError:
     listed = ", ".join(f'"{rival.address}"' for rival in rivals)
     return FastbootError(
         f"dhcp: another DHCP server is at work here: {found}. Two servers hand out the same addresses and boot "
-        'machines at random: switch that one off; or let it give the addresses: write mode = "proxy" under [dhcp]; '
+        'machines at random: switch that one off; or let it give the addresses (mode = "proxy" under [dhcp]); '
         f"or, if it leaves these machines alone, write known_servers = [{listed}] there"
     )
 
