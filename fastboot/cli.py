@@ -315,9 +315,12 @@ def media_check(
 
 
 @app.command()
-def reload(config: ConfigFile = DEFAULT) -> None:
+def reload(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     """Make the running server read its configuration again."""
     changed = ControlClient(load(config).state).post("/reload")["changed"]
+    if as_json:
+        print_json({"changed": changed})
+        return
     print(f"reloaded: {', '.join(changed) if changed else 'nothing changed'}")
 
 

@@ -116,6 +116,12 @@ async def test_it_serves_a_file_and_tells(make: Make) -> None:
         assert status["services"]["tftp"]["counters"]["requests"] == 1
 
 
+async def test_a_program_need_not_make_the_state_directory(make: Make, tmp_path: Path) -> None:
+    """The example of the README has none."""
+    async with Server(make(state=tmp_path / "of" / "mine")) as server:
+        assert server.status()["state"] == "running"
+
+
 async def test_http_serves_the_same_tree(make: Make) -> None:
     config = make(http={"port": free_port(socket.SOCK_STREAM)})
     assert config.http
@@ -175,10 +181,8 @@ async def test_a_server_that_can_not_start_leaves_nothing(make: Make) -> None:
     config = make()
     async with Server(config):
         pass
-    (config.state / "lock").unlink()
-    config.state.chmod(0o500)
     before = descriptors()
-    server = Server(config.model_copy(update={"state": config.state / "missing"}))
+    server = Server(config.model_copy(update={"state": config.state / "lock" / "of a file"}))
     with pytest.raises(FastbootError, match="state: can not open"):
         await server.start()
     del server

@@ -17,9 +17,11 @@ class StateLock:
     """`flock` on DIRECTORY/lock: the kernel lets it go with the process that held it, however that ends."""
 
     def __init__(self, directory: Path) -> None:
-        """Take the lock. Raises StateInUse naming the holder, FastbootError for a bad directory."""
+        """Take the lock, of a directory that is made where there is none. Raises StateInUse naming the holder,
+        FastbootError for a bad directory."""
         self._path = directory / "lock"
         try:
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
         except OSError as error:
             raise FastbootError(f"state: can not open {self._path}: {error.strerror}") from error
