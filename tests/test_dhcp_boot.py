@@ -52,6 +52,7 @@ LOADERS = {
     "intel-rom": "boot/pxelinux.0",
     "odd-rom": "boot/grubx64.efi",
     "relayed": "boot/grubx64.efi",
+    "relayed-leaf": "boot/grubx64.efi",
     "ipxe-rom": SCRIPT,
     "ipxe-undionly": SCRIPT,
     "uboot-pxe": "boot/grubx64.efi",
@@ -174,7 +175,9 @@ async def test_the_recipe_for_every_client(tmp_path: Path) -> None:
     """Each DISCOVER of the vectors, and the REQUEST that would follow, on a wire."""
     async with lab(tmp_path) as here:
         (station,) = here.stations
-        here.wire.clients[0].ip("address", "add", "10.77.0.9/24", "dev", "c0")  # the relay of one vector
+        for relay in ("10.77.0.9/24", "10.99.0.2/24"):  # of some vectors
+            here.wire.clients[0].ip("address", "add", relay, "dev", "c0")
+        here.wire.server.ip("route", "add", "10.99.0.0/24", "dev", "s0")
         for name, discover in CLIENTS.items():
             try:
                 offer = await station.ask(discover)
