@@ -17,21 +17,25 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
 from fastboot.lab import demo, initrd, media, namespace, network, rehearsal
 from fastboot.lab.initrd import Entry
 from fastboot.lab.machine import Hardware, plain
 from fastboot.lab.namespace import LabError
+from fastboot.lab.other import OtherServer
 from fastboot.lab.screen import Moving, Screen, moving_of, timeline
 from fastboot.lab.server import ServerProcess
 from fastboot.lab.story import STEPS, Story
+from fastboot.services.dhcp_probe import client_message
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -529,6 +533,54 @@ def inside_router() -> None:
 def test_the_router_answers_so_that_ipxe_need_not_wait(lab: Callable[[str], str], need: Need) -> None:
     need(Path("/proc/sys/net/ipv6").exists(), "the kernel has no IPv6")
     assert lab("inside_router").strip() == "255 0 0 fe80 1"
+
+
+def inside_other_server() -> None:
+    async def main() -> None:
+        net = network.Network(SERVER)
+        cable = net.plug()
+        cable.connect()
+        with tempfile.TemporaryDirectory() as directory:
+            other = OtherServer(net, IPv4Interface("10.77.0.2/24"), Path(directory))
+            await other.start()
+            broadcast = IPv4Address("255.255.255.255")
+            question = client_message(1, MACHINE_MAC, 7, broadcast=True)
+            packet = udp_packet(0, 68, int(broadcast), 67, question)
+            cable.machine.send(b"\xff" * 6 + MACHINE_MAC + b"\x08\x00" + packet)
+            reply = await heard(cable.machine, lambda frame: frame[23] == 17 and frame[34:36] == b"\0\x43")
+            offer = parse_dhcp(reply[42:])
+            assert isinstance(offer, DhcpMessage)
+            print(socket.inet_ntoa(reply[26:30]), IPv4Address(offer.yiaddr) in SERVER.network, offer.xid)
+            await other.stop()
+
+    namespace.enter()
+    asyncio.run(main())
+
+
+def test_another_server_gives_addresses(lab: Callable[[str], str], need: Need) -> None:
+    need(shutil.which("dnsmasq") is not None, "dnsmasq is missing")
+    assert lab("inside_other_server").strip() == "10.77.0.2 True 7"
+
+
+def inside_other_server_fails() -> None:
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            server = OtherServer(network.Network(SERVER), IPv4Interface("10.77.0.2/24"), Path(directory))
+            server.settings += "no-such-setting\n"
+            try:
+                await server.start()
+            except LabError as error:
+                print(error)
+            await server.stop()
+
+    namespace.enter()
+    asyncio.run(main())
+
+
+def test_another_server_that_does_not_start_says_why(lab: Callable[[str], str], need: Need) -> None:
+    need(shutil.which("dnsmasq") is not None, "dnsmasq is missing")
+    said = lab("inside_other_server_fails")
+    assert "the other DHCP server did not start" in said and "bad option at line 8" in said
 
 
 def test_a_wrong_ip_command_says_what_ip_said() -> None:
