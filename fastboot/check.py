@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -57,6 +58,11 @@ def before_drop(config: Config) -> Iterator[Finding]:
             open_sockets(config).close()
         except FastbootError as error:
             yield Finding("error", str(error))
+    above = next(each for each in (config.state, *config.state.absolute().parents) if os.path.lexists(each))
+    if above != config.state and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        yield Finding(
+            "error", f"state: can not make {config.state}: {above} is no directory that can be written to"
+        )
     if config.user is None and os.geteuid() == 0:
         yield Finding(
             "warning", 'user: is not set, so the server runs as root; write user = "fastboot", for example'
@@ -78,10 +84,7 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
         yield Finding("warning", f"{path}: not readable for the server's user, so a reload will fail")
     if config.nodes_file and not os.access(config.nodes_file, os.R_OK):
         yield Finding("warning", f"nodes_file: {config.nodes_file}: not readable for the server's user")
-    if config.state.exists() and not config.state.is_dir():
-        yield Finding("error", f"state: {config.state} is no directory; name one, which the server makes")
-    elif config.state.exists() and not os.access(config.state, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("error", f"state: {config.state} is not writable for the server's user")
+    yield from _state_findings(config.state)
     if config.dhcp and config.dhcp.mode == "proxy":
         for class_, loader in world.loaders.by_class.items():
             if loader == f"boot/{HEEDING.get(class_)}" and class_ not in config.boot.loaders:
@@ -96,6 +99,21 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
     if config.dhcp:
         yield from _option_findings(config, world)
     yield from _install_findings(config, world)
+
+
+def _state_findings(state: Path) -> Iterator[Finding]:
+    try:
+        is_directory = stat.S_ISDIR(state.stat().st_mode)
+    except FileNotFoundError:
+        return  # the server makes it before it drops its privileges
+    except OSError as error:
+        text = f"state: {state} is out of reach for the server's user: {error.strerror}"
+        yield Finding("error", f"{text}; name another, such as /var/lib/fastboot")
+        return
+    if not is_directory:
+        yield Finding("error", f"state: {state} is no directory; name one, which the server makes")
+    elif not os.access(state, os.R_OK | os.W_OK | os.X_OK):
+        yield Finding("error", f"state: {state} is not writable for the server's user")
 
 
 def is_running(config: Config) -> bool:

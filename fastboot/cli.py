@@ -478,15 +478,16 @@ def become(config: Config) -> None:
     The sockets are bound by now, so not even CAP_NET_RAW is kept. Raises FastbootError.
     """
     account, state = account_of(config), config.state
-    if not state.exists():
-        try:
+    try:
+        if not state.exists():
             state.mkdir(mode=0o750, parents=True)
             if account:
                 os.chown(state, account.pw_uid, account.pw_gid)
-        except OSError as error:
-            who = account.pw_name if account else user_name()
-            raise FastbootError(f"state: can not make {state} for {who}: {error.strerror}") from error
-    if not state.is_dir():
+        is_directory = state.is_dir()
+    except OSError as error:
+        who = account.pw_name if account else user_name()
+        raise FastbootError(f"state: can not make {state} for {who}: {error.strerror}") from error
+    if not is_directory:
         raise FastbootError(f"state: {state} is no directory; name one, which the server makes")
     drop_to(account)
     if not os.access(state, os.R_OK | os.W_OK | os.X_OK):

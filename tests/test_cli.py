@@ -238,6 +238,21 @@ def test_a_state_that_is_a_file_is_named(lab: Lab) -> None:
     assert lab.run("status").returncode == 3
 
 
+def test_check_says_of_a_state_that_the_user_can_not_reach(lab: Lab) -> None:
+    """Such as below /root: the server would make it, as root, and then be unable to open it."""
+    private = lab.state.parent / "private"
+    private.mkdir(mode=0o700)
+    lab.edit('state = "state"', f'state = "{private}/state"\nuser = "nobody"')
+    found = lab.run("check")
+    assert (found.returncode, found.stderr) == (1, "")
+    assert (
+        f"error: state: {private}/state is out of reach for the server's user: Permission denied; " in found.stdout
+    )
+    lab.edit(f"{private}/state", f"{lab.path}/below/a/file")
+    found = lab.run("check")
+    assert f"error: state: can not make {lab.path}/below/a/file: {lab.path} is no directory" in found.stdout
+
+
 def test_privileges_are_dropped_before_it_serves(lab: Lab, serve: Serve) -> None:
     """As root to nobody, with no group, capability or way back; else the key changes nothing."""
     lab.edit('state = "state"', 'state = "state"\nuser = "nobody"')
