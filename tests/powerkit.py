@@ -80,9 +80,8 @@ class Power:
 
         Memory that SQLite shares (-shm) is left full of rubbish: that is what it is after a power failure.
         """
-        records = self._read()
-        synced = {each.inode: each.offset for each in records if each.kind == SYNC}
-        names_synced = max((each.offset for each in records if each.kind == SYNC_DIRECTORY), default=0)
+        records = self.records()
+        synced, names_synced = _synced(records)
         lost = [each for each in records if each.kind == WRITE and each.at >= synced.get(each.inode, 0)]
         renamed = [each for each in records if each.kind not in (WRITE, SYNC) and each.at >= names_synced]
         if left == "some" and chance.random() < 0.5:
@@ -100,7 +99,8 @@ class Power:
         self._graves.mkdir()
         return sum(len(each.after) for each in lost)
 
-    def _read(self) -> list[Record]:
+    def records(self) -> list[Record]:
+        """Return what the process did, in its order."""
         data, records, at = self._journal.read_bytes(), [], 0
         while at + HEAD.size + NAME <= len(data):
             kind, inode, offset, before, after, size, grave = HEAD.unpack_from(data, at)
@@ -144,6 +144,64 @@ class Power:
     def _find(self, inode: int) -> Path | None:
         there = (*self._state.iterdir(), *self._graves.iterdir())
         return next((path for path in there if path.lstat().st_ino == inode), None)
+
+
+class Disk:
+    """What is on a disk when the power fails, after any of a process's steps."""
+
+    def __init__(self, state: Path) -> None:
+        """`state` is as the process finds it."""
+        self._names = {path.name: path.stat().st_ino for path in state.iterdir()}
+        self._files = {path.stat().st_ino: path.read_bytes() for path in state.iterdir()}
+        self._records: list[Record] = []
+
+    def run(self, records: list[Record]) -> None:
+        """Take what the process did."""
+        self._records = records
+
+    def after(self, step: int, left: Left, chance: random.Random) -> dict[str, bytes]:
+        """Return the files that are there if only the first so many records were done."""
+        done = self._records[:step]
+        synced, names_synced = _synced(done)
+        names = dict(self._names)
+        files = {inode: bytearray(data) for inode, data in self._files.items()}
+        names_left = left == "some" and chance.random() < 0.5
+        for each in done:
+            if each.kind == WRITE:
+                sure = each.at < synced.get(each.inode, 0)
+                _apply(files.setdefault(each.inode, bytearray()), each, None if sure else chance, left)
+            elif each.at < names_synced or names_left:
+                name, _, to = each.name.partition("/")
+                if each.kind in (CREATE, LINK):
+                    names[name] = each.inode
+                elif each.kind == UNLINK:
+                    names.pop(name, None)
+                elif each.kind == RENAME:
+                    names.pop(name, None)
+                    names[to] = each.inode
+        return {name: bytes(files.get(inode, b"")) for name, inode in names.items()}
+
+
+def _synced(records: list[Record]) -> tuple[dict[int, int], int]:
+    """Return for each inode, and for the directory, the record before which all is on the disk for good."""
+    files: dict[int, int] = {}
+    names = 0
+    for each in records:
+        if each.kind == SYNC:  # of two under way the one that began first may end last
+            files[each.inode] = max(files.get(each.inode, 0), each.offset)
+        elif each.kind == SYNC_DIRECTORY:
+            names = max(names, each.offset)
+    return files, names
+
+
+def _apply(file: bytearray, each: Record, chance: random.Random | None, left: Left) -> None:
+    if chance is not None and left == "nothing":
+        return
+    for at in range(0, len(each.after), SECTOR):
+        if chance is None or chance.random() < 0.5:
+            place, octets = each.offset + at, each.after[at : at + SECTOR]
+            file.extend(bytes(max(0, place + len(octets) - len(file))))
+            file[place : place + len(octets)] = octets
 
 
 class SetClock:

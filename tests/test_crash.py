@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -23,12 +24,13 @@ from typing import Any
 
 import pytest
 from dhcpkit import ACK, RELEASE, REQUEST, Wire, asking, message, need, number, run, wires
-from powerkit import Left, Power, SetClock
+from powerkit import WRITE, Disk, Left, Power, Record, SetClock
 
 from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
 from fastboot.lab.fleet import Fleet
 from fastboot.services.control import ControlClient, NotRunning
-from fastboot.state.store import FILE
+from fastboot.state.rows import LeaseRow
+from fastboot.state.store import FILE, Store
 
 SERVER = "10.77.0.1"
 SO_TIMESTAMPNS = 35
@@ -320,6 +322,112 @@ def test_a_server_that_does_not_sync_loses_leases(lab: Lab, power: Power, synchr
     assert power.fail("nothing", chance) > 0
     with lab.server(power.environment, program):
         assert len(lab.ledger.missing(lab.leases(), time.time())) > 20
+
+
+# ---- the power fails after every step of the store
+
+
+STEPS = """
+import asyncio, json, os, sys
+from ipaddress import IPv4Address
+from pathlib import Path
+from fastboot.state import store as store_module
+from fastboot.state.rows import StoredRow
+from fastboot.state.store import Store
+
+store_module.CHECKPOINT_EVERY, store_module.LOG_PAGES = 5, 12
+
+def row(address, batch):
+    nobody = IPv4Address(0)
+    return StoredRow(IPv4Address(address), "bound", 1, b"", b"", b"h" * 64, nobody, b"", b"", 1, batch, 0, None)
+
+async def run(batches):
+    store = Store(Path(sys.argv[1]))
+    store.start()
+    for batch in batches:
+        rows = [row(address, batch).columns() for address in addresses(batch)]
+        done = asyncio.get_running_loop().create_future()
+        store.keep_leases(batch, json.dumps(rows), done.set_result)
+        assert await done is None
+    store.close()
+
+{addresses}
+asyncio.run(run(range(1, 23)))
+asyncio.run(run(range(23, 41)))
+"""
+ADDRESSES = (
+    "def addresses(batch):\n    return [batch % 7, batch % 11 + 100, batch + 1000, batch * 7 % 60 + 2000]\n"
+)
+
+
+@dataclass
+class Steps:
+    """A program that works on a state directory, and what is there after each of its steps without power."""
+
+    state: Path
+    power: Power
+    disk: Disk
+
+    def run(self, program: str) -> list[Record]:
+        command = [sys.executable, "-c", program, str(self.state)]
+        subprocess.run(command, env={**os.environ, **self.power.environment}, check=True, timeout=60)
+        records = self.power.records()
+        self.disk.run(records)
+        return records
+
+    def open_after(self, step: int, left: Left, chance: random.Random) -> tuple[dict[int, LeaseRow], Store]:
+        """Open the store as it is after a step; return its leases and, closed, itself."""
+        with tempfile.TemporaryDirectory(prefix="fbt-") as name:
+            for file, data in self.disk.after(step, left, chance).items():
+                (Path(name) / file).write_bytes(data)
+            with closing(Store(Path(name))) as store:
+                return {each.address: each for each in store.rows()}, store
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    need("gcc")
+    state = tmp_path / "state"
+    for path in (state, tmp_path / "power"):
+        path.mkdir()
+    return Steps(state, Power(state, tmp_path / "power"), Disk(state))
+
+
+@pytest.mark.parametrize("left", ["nothing", "some"])
+def test_the_power_fails_after_every_step_of_the_store(steps: Steps, left: Left) -> None:
+    """Commits, checkpoints, the log begun anew, an orderly end and a new start: after each write, sync, create and
+    unlink the store is that of one moment, no earlier than the last commit that was confirmed."""
+    space: dict[str, Any] = {}
+    exec(ADDRESSES, space)
+    records = steps.run(STEPS.replace("{addresses}", ADDRESSES))
+    chance, confirmed, lasts = random.Random(1), 0, set()
+    for step in range(len(records) + 1):
+        if step and records[step - 1].kind == WRITE and re.fullmatch(rb"\d{20}\n", records[step - 1].after):
+            confirmed = int(records[step - 1].after)  # written when the commit is confirmed
+        found, store = steps.open_after(step, left, chance)
+        assert store.damage == [] and store.last >= confirmed, f"step {step}"
+        expected = {address for batch in range(1, store.last + 1) for address in space["addresses"](batch)}
+        assert found.keys() == expected, f"step {step}"
+        lasts.add(store.last)
+    assert confirmed == 40 and lasts == set(range(41)) and len(records) > 250
+
+
+@pytest.mark.parametrize("left", ["nothing", "some"])
+def test_the_power_fails_while_a_damaged_store_is_made_anew(steps: Steps, left: Left) -> None:
+    killed = STEPS.replace("{addresses}", ADDRESSES).replace("    store.close()", "    os._exit(0)")
+    subprocess.run([sys.executable, "-c", killed, str(steps.state)], check=True, timeout=60)
+    (steps.state / FILE).write_bytes(b"")
+    with closing(Store(shutil.copytree(steps.state, steps.state.parent / "copy"))) as store:
+        whole = {each.address for each in store.rows()}
+        assert len(whole) > 5 and "is empty" in store.damage[0]
+    steps.disk = Disk(steps.state)
+    records = steps.run("import sys; from pathlib import Path; from fastboot.state.store import Store\n"
+                        "Store(Path(sys.argv[1])).close()")  # fmt: skip
+    chance = random.Random(1)
+    for step in range(len(records) + 1):
+        found, _ = steps.open_after(step, left, chance)
+        assert found.keys() == whole, f"step {step}"
+    assert len(records) > 30
 
 
 # ---- a disk that does not take it

@@ -86,7 +86,10 @@ def _verify(path: Path) -> int:
     """Return the version of a file that SQLite finds whole; nothing is written, also not by the close."""
     if not path.exists():
         return 0
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file:
+    # A file that was being made when the power failed has a journal, which only a writer may play back.
+    mode = "rw" if path.with_name(f"{path.name}-journal").exists() else "ro"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as file:
         version = version_of(file, path)
         if (verdict := file.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise Unreadable(verdict.splitlines()[-1])

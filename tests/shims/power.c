@@ -289,9 +289,10 @@ int rename(const char *path, const char *to)
 int link(const char *path, const char *to)
 {
     const char *name = inside(to);
-    if (name != NULL) {
+    struct stat about;
+    if (name != NULL && lstat(path, &about) == 0) {
         pthread_mutex_lock(&lock);
-        record((struct head){LINK, 0, 0, 0, 0, 0, 0}, name, NULL, NULL);
+        record((struct head){LINK, about.st_ino, 0, 0, 0, 0, 0}, name, NULL, NULL);
         pthread_mutex_unlock(&lock);
     }
     return syscall(SYS_linkat, AT_FDCWD, path, AT_FDCWD, to, 0);
