@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from dhcpkit import Namespace, Wire, libraries, need, unpacked, wires
@@ -207,6 +210,21 @@ async def test_a_machine_put_in_anothers_place_is_its_node(tmp_path: Path) -> No
             assert here.events[-1].node == "node01"
 
 
+async def test_a_port_with_too_many_machines_is_told(tmp_path: Path) -> None:
+    need("udhcpc")
+    settings = SETTINGS.model_copy(update={"limits": config.Limits(per_port=1)})
+    async with far(tmp_path, "-a", settings=settings) as (here, _):
+        client = here.wire.clients[0]
+        await run_in(client, "udhcpc", "-f", "-n", "-q", "-i", "c0", "-s", "/bin/true")
+        client.ip("link", "set", "c0", "address", "52:54:00:c1:00:02")
+        with pytest.raises(AssertionError, match="no lease"):
+            await run_in(client, "udhcpc", "-f", "-n", "-q", "-t", "2", "-T", "1", "-i", "c0", "-s", "/bin/true")
+        (told,) = [event for event in here.events if event.kind == "dhcp.limit"]
+        assert told.mac == "52:54:00:c1:00:02"
+        assert told.details == {"interface": "s0", "limit": "port_limit", "relay": RELAY, "circuit_id": "d0"}
+        assert here.service.counters()["port_limit"] >= 2
+
+
 async def test_two_subnets_on_the_wire_behind_a_relay(tmp_path: Path) -> None:
     need("udhcpc")
     subnets = (
@@ -266,6 +284,74 @@ async def test_perfdhcp_as_a_relay_with_releases(tmp_path: Path) -> None:
         assert len({lease.address for lease in leases}) == len(leases) == counters["ack"] - counters["release"]
 
 
+async def test_the_whole_server_behind_a_relay(tmp_path: Path) -> None:
+    """A node that only its port tells, from a pool: its name, its files and its lease, by the command line."""
+    need("ip", "busybox", "udhcpc")
+    with TemporaryDirectory(prefix="fbt-") as name, routed() as wire:
+        directory = Path(name)
+        configuration = directory / "lab.toml"
+        configuration.write_text(LAB)
+        (directory / "root").mkdir()
+        (directory / "root" / "vmlinuz").write_bytes(b"kernel")
+
+        async def fastboot(*words: str) -> str:
+            return await run_in(wire.server, sys.executable, "-m", "fastboot", *words, "-c", str(configuration))
+
+        await fastboot("check")
+        server = await asyncio.create_subprocess_exec(
+            *wire.server.command(sys.executable, "-m", "fastboot", "serve", "-c", str(configuration)),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert server.stderr is not None
+        try:
+            seen = b""
+            while b'"ready"' not in (line := await asyncio.wait_for(server.stderr.readline(), 20)):
+                seen += line
+                assert line, seen.decode()
+            client = wire.clients[0]
+            async with relay(wire, "-a"):
+                script = program(
+                    directory / "script",
+                    '[ "$1" = bound ] || exit 0; ip addr replace $ip/$mask dev c0;'
+                    " ip route add default via $router",
+                )
+                await run_in(client, "udhcpc", "-f", "-n", "-q", "-i", "c0", "-s", script)
+            wanted = "pxelinux.cfg/01-52-54-00-c1-00-01"
+            await run_in(client, "busybox", "tftp", "-g", "-l", str(directory / "got"), "-r", wanted, "10.77.0.1")
+            assert "# fastboot for node07: profile live" in (directory / "got").read_text()
+            (lease,) = json.loads(await fastboot("leases", "--json"))
+            assert lease["node"] == "node07" and lease["address"].startswith("10.88.0.")
+            assert (lease["relay"], lease["circuit_id"], lease["mac"]) == (RELAY, "d0", "52:54:00:c1:00:01")
+            (node,) = json.loads(await fastboot("nodes", "--json"))
+            assert (node["macs"], node["circuit_id"], node["remote_id"]) == ([], "d0", None)
+        finally:
+            server.kill()
+            await server.communicate()
+        (lease,) = json.loads(await fastboot("leases", "--json"))
+        assert (lease["node"], lease["circuit_id"]) == ("node07", "d0"), "without a server too"
+
+
+LAB = """
+interface = "s0"
+state = "state"
+roots = ["root"]
+[tftp]
+[dhcp]
+probe = 0
+[[dhcp.subnets]]
+network = "10.88.0.0/24"
+pools = ["10.88.0.100-10.88.0.199"]
+gateway = "10.88.0.1"
+relayed = true
+[[nodes]]
+name = "node07"
+circuit_id = "d0"
+profile = "live"
+[[profiles]]
+name = "live"
+kernel = "/vmlinuz"
+installs = false
+"""
 PERF = config.Dhcp(
     subnets=(
         LOCAL,
