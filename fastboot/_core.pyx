@@ -38,8 +38,8 @@ from fastboot._native.job cimport (
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
     LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS, binding_t,
-    fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_link, lease_of, lease_port, lease_says,
-    lease_t, lease_text, lease_unlink, lease_until, leases_t,
+    fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_holder, lease_link, lease_of, lease_port,
+    lease_says, lease_t, lease_text, lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.network cimport (
     NETWORK_NEAR, NETWORK_SELF, NODE_CIRCUIT, NODE_MAC, NODE_PORT, NODE_REMOTE, link_t, near_t, node_digest,

@@ -22,10 +22,11 @@ cdef class LeaseKeeper(Decisions):
     cdef void know_holders(self) noexcept nogil:
         # Which addresses nodes have, in this configuration.
         cdef int32_t i
-        cdef binding_t *b
+        cdef lease_t *lease
         for i in range(self.book.table.count):
-            b = &self.book.table.at[i].now
-            b.known = self.node_of_lease(b) != NOWHERE
+            lease = &self.book.table.at[i]
+            lease.now.known = self.node_of_lease(&lease.now) != NOWHERE
+            lease.kept.known = self.node_of_lease(&lease.kept) != NOWHERE
             self.book.count(i)
 
     cdef void tick(self) noexcept nogil:

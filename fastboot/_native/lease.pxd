@@ -123,6 +123,10 @@ cdef inline const uint8_t *lease_text(const binding_t *b, int what) noexcept nog
         p += b.size[i]
     return p
 
+cdef inline digest_t lease_holder(const digest_key_t *key, bint by_client_id, const binding_t *b) noexcept nogil:
+    return lease_client(key, by_client_id, b.htype, b.chaddr, b.hlen, lease_text(b, LEASE_CLIENT_ID),
+                        b.size[LEASE_CLIENT_ID])
+
 cdef inline bint lease_says(const binding_t *b, int what, const uint8_t *text, size_t size) noexcept nogil:
     return b.size[what] == size and (size == 0 or memcmp(lease_text(b, what), text, size) == 0)
 

@@ -82,9 +82,9 @@ cdef class Leases:
             if (lease.subnet != NOWHERE and lease.now.state != LEASE_OFFERED and not digest_none(lease.now.who)
                     and (before == NOWHERE
                          or self.subnets[before].by_client_id != new_subnets[lease.subnet].by_client_id)):
-                self.set_who(i, lease_client(&self.key, new_subnets[lease.subnet].by_client_id, lease.now.htype,
-                             lease.now.chaddr, lease.now.hlen, lease_text(&lease.now, LEASE_CLIENT_ID),
-                             lease.now.size[LEASE_CLIENT_ID]))
+                self.set_who(i, lease_holder(&self.key, new_subnets[lease.subnet].by_client_id, &lease.now))
+                if lease.batch and not digest_none(lease.kept.who):
+                    lease.kept.who = lease_holder(&self.key, new_subnets[lease.subnet].by_client_id, &lease.kept)
         free(self.subnets)
         self.subnets, self.subnet_count = new_subnets, 0
         free(self.pools)
@@ -245,9 +245,7 @@ cdef class Leases:
         return subnet_at(self.subnets, self.subnet_count, address)
 
     cdef digest_t client_of(self, const binding_t *b, int32_t subnet) noexcept nogil:
-        cdef bint by_client_id = subnet != NOWHERE and self.subnets[subnet].by_client_id
-        return lease_client(&self.key, by_client_id, b.htype, b.chaddr, b.hlen, lease_text(b, LEASE_CLIENT_ID),
-                            b.size[LEASE_CLIENT_ID])
+        return lease_holder(&self.key, subnet != NOWHERE and self.subnets[subnet].by_client_id, b)
 
     cdef void set_who(self, int32_t i, digest_t who) noexcept nogil:
         lease_unlink(&self.table, i)
