@@ -86,10 +86,10 @@ def daemon(host: Host, *command: str, log: Path) -> Iterator[None]:
 def dnsmasq(host: Host, directory: Path, *settings: str) -> Iterator[Path]:
     """Give addresses 10.77.0.100 to 199 from a host that has 10.77.0.1, without a ping before. Yields the log."""
     file, log = directory / "dnsmasq.conf", directory / "dnsmasq.log"
-    own = ("port=0", "no-ping", "log-dhcp", "user=root", "interface=e0", "bind-interfaces", "leasefile-ro")
+    own = ("port=0", "no-ping", "log-dhcp", "interface=e0", "bind-interfaces", "leasefile-ro")
     pool = "dhcp-range=10.77.0.100,10.77.0.199,255.255.255.0,1h"
     file.write_text("\n".join((*own, pool, *settings)) + "\n")
-    with daemon(host, "dnsmasq", "--keep-in-foreground", "--log-facility=-", "-C", str(file), log=log):
+    with daemon(host, "dnsmasq", "--no-daemon", "-C", str(file), log=log):
         wait_for(lambda: "sockets bound exclusively" in log.read_text(), f"dnsmasq: see {log}")
         yield log
 
