@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,10 +80,12 @@ def inside() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["fastboot"]):
-        from dhcpkit import OUR_MAC, Office, message
+        from dhcpkit import ACK, OFFER, OUR_MAC, Office, message, unwrap
 
         from fastboot import _core, config
         from fastboot.model import Node, Plan
+        from fastboot.services.links import Link
+        from fastboot.services.proxy import ProxyService
     assert str(BUILT) in _core.__file__, "this is not the instrumented core"
     node = Node("n", ("52:54:00:12:34:56",), IPv4Address("10.77.0.11"))
     server = int(IPv4Address("10.77.0.1"))
@@ -95,8 +97,22 @@ def inside() -> None:
         )
         return Office(subnets=subnets, nodes=(node,), plan=Plan(loader="x" * 100), bootp=True, disk=False)
 
+    def proxy() -> ProxyService:
+        link = Link("eth9", 9, bytes.fromhex("525400000009"), 1500, (IPv4Interface("10.77.0.1/24"),))
+        settings = config.Dhcp(mode="proxy", snooping=True)
+        return ProxyService(settings, (link,), (node,), lambda _: Plan(loader="x" * 100), lambda _: None)
+
+    def beside(service: ProxyService, octets: bytes, boot: bool, now: int) -> None:
+        source, there = (server + 8, server) if boot else (0, 0xFFFFFFFF)
+        service._proxy.receive(octets, int(boot), source, there, now)
+        service.step()
+        for reply in map(unwrap, service._proxy.replies()):
+            assert 300 <= len(reply.payload) <= 1472
+            assert reply.message.yiaddr == 0 and reply.message.type == (ACK if boot else OFFER)
+            service.mac_of(IPv4Address(reply.message.ciaddr))
+
     def story(data: bytes) -> None:
-        here, at = office(), 0
+        here, other, at = office(), None, 0
         while at + 3 <= len(data):
             kind, size = data[at] % 10, int.from_bytes(data[at + 1 : at + 3])
             octets, at = data[at + 3 : at + 3 + size], at + 3 + size
@@ -108,6 +124,9 @@ def inside() -> None:
                 for reply in replies:
                     assert 300 <= len(reply.payload) <= 1472
                     assert reply.message.xid == int.from_bytes(octets[4:8])
+            elif kind in (PROXY, BOOT_SERVER):
+                other = other or proxy()
+                beside(other, octets, kind == BOOT_SERVER, here.now)
             elif kind == ARP:
                 here.responder.receive_arp(octets, 0, here.now)
                 here.responder.probes(here.now, 8)
