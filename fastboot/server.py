@@ -380,10 +380,12 @@ class Server:
         }
 
     async def leases(self) -> list[dict[str, object]]:
-        """Return the leases: address, mac, state, times in seconds since the epoch, node."""
+        """Return the leases by address: mac, state, times in seconds since the epoch, node."""
         tuples, known = self._dhcp.lease_tuples() if self._dhcp else [], self._world.known
         # Thousands take longer than the loop may be busy.
-        return await asyncio.to_thread(lambda: [lease_facts(each, known) for each in dhcp.leases_of(tuples)])
+        return await asyncio.to_thread(
+            lambda: [lease_facts(each, known) for each in dhcp.leases_of(sorted(tuples))]
+        )
 
     def nodes(self) -> list[dict[str, object]]:
         """Return the machines that the configuration names."""

@@ -422,6 +422,12 @@ def test_leases_of_the_first_schema_are_kept_and_bad_rows_left_out(tmp_path: Pat
         assert store.damage == [], "told once"
 
 
+def test_an_older_store_is_named_while_no_server_runs(tmp_path: Path, path: Path) -> None:
+    old_store(path, 1)
+    with pytest.raises(FastbootError, match="older fastboot"):
+        read_leases(tmp_path)
+
+
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Store(tmp_path).close()
     broken = (*MIGRATIONS, "CREATE TABLE more (x); INSERT INTO lease SELECT 1;")

@@ -91,7 +91,7 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     if version > len(MIGRATIONS):
         raise FastbootError(
             f"{path} was written by a newer fastboot (schema {version}, this one knows {len(MIGRATIONS)}); "
-            "run that one, or move the file away to start without its leases"
+            "run that one, or move fastboot.* away to start without its leases"
         )
     return version
 

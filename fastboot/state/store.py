@@ -35,7 +35,7 @@ from fastboot.state.rows import (
     parse,
     stored_row,
 )
-from fastboot.state.schema import KEEP_LEASES, connect
+from fastboot.state.schema import KEEP_LEASES, MIGRATIONS, connect, version_of
 
 log = structlog.get_logger(component="store")
 
@@ -234,6 +234,10 @@ def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
         _named(path),
         closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file,
     ):
+        if version_of(file, path) < len(MIGRATIONS):
+            raise FastbootError(
+                f"{path} is of an older fastboot; the next start of the server leads it to this one"
+            )
         rows, zeros = _stored(file)
     return [on_clock(row, clock, zeros) for row in rows]
 
@@ -294,7 +298,7 @@ class _named:
             raise FastbootError(f"state: {self._path} can not be opened; is {where} writable?") from error
         if isinstance(error, sqlite3.Error):
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            help_ = "restore it from a copy, or move it away to start without its leases"
+            help_ = "restore it from a copy, or move fastboot.* away to start without its leases"
             if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 help_ = f"is the disk of {where} full, or failing?"
             raise FastbootError(f"state: {self._path} can not be used: {error}; {help_}") from error
