@@ -217,7 +217,7 @@ def read_perfdhcp(text: str, cpu: float) -> Figures:
 
 def stored(state: Path) -> int:
     with contextlib.closing(sqlite3.connect(state / "fastboot.sqlite")) as file:
-        return int(file.execute("SELECT count(*) FROM lease WHERE state = 'bound'").fetchone()[0])
+        return int(file.execute("SELECT count(*) FROM lease WHERE row LIKE '% bound %'").fetchone()[0])
 
 
 def measure(bench: Bench, names: list[str], rounds: int) -> dict[str, dict[str, list[Figures]]]:

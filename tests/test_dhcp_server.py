@@ -222,7 +222,7 @@ async def test_leases_of_another_server_are_all_taken_or_none(tmp_path: Path) ->
     async with site(tmp_path) as here:
         await lease(here.stations[0], B)
         here.store._writer.execute(
-            "CREATE TRIGGER full BEFORE INSERT ON lease WHEN new.address = '10.77.0.150' "
+            "CREATE TRIGGER full BEFORE INSERT ON lease WHEN new.address = 0x0A4D0096 "
             "BEGIN SELECT raise(ABORT, 'disk full'); END"
         )
         with pytest.raises(FastbootError, match="can not be written"):

@@ -538,9 +538,9 @@ cdef class Leases:
         p = wire_pen(memory, <size_t>n * ROW_OCTETS)
         with nogil:
             for i in range(n):
-                wire_put_u8(&p, c"," if i else c"[")
+                wire_put_u8(&p, c"," if i else c"{")
                 row_put(&p, &self.table.at[self.rows[i].lease], boot, number)
-            wire_put_u8(&p, c"]")
+            wire_put_u8(&p, c"}")
         self.flight = n
         try:
             return number, PyUnicode_DecodeASCII(<char *>memory, p.at - memory, NULL)

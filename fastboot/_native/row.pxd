@@ -1,4 +1,5 @@
-# A row of the store, as JSON that SQLite reads and with a check that only the same octets pass.
+# A row of the store: words with a space between them, the last a check that only the same octets pass. Rows are
+# members of a JSON object, for SQLite, and hold nothing that JSON would escape.
 from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from fastboot._native.lease cimport (
@@ -15,8 +16,7 @@ cdef inline void _put_address(pen_t *p, uint32_t address) noexcept nogil:
     cdef int shift
     for shift in range(24, -8, -8):
         wire_put_number(p, (address >> shift) & 0xff)
-        if shift:
-            wire_put_u8(p, c".")
+        wire_put_u8(p, c"." if shift else c" ")
 
 cdef inline void _put_octets(pen_t *p, const uint8_t *data, size_t n, char between) noexcept nogil:
     cdef const char *digits = b"0123456789abcdef"
@@ -29,16 +29,21 @@ cdef inline void _put_octets(pen_t *p, const uint8_t *data, size_t n, char betwe
 
 cdef inline void _put_hex(pen_t *p, const binding_t *b, int what) noexcept nogil:
     _put_octets(p, lease_text(b, what), b.size[what], 0)
-    wire_put(p, b'","', 3)
+    wire_put_u8(p, c" ")
 
-cdef inline void _put_text(pen_t *p, const uint8_t *data, size_t n) noexcept nogil:
+cdef inline void _put_host(pen_t *p, const uint8_t *data, size_t n) noexcept nogil:
     cdef size_t i
     for i in range(n):
-        if 32 <= data[i] < 127 and data[i] != c'"' and data[i] != c"\\":
+        if 32 < data[i] < 127 and data[i] != c'"' and data[i] != c"\\" and data[i] != c"%":
             wire_put_u8(p, data[i])
         else:
-            wire_put(p, b"\\u00", 4)
+            wire_put_u8(p, c"%")
             _put_octets(p, data + i, 1, 0)
+    wire_put_u8(p, c" ")
+
+cdef inline void _put_number(pen_t *p, int64_t v) noexcept nogil:
+    wire_put_number(p, v)
+    wire_put_u8(p, c" ")
 
 cdef inline uint32_t row_check(const uint8_t *data, size_t n) noexcept nogil:
     # CRC-32 as zlib has it, half an octet at a time.
@@ -57,41 +62,34 @@ cdef inline uint32_t row_check(const uint8_t *data, size_t n) noexcept nogil:
     return ~crc
 
 cdef inline void row_put(pen_t *p, const lease_t *lease, int64_t boot, uint64_t batch) noexcept nogil:
-    # Times are milliseconds, and whole: a locale can make a comma of a decimal point. An end is rounded up, so that no
+    # A member of the object: the address as a number, and the row. An end is rounded up to milliseconds, so that no
     # restart takes anything from a lease.
-    cdef uint8_t *begin = p.at
-    wire_put(p, b'["', 2)
+    cdef uint8_t *begin
+    wire_put_u8(p, c'"')
+    wire_put_number(p, lease.address)
+    wire_put(p, b'":"', 3)
+    begin = p.at
+    _put_number(p, batch)
+    _put_number(p, boot)
     _put_address(p, lease.address)
-    wire_put(p, b'","', 3)
     if lease.now.state == LEASE_BOUND:
-        wire_put(p, b"bound", 5)
+        wire_put(p, b"bound ", 6)
     elif lease.now.state == LEASE_DECLINED:
-        wire_put(p, b"declined", 8)
+        wire_put(p, b"declined ", 9)
     else:
-        wire_put(p, b"released", 8)
-    wire_put(p, b'",', 2)
-    wire_put_number(p, lease.now.htype)
-    wire_put(p, b',"', 2)
+        wire_put(p, b"released ", 9)
+    _put_number(p, lease.now.htype)
     _put_octets(p, lease.now.chaddr, lease.now.hlen, c":")
-    wire_put(p, b'","', 3)
+    wire_put_u8(p, c" ")
     _put_hex(p, &lease.now, LEASE_CLIENT_ID)
-    _put_text(p, lease_text(&lease.now, LEASE_HOST), lease.now.size[LEASE_HOST])
-    wire_put(p, b'","', 3)
+    _put_host(p, lease_text(&lease.now, LEASE_HOST), lease.now.size[LEASE_HOST])
     _put_address(p, lease.now.relay)
-    wire_put(p, b'","', 3)
     _put_hex(p, &lease.now, LEASE_CIRCUIT)
-    _put_octets(p, lease_text(&lease.now, LEASE_REMOTE), lease.now.size[LEASE_REMOTE], 0)
-    wire_put(p, b'",', 2)
-    wire_put_number(p, boot)
-    wire_put_u8(p, c",")
-    wire_put_number(p, batch)
-    wire_put_u8(p, c",")
-    wire_put_number(p, lease.now.starts // MILLISECOND)
-    wire_put_u8(p, c",")
+    _put_hex(p, &lease.now, LEASE_REMOTE)
+    _put_number(p, lease.now.starts // MILLISECOND)
     if lease.now.expires == INT64_MAX:
-        wire_put(p, b"null", 4)
+        wire_put(p, b"never ", 6)
     else:
-        wire_put_number(p, (lease.now.expires + MILLISECOND - 1) // MILLISECOND)
-    wire_put_u8(p, c",")
+        _put_number(p, (lease.now.expires + MILLISECOND - 1) // MILLISECOND)
     wire_put_number(p, row_check(begin, p.at - begin - 1))
-    wire_put_u8(p, c"]")
+    wire_put_u8(p, c'"')

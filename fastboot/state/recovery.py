@@ -23,7 +23,7 @@ from typing import NamedTuple
 import structlog
 
 from fastboot.state.pages import Frame, Wal, database_pages, records
-from fastboot.state.rows import COLUMNS, StoredRow, parse
+from fastboot.state.rows import StoredRow, parse, texts
 from fastboot.state.schema import KEEP_LEASES, connect, last_batch, migrate, version_of
 
 log = structlog.get_logger(component="store")
@@ -77,7 +77,7 @@ def _examine(path: Path, committed: int) -> Recovered:
         lost, damage = _dropped(path, accepted, last, committed)
         migrate(file, path)
         if lost:
-            file.execute(KEEP_LEASES, (_json(lost),))
+            file.execute(KEEP_LEASES, (texts(lost),))
         damage += _leave_out_bad(file, path)
         return Recovered(max([last, committed, *(row.batch for row in lost)]), damage)
 
@@ -144,14 +144,15 @@ def _leave_out_bad(file: sqlite3.Connection, path: Path) -> Iterator[str]:
     """Take rows that make no sense out of the store; yield a line for each."""
     file.text_factory = bytes
     told = 0
-    for row in file.execute(f"SELECT {', '.join(COLUMNS)} FROM lease").fetchall():  # noqa: S608 - names of ours
+    for key, row in file.execute("SELECT address, row FROM lease").fetchall():
         try:
-            parse(row)
+            if int(parse(row).address) != key:
+                raise Unreadable("its rows are out of order")
         except ValueError as error:
             told += 1
             if told <= MOST_ROWS_TOLD:
                 yield f"a row of {path.name} makes no sense and is left out ({error}): {row!r}"
-            gone = file.execute("DELETE FROM lease WHERE address IN (?1, CAST(?1 AS TEXT))", row[:1])
+            gone = file.execute("DELETE FROM lease WHERE address = ?", (key,))
             if gone.rowcount != 1:
                 raise Unreadable("its rows are out of order") from error
     if told > MOST_ROWS_TOLD:
@@ -173,7 +174,7 @@ class Versions:
                     self.zeros[number] = columns[1]
                     continue
                 with suppress(ValueError):
-                    row = parse(columns)
+                    row = parse(columns[-1] if len(columns) == 2 else None)
                     self._rows.setdefault(row.address, {})[row.batch] = row
 
     @property
@@ -202,7 +203,7 @@ def _rebuild(path: Path, committed: int, why: str) -> Recovered:
         migrate(file, new)
         boots = json.dumps(versions.zeros)
         file.execute("INSERT OR IGNORE INTO boot SELECT key, value, 0 FROM json_each(?)", (boots,))
-        file.execute(KEEP_LEASES, (_json(rows),))
+        file.execute(KEEP_LEASES, (texts(rows),))
         file.execute("PRAGMA journal_mode=DELETE").fetchone()  # the whole of it in one file
     new.replace(_salvaged(path))
     _sync(path.parent)
@@ -270,10 +271,6 @@ def _keep_copy(path: Path) -> str:
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     return aside.name
-
-
-def _json(rows: Iterable[StoredRow]) -> str:
-    return json.dumps([row.columns() for row in rows])
 
 
 def _sync(directory: Path) -> None:

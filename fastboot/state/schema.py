@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fastboot.model import FastbootError
-from fastboot.state.rows import COLUMNS, StoredRow
+from fastboot.state.rows import StoredRow
 
 MIGRATIONS: Final = (
     """
@@ -33,26 +33,13 @@ MIGRATIONS: Final = (
         batch INTEGER NOT NULL
     );
     CREATE TABLE lease (
-        address TEXT PRIMARY KEY,
-        state TEXT NOT NULL,
-        htype INTEGER NOT NULL,
-        mac TEXT NOT NULL,
-        client_id TEXT NOT NULL,
-        hostname TEXT NOT NULL,
-        relay TEXT NOT NULL,
-        circuit_id TEXT NOT NULL,
-        remote_id TEXT NOT NULL,
-        boot INTEGER NOT NULL,
-        batch INTEGER NOT NULL,
-        starts INTEGER NOT NULL,
-        expires INTEGER,
-        crc INTEGER NOT NULL
-    ) WITHOUT ROWID;
+        address INTEGER PRIMARY KEY,
+        row TEXT NOT NULL
+    );
     INSERT INTO boot VALUES (0, 0, 0);
     INSERT INTO lease
-        SELECT address, state, htype, mac, client_id, hostname, '0.0.0.0', '', '', 0, 0,
-            CAST(starts * 1000 AS INTEGER), CAST(expires * 1000 AS INTEGER),
-            old_check(address, state, htype, mac, client_id, hostname, starts, expires)
+        SELECT coalesce(old_key(address), -row_number() OVER ()),
+            old_row(address, state, htype, mac, client_id, hostname, starts, expires)
         FROM old;
     DROP TABLE old;
     """,
@@ -61,14 +48,15 @@ MIGRATIONS: Final = (
 
 # One statement for a whole batch: executemany waits for the GIL at every row (DESIGN section 4, measured).
 # json_each keeps the order, so of two rows for one address the later wins.
-KEEP_LEASES: Final = f"""
-    INSERT INTO lease ({", ".join(COLUMNS)})
-    SELECT {", ".join(f"json_extract(value, '$[{at}]')" for at in range(len(COLUMNS)))}
-    FROM json_each(?) WHERE true
-    ON CONFLICT (address) DO UPDATE SET
-        {", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])}
-"""  # noqa: S608 - names of ours
+KEEP_LEASES: Final = """
+    INSERT INTO lease (address, row) SELECT CAST(key AS INTEGER), value FROM json_each(?) WHERE true
+    ON CONFLICT (address) DO UPDATE SET row = excluded.row
+"""
 """Keeps the rows that `Responder.batch` writes."""
+BATCH: Final = "CAST(row AS INTEGER)"
+"""The first word of a row; a number ends where something else begins."""
+BOOT: Final = "CAST(substr(row, instr(row, ' ') + 1) AS INTEGER)"
+"""The second."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -98,27 +86,33 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
 
 def last_batch(connection: sqlite3.Connection) -> int:
     """Return the number of the last batch of leases, or of the last before the last start."""
-    found = "SELECT max((SELECT ifnull(max(batch), 0) FROM lease), (SELECT ifnull(max(batch), 0) FROM boot))"
-    last: int = connection.execute(found).fetchone()[0]
+    rows, starts = f"SELECT ifnull(max({BATCH}), 0) FROM lease", "SELECT ifnull(max(batch), 0) FROM boot"  # noqa: S608
+    last: int = connection.execute(f"SELECT max(({rows}), ({starts}))").fetchone()[0]
     return last
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Lead the file to the newest schema. Raises FastbootError for one of a newer fastboot, sqlite3.Error."""
-    connection.create_function("old_check", 8, _old_check, deterministic=True)
+    connection.create_function("old_key", 1, _old_key, deterministic=True)
+    connection.create_function("old_row", 8, _old_row, deterministic=True)
     for number, script in enumerate(MIGRATIONS[version_of(connection, path) :], version_of(connection, path) + 1):
         connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
 
 
-def _old_check(
+def _old_key(address: str) -> int | None:
+    with suppress(ValueError):
+        return int(IPv4Address(address))
+    return None
+
+
+def _old_row(
     address: str, state: str, htype: int, mac: str, client_id: str, host: str, starts: float, expires: float | None
-) -> int:
-    """Return the check of a row of the first schema; one that does not fit where the row makes no sense."""
+) -> str:
+    """Return a row of the first schema as one of the second; without a check where it makes no sense."""
     with suppress(ValueError, TypeError, AttributeError):
-        row = StoredRow(
+        return StoredRow(
             IPv4Address(address), state, htype, bytes.fromhex(mac.replace(":", "")),  # type: ignore[arg-type]
             bytes.fromhex(client_id), host.encode("latin-1"), IPv4Address(0), b"", b"", 0, 0, int(starts * 1000),
             None if expires is None else int(expires * 1000),
-        )  # fmt: skip
-        return int(row.columns()[-1] or 0)
-    return -1
+        ).text()  # fmt: skip
+    return f"0 0 {address} {state} {htype} {mac} {client_id} {host} {starts} {expires}"

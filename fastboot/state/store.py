@@ -8,7 +8,6 @@ that no acknowledgement waits for one.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import queue
@@ -26,7 +25,6 @@ from fastboot.model import FastbootError, Lease
 from fastboot.state.clock import Clock
 from fastboot.state.recovery import recover
 from fastboot.state.rows import (
-    COLUMNS,
     MILLISECOND,
     LeaseRow,
     StoredRow,
@@ -34,8 +32,9 @@ from fastboot.state.rows import (
     on_clock,
     parse,
     stored_row,
+    texts,
 )
-from fastboot.state.schema import KEEP_LEASES, MIGRATIONS, connect, version_of
+from fastboot.state.schema import BOOT, KEEP_LEASES, MIGRATIONS, connect, version_of
 
 log = structlog.get_logger(component="store")
 
@@ -106,9 +105,9 @@ class Store:
     def write_leases(self, rows: Iterable[LeaseRow]) -> None:
         """Commit leases at once, where no server runs. Raises FastbootError."""
         self.last += 1
-        stored = [stored_row(row, self.clock.boot, self.last).columns() for row in rows]
+        stored = texts(stored_row(row, self.clock.boot, self.last) for row in rows)
         with _named(self._path):
-            self._writer.execute(KEEP_LEASES, (json.dumps(stored),))
+            self._writer.execute(KEEP_LEASES, (stored,))
         self._note(self.last)
 
     def close(self) -> None:
@@ -182,9 +181,8 @@ class Store:
             self._writer.execute(
                 "INSERT OR REPLACE INTO boot VALUES (?, ?, ?)", (self.clock.boot, zero, self.last)
             )
-            self._writer.execute(
-                "DELETE FROM boot WHERE id <> ? AND id NOT IN (SELECT boot FROM lease)", (self.clock.boot,)
-            )
+            unused = f"DELETE FROM boot WHERE id <> ? AND id NOT IN (SELECT {BOOT} FROM lease)"  # noqa: S608
+            self._writer.execute(unused, (self.clock.boot,))
         except sqlite3.Error as error:  # the next look tries again
             log.warning("store.clock_not_kept", path=str(self._path), text=str(error))
             return
@@ -222,9 +220,9 @@ def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
     for row in rows:
         here = of_this_start(row, clock, zeros)
         if here.expires is None or here.expires > now:
-            moved.append(here.columns())
+            moved.append(here)
     if moved:
-        file.execute(KEEP_LEASES, (json.dumps(moved),))
+        file.execute(KEEP_LEASES, (texts(moved),))
 
 
 def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
@@ -244,20 +242,20 @@ def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
 
 def _stored(file: sqlite3.Connection, but: int | None = None) -> tuple[list[StoredRow], dict[int, int]]:
     """Return the rows that make sense, but for those of one start, and the zeros of the starts they may be of."""
-    texts = file.text_factory
+    factory = file.text_factory
     file.text_factory = bytes  # a row that was damaged must not hide the others
     try:
         zeros = dict(file.execute("SELECT id, zero FROM boot").fetchall())
-        query = f"SELECT {', '.join(COLUMNS)} FROM lease WHERE boot IS NOT ?"  # noqa: S608 - names of ours
+        query = f"SELECT row FROM lease WHERE {BOOT} IS NOT ?"  # noqa: S608 - ours
         found = file.execute(query, (but,)).fetchall()
     finally:
-        file.text_factory = texts
+        file.text_factory = factory
     rows = []
-    for columns in found:
+    for (text,) in found:
         try:
-            rows.append(parse(columns))
+            rows.append(parse(text))
         except ValueError as error:
-            log.warning("store.bad_row", text=str(error), row=repr(columns))
+            log.warning("store.bad_row", text=str(error), row=repr(text))
     return rows, zeros
 
 
