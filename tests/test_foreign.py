@@ -404,6 +404,7 @@ def test_the_file_of_the_real_dnsmasq(tmp_path: Path) -> None:
     path = tmp_path / "dnsmasq.leases"
     command = [
         "dnsmasq", "-k", "--port=0", "--conf-file=/dev/null", "--interface=s0", "--bind-interfaces", "--user=root",
+        "--group=",  # none is changed: a user namespace has no other
         "--no-ping", "--dhcp-range=10.77.0.100,10.77.0.150,1h", f"--dhcp-leasefile={path}",
         f"--pid-file={tmp_path / 'pid'}", "--log-facility=-",
     ]  # fmt: skip
