@@ -332,7 +332,7 @@ import asyncio, json, os, sys
 from ipaddress import IPv4Address
 from pathlib import Path
 from fastboot.state import store as store_module
-from fastboot.state.rows import StoredRow
+from fastboot.state.rows import StoredRow, texts
 from fastboot.state.store import Store
 
 store_module.CHECKPOINT_EVERY, store_module.LOG_PAGES = 5, 12
@@ -345,9 +345,9 @@ async def run(batches):
     store = Store(Path(sys.argv[1]))
     store.start()
     for batch in batches:
-        rows = [row(address, batch).columns() for address in addresses(batch)]
+        rows = texts(row(address, batch) for address in addresses(batch))
         done = asyncio.get_running_loop().create_future()
-        store.keep_leases(batch, json.dumps(rows), done.set_result)
+        store.keep_leases(batch, rows, done.set_result)
         assert await done is None
     store.close()
 
