@@ -124,7 +124,7 @@ def test_request_selecting_is_committed_then_acknowledged(way: Way) -> None:
     way.here.disk = False
     assert way.broadcast(REQUEST, options=asking(offer.address, OURS)) == []
     (rows,) = way.here.commit()
-    assert f'"{offer.address}","bound"' in rows
+    assert f" {offer.address} bound " in rows
     assert [reply.message.type for reply in way.here.take()] == [ACK]
 
 

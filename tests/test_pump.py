@@ -131,8 +131,9 @@ async def test_one_that_reads_nothing_holds_up_nobody(pump: Pump, tmp_path: Path
         assert await failed(still) == errno.ECANCELED
 
 
+@pytest.mark.parametrize("pump", [0, 1], ids=["loop", "thread"], indirect=True)
 async def test_turns_are_fair(pump: Pump, tmp_path: Path) -> None:
-    """When the first of many has all, everybody has a good part."""
+    """When the first of many has all, everybody has a good part. (Of several threads the kernel sees to turns.)"""
     path = tmp_path / "big"
     path.write_bytes(DATA * 4)
     source = opened(path)
