@@ -10,7 +10,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net
   sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$0" "$$@"' env LOGNAME=uid-$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build debug test lint type demo bench bench-dhcp bench-media fuzz clean
+.PHONY: help setup build debug test prove lint type demo bench bench-dhcp bench-media fuzz clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ debug: ## Build the native core for the debugger (then: make test FASTBOOT_DEBUG
 test: ## Run every test, machines booting in QEMU included (one of them: make test ARGS="-k name")
 	@$(PYTHON) tools/bootstrap.py build demo test
 	@$(AS_ROOT) $(BIN)/python -m pytest $(ARGS)
+
+prove: ## Run the tests that take minutes each and are no part of make test
+	@$(PYTHON) tools/bootstrap.py build demo test bench
+	@$(AS_ROOT) $(BIN)/python -m pytest -m long --timeout 900 $(ARGS)
 
 lint: build ## Check style: ruff, cython-lint
 	@$(BIN)/ruff check .

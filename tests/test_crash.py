@@ -80,6 +80,7 @@ class Ledger:
     twice: list[str] = field(default_factory=list)
     acks: int = 0
     _asked: dict[tuple[str, int], float] = field(default_factory=dict)
+    _given_up: set[tuple[str, int]] = field(default_factory=set)
 
     def hear(self, packets: list[tuple[float, bytes]]) -> None:
         for when, frame in packets:
@@ -91,8 +92,10 @@ class Ledger:
             if found.type == REQUEST:
                 self._asked[mac, found.xid] = when
             elif found.type == RELEASE:
+                # What it asked for before, it does not take any more: that ACK may have left before this was read.
                 self.held.pop(str(IPv4Address(found.ciaddr)), None)
-            elif found.type == ACK and found.yiaddr:
+                self._given_up.update(each for each in self._asked if each[0] == mac)
+            elif found.type == ACK and found.yiaddr and (mac, found.xid) not in self._given_up:
                 self._acknowledge(found, mac, when)
 
     def _acknowledge(self, found: DhcpMessage, mac: str, when: float) -> None:

@@ -91,6 +91,10 @@ async def dhclient(client: Namespace, directory: Path, settings: str = "", *opti
     """Run dhclient until it has an address; return its lease file."""
     leases, pid = directory / "leases", directory / "pid"
     leases.touch()
+
+    def written() -> bool:
+        return pid.exists() and pid.read_text().endswith("\n")
+
     script = program(directory / "script", "exit 0")
     (directory / "dhclient.conf").write_text(settings)
     try:
@@ -98,8 +102,9 @@ async def dhclient(client: Namespace, directory: Path, settings: str = "", *opti
             client, "dhclient", "-4", "-1", *options, "-sf", script, "-lf", str(leases), "-pf", str(pid),
             "-cf", str(directory / "dhclient.conf"), "c0",
         )  # fmt: skip
+        await until(written)  # it goes into the background first
     finally:
-        if pid.exists():
+        if written():
             os.kill(int(pid.read_text()), signal.SIGKILL)
     return leases.read_text()
 
