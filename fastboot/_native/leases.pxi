@@ -24,6 +24,11 @@ cdef struct row_t:
     int32_t lease
     uint64_t batch
 
+cdef struct turn_t:                 # of a free address, to be given
+    int64_t since
+    uint32_t address
+    int32_t lease
+
 STATE_NAMES = ("free", "offered", "bound", "declined")
 
 
@@ -90,24 +95,29 @@ cdef class Leases:
         free(self.pools)
         self.pools = <pool_t *>memory_for(len(subnets), sizeof(pool_t))
         self.subnet_count = len(subnets)
-        wanted = sum(last - first + 1 for entry in subnets for first, last in entry[3])
-        self.make_room(wanted + len(nodes) + LEASES_SPARE)
+        ranges = [each for entry in subnets for each in entry[3]]
+        self.make_room(sum(last - first + 1 for first, last in ranges) + len(nodes) + LEASES_SPARE)
         for i in range(self.table.count):
             lease = &self.table.at[i]
             lease.node, lease.pooled = NOWHERE, False
-        for entry in subnets:
-            for first, last in entry[3]:
-                for address in range(first, last + 1):
-                    self.table.at[self.entry(address)].pooled = True
+        for first, last in ranges:
+            self.pool(first, last)
         for node, (fixed, _, _, _) in enumerate(nodes):
             if fixed:
                 self.table.at[self.entry(fixed)].node = node
         self.list_free()
 
+    cdef void pool(self, uint32_t first, uint32_t last) noexcept nogil:
+        # Makes addresses ones that strangers may have; there is room for them.
+        cdef uint64_t address
+        for address in range(first, <uint64_t>last + 1):
+            self.table.at[self.add(<uint32_t>address)].pooled = True
+
     cdef list_free(self):
         # Oldest-free first; those never used are the oldest, in the order of the addresses.
-        cdef int32_t i
+        cdef int32_t i, n = 0
         cdef int which
+        cdef turn_t *turns = <turn_t *>memory_for(self.table.count, sizeof(turn_t))
         for i in range(self.subnet_count):
             for which in range(FREE_LISTS):
                 self.pools[i].free[which].oldest = self.pools[i].free[which].newest = NOWHERE
@@ -115,12 +125,14 @@ cdef class Leases:
         for i in range(self.table.count):
             self.table.at[i].listed = 0
             self.table.at[i].older = self.table.at[i].newer = NOWHERE
-        order = sorted(
-            (self.table.at[i].now.expires, self.table.at[i].address, i)
-            for i in range(self.table.count) if self.table.at[i].now.state == LEASE_FREE
-        )
-        for _, _, i in order:
-            self.retire(i)
+            if self.table.at[i].now.state == LEASE_FREE:
+                turns[n].since, turns[n].address = self.table.at[i].now.expires, self.table.at[i].address
+                turns[n].lease = i
+                n += 1
+        qsort(turns, n, sizeof(turn_t), by_turn)
+        for i in range(n):
+            self.retire(turns[i].lease)
+        free(turns)
 
     cdef int32_t entry(self, uint32_t address) except -1:
         if self.table.count == self.table.room:
@@ -592,6 +604,13 @@ cdef class Leases:
             return False
         return self.free_durably(i)
 
+
+cdef int by_turn(const void *a, const void *b) noexcept nogil:
+    cdef const turn_t *one = <const turn_t *>a
+    cdef const turn_t *other = <const turn_t *>b
+    if one.since != other.since:
+        return -1 if one.since < other.since else 1
+    return -1 if one.address < other.address else one.address > other.address
 
 cdef text_t text_of(const binding_t *b, int what) noexcept nogil:
     cdef text_t text

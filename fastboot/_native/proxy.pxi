@@ -146,8 +146,9 @@ cdef class Proxy(Decisions):
 
     def node_of_mac(self, bytes mac not None):
         cdef const char *octets = mac
+        cdef uint8_t size = min(<int>len(mac), 16)
         cdef int32_t i = self.seen_as(mac), j
-        cdef int32_t node = self.node_by(NODE_MAC, <const uint8_t *>octets, len(mac), NULL, 0)
+        cdef int32_t node = self.node_by(NODE_MAC, <const uint8_t *>octets, size, NULL, 0)
         for j in range(3):
             if node == NOWHERE and i != NOWHERE and not digest_none(self.seen.at[i].port[j]):
                 node = self.node_with(self.seen.at[i].port[j])
