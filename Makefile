@@ -39,7 +39,8 @@ lint: build ## Check style: ruff, cython-lint
 
 type: build ## Check types: mypy, and the native core against its stub
 	@$(BIN)/mypy
-	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastboot._core fastboot.lab._fleet
+	@$(BIN)/python -m mypy.stubtest --mypy-config-file pyproject.toml fastboot._core fastboot.lab._fleet \
+	  fastboot.lab._machines fastboot.lab._sinks
 
 demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 	@$(PYTHON) tools/bootstrap.py build demo
@@ -63,6 +64,6 @@ fuzz: ## Fuzz all that takes packets, a minute long (longer: make fuzz ARGS=600)
 
 clean: ## Remove what was built or downloaded
 	rm -rf .venv .cache build dist *.egg-info
-	rm -f $(foreach it,fastboot/_core fastboot/lab/_fleet,$(it).c $(it).html $(it).*.so)
+	rm -f $(foreach it,fastboot/_core fastboot/lab/_fleet fastboot/lab/_machines fastboot/lab/_sinks,$(it).c $(it).html $(it).*.so)
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -12,11 +12,16 @@ extensions = [
     Extension(
         name,
         [f"{name.replace('.', '/')}.pyx"],
-        depends=[str(part) for part in sorted(Path("fastboot/_native").glob("*.px[di]"))],
+        depends=[str(part) for room in rooms for part in sorted(Path("fastboot", room).glob("*.px[di]"))],
         extra_compile_args=["-std=gnu11", "-O0" if debug else "-O2", "-Wall", "-Wextra", "-fvisibility=hidden"],
         define_macros=[("CYTHON_TRACE_NOGIL", "1")] if debug else [],
     )
-    for name in ("fastboot._core", "fastboot.lab._fleet")
+    for name, rooms in (
+        ("fastboot._core", ("_native",)),
+        ("fastboot.lab._fleet", ("_native", "lab")),
+        ("fastboot.lab._machines", ("_native", "lab")),
+        ("fastboot.lab._sinks", ("_native", "lab")),
+    )
 ]
 setup(
     ext_modules=cythonize(

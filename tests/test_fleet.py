@@ -15,7 +15,8 @@ import pytest
 
 from fastboot import config
 from fastboot._core import DhcpMessage, parse_dhcp
-from fastboot.lab._fleet import DhcpClients, dhcp_sink
+from fastboot.lab._fleet import DhcpClients
+from fastboot.lab._sinks import dhcp_sink
 from fastboot.lab.fleet import BIOS, FIRST_MAC, UEFI, Fleet, Kind
 from fastboot.model import Plan
 from fastboot.services.dhcp import DhcpService, open_sockets

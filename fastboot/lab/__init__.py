@@ -10,4 +10,6 @@ story       the steps of a boot, from events and console lines; no I/O
 rehearsal   all of these together: one machine, the whole way, the verdict
 screen      the story on a terminal
 demo        `fastboot demo`
+fleet       simulated machines that get an address by DHCP, as many as a second holds
+tftp        simulated TFTP clients, as data, and many of them at once
 """

@@ -35,9 +35,3 @@ class DhcpClients:
         how many seconds at worst) flatters nobody; `seconds` until the last ACK. Raises ValueError where neither
         `rate` nor `outstanding` is given. Blocks, without the GIL.
         """
-
-def dhcp_sink(fd: int, *, frames: bool, server: int, seconds: float) -> int:
-    """Answer DHCP clients whose first option is 53, as cheaply as the system calls allow, and keep nothing.
-
-    What a generator sustains against it is the generator's own limit. Returns how many packets were answered.
-    """

@@ -7,37 +7,21 @@ all on. What they send is a template with the machine's own MAC, xid and address
 """
 from array import array
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_COOKIE, DHCP_DISCOVER, DHCP_FRAME, DHCP_HEADER, DHCP_LONGEST, DHCP_LONGEST_REPLY, DHCP_NAK,
-    DHCP_OFFER, DHCP_SHORTEST_REPLY, OPTION_CLIENT_ID, OPTION_END, OPTION_LEASE, OPTION_REQUESTED, OPTION_SERVER,
-    OPTION_TYPE, dhcp_frame, dhcp_next, dhcp_put_number, dhcp_put_option,
+    DHCP_ACK, DHCP_COOKIE, DHCP_FRAME, DHCP_HEADER, DHCP_LONGEST_REPLY, DHCP_NAK, DHCP_OFFER, OPTION_CLIENT_ID,
+    OPTION_REQUESTED, OPTION_SERVER, OPTION_TYPE, dhcp_frame, dhcp_next,
 )
-from fastboot._native.sys cimport (
-    EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, errno, iovec, mmsghdr, now_ns, recvmmsg, sendmmsg, sockaddr_in, timespec,
+from fastboot._native.sys cimport now_ns
+from fastboot._native.wire cimport cursor_t, wire_cursor, wire_u32
+from fastboot.lab._frames cimport (
+    BOX, CLIENT_PORT, ETHERNET, SERVER_PORT, box_prepare, box_receive, box_send, box_t, datagram_in, put_mac,
+    put_u32,
 )
-from fastboot._native.wire cimport (
-    cursor_t, pen_t, wire_cursor, wire_pen, wire_put_u32, wire_u16, wire_u32,
-)
-
-cdef extern from "<poll.h>" nogil:
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int ppoll(pollfd *fds, unsigned long n, const timespec *timeout, const void *mask)
-    enum:
-        POLLIN, POLLOUT
-
-cdef enum:
-    BATCH = 64                      # packets per system call
-    ETHERNET = 14                   # octets of its header
-    ROOM = ETHERNET + DHCP_FRAME + DHCP_LONGEST
-    CLIENT_PORT = 68
-    SERVER_PORT = 67
+from fastboot.lab._sockets cimport POLLIN, wait_for
 
 cdef enum:                          # RFC 2131 section 4.4; the last three are ends
     MACHINE_OFF = 0
@@ -59,73 +43,6 @@ cdef struct template_t:
     int32_t id_at                   # where option 61 has the MAC; 0: nowhere
     int32_t requested_at            # the values of options 50 and 54
     int32_t server_at
-
-cdef struct box_t:                  # packets of one system call
-    mmsghdr vec[BATCH]
-    iovec iov[BATCH]
-    sockaddr_in name[BATCH]
-    uint8_t data[BATCH][ROOM]
-    int32_t n
-
-
-cdef void box_prepare(box_t *box, bint named) noexcept nogil:
-    cdef int32_t i
-    for i in range(BATCH):
-        memset(&box.vec[i], 0, sizeof(mmsghdr))
-        box.iov[i].iov_base, box.iov[i].iov_len = box.data[i], ROOM
-        box.vec[i].msg_hdr.msg_iov, box.vec[i].msg_hdr.msg_iovlen = &box.iov[i], 1
-        if named:
-            box.vec[i].msg_hdr.msg_name, box.vec[i].msg_hdr.msg_namelen = &box.name[i], sizeof(sockaddr_in)
-
-cdef int32_t box_receive(box_t *box, int fd) noexcept nogil:
-    cdef int32_t i
-    for i in range(BATCH):
-        box.iov[i].iov_len = ROOM
-    return max(0, recvmmsg(fd, box.vec, BATCH, MSG_DONTWAIT, NULL))
-
-cdef int32_t box_send(box_t *box, int fd) noexcept nogil:
-    # How many the kernel refused for good.
-    cdef int32_t done = 0, refused = 0
-    cdef int rc
-    while done < box.n:
-        rc = sendmmsg(fd, box.vec + done, box.n - done, MSG_DONTWAIT)
-        if rc > 0:
-            done += rc
-        elif errno == EAGAIN or errno == ENOBUFS:
-            wait_for(fd, POLLOUT, 1000000)
-        elif errno != EINTR:
-            done += 1
-            refused += 1
-    box.n = 0
-    return refused
-
-cdef void wait_for(int fd, short events, int64_t nanoseconds) noexcept nogil:
-    cdef pollfd entry
-    cdef timespec limit
-    entry.fd, entry.events, entry.revents = fd, events, 0
-    limit.tv_sec, limit.tv_nsec = nanoseconds // 1000000000, nanoseconds % 1000000000
-    ppoll(&entry, 1, &limit, NULL)
-
-cdef const uint8_t *datagram_in(const uint8_t *frame, size_t *n, uint16_t port) noexcept nogil:
-    # The payload of a UDP datagram to `port` in an Ethernet frame, its size in `n`; NULL for any other frame.
-    cdef size_t head
-    cdef const uint8_t *ip = frame + ETHERNET
-    if n[0] < ETHERNET + DHCP_FRAME or wire_u16(frame + 12) != 0x0800 or ip[0] >> 4 != 4 or ip[9] != 17:
-        return NULL
-    head = 4 * (ip[0] & 15)
-    if head < 20 or n[0] < ETHERNET + head + 8 or wire_u16(ip + head + 2) != port:
-        return NULL
-    n[0] -= ETHERNET + head + 8
-    return ip + head + 8
-
-cdef void put_mac(uint8_t *out, uint64_t mac) noexcept nogil:
-    cdef int i
-    for i in range(6):
-        out[i] = (mac >> (40 - 8 * i)) & 0xff
-
-cdef void put_u32(uint8_t *out, uint32_t value) noexcept nogil:
-    cdef pen_t p = wire_pen(out, 4)
-    wire_put_u32(&p, value)
 
 cdef template_t template_of(bytes packet, bint asks) except *:
     cdef template_t t
@@ -220,7 +137,7 @@ cdef class DhcpClients:
             now = now_ns()
             self.take(got, now)
             self.unsent += box_send(self.outbox, self.fd)
-            while self.outbox.n < BATCH and self.begun - self.settled < self.most and self.begun < self.count:
+            while self.outbox.n < BOX and self.begun - self.settled < self.most and self.begun < self.count:
                 next_ = began + <int64_t>(self.begun * 1e9 / rate) if rate else now
                 if next_ > now or now >= until:
                     break
@@ -359,64 +276,3 @@ cdef class DhcpClients:
                 twice += addresses[i] == addresses[i - 1]
         free(addresses)
         return twice
-
-
-cdef size_t sink_reply(uint8_t *p, size_t n, uint32_t server) noexcept nogil:
-    # Makes the answer in the memory of the request; 0: there is none.
-    cdef cursor_t c = wire_cursor(p + DHCP_HEADER, n - DHCP_HEADER)
-    cdef uint8_t code, type_
-    cdef size_t size
-    cdef const uint8_t *value
-    cdef pen_t out
-    if n < DHCP_HEADER or dhcp_next(&c, &code, &size, &value) <= 0 or code != OPTION_TYPE:
-        return 0
-    type_ = DHCP_OFFER if value[0] == DHCP_DISCOVER else DHCP_ACK
-    p[0] = 2
-    put_u32(p + 16, (server & <uint32_t>0xFF000000) | (wire_u32(p + 30) & 0xFFFFFF))
-    out = wire_pen(p + DHCP_HEADER, DHCP_SHORTEST_REPLY - DHCP_HEADER)
-    dhcp_put_option(&out, OPTION_TYPE, &type_, 1)
-    dhcp_put_number(&out, OPTION_SERVER, server)
-    dhcp_put_number(&out, OPTION_LEASE, 3600)
-    memset(out.at, OPTION_END, 1)
-    return DHCP_SHORTEST_REPLY
-
-cdef void sink_frame(uint8_t *frame, uint8_t *p, size_t n, uint32_t server) noexcept nogil:
-    memcpy(frame, p + 28, 6)
-    memset(frame + 6, 2, 6)
-    dhcp_frame(frame + ETHERNET, server, SERVER_PORT, wire_u32(p + 16), CLIENT_PORT, n)
-
-
-def dhcp_sink(int fd, *, bint frames, uint32_t server, double seconds):
-    """See _fleet.pyi."""
-    cdef box_t *box = <box_t *>calloc(1, sizeof(box_t))
-    cdef int64_t until = now_ns() + <int64_t>(seconds * 1e9)
-    cdef int64_t answered = 0
-    cdef int32_t got, k, kept
-    cdef size_t n
-    cdef const uint8_t *p
-    if box == NULL:
-        raise MemoryError
-    with nogil:
-        while now_ns() < until:
-            box_prepare(box, not frames)
-            got = box_receive(box, fd)
-            kept = 0
-            for k in range(got):
-                n = box.vec[k].msg_len
-                p = datagram_in(box.data[k], &n, SERVER_PORT) if frames else box.data[k]
-                n = sink_reply(<uint8_t *>p, n, server) if p != NULL else 0
-                if n == 0:
-                    continue
-                if frames:
-                    sink_frame(box.data[k], <uint8_t *>p, n, server)
-                    n += ETHERNET + DHCP_FRAME
-                box.iov[k].iov_len = n
-                box.vec[kept] = box.vec[k]
-                kept += 1
-            box.n = kept
-            box_send(box, fd)
-            answered += kept
-            if got == 0:
-                wait_for(fd, POLLIN, 100000000)
-    free(box)
-    return answered

@@ -13,8 +13,9 @@ import fcntl
 import socket
 import struct
 import subprocess
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
+from typing import Final
 
 from fastboot.lab.namespace import LabError, permission_help
 
@@ -25,6 +26,7 @@ _SO_RCVBUFFORCE = 33
 _SOL_PACKET = 263
 _PACKET_IGNORE_OUTGOING = 23
 _FRAME = 65536
+LINK_MAC: Final = "02:00:5e:00:53:01"
 _BURST = 64
 
 
@@ -199,3 +201,24 @@ def _no_offload(name: str) -> None:
     request = struct.pack("16sP", name.encode(), ctypes.addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, request)
+
+
+def claim(interface: str, network: IPv4Network, *others: IPv4Address) -> None:
+    """Make every address of a network ours on an interface, but those of `others`, which are beyond it.
+
+    Thousands of machines then send and receive by ordinary sockets, without thousands of addresses to add. Do
+    `silence` to both ends of the link first.
+    """
+    ip("route", "add", "local", str(network), "dev", interface)
+    for other in others:
+        ip("route", "add", f"{other}/32", "dev", interface, "table", "local", "scope", "link")
+
+
+def silence(interface: str) -> list[str]:
+    """Return the command that makes an end of a veth pair deliver without ARP what both ends send.
+
+    The kernel would answer ARP for every address that `claim` made ours, and a server that looks for a free one
+    would find none; and its neighbour table holds 1,024 machines (net.ipv4.neigh.default.gc_thresh3), for all
+    namespaces together. Without ARP frames bear the sender's own MAC address, so both ends have the same.
+    """
+    return ["ip", "link", "set", interface, "address", LINK_MAC, "arp", "off"]

@@ -1,0 +1,77 @@
+# Packets by the boxful, and the Ethernet, IP and UDP around a DHCP message.
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+from fastboot._native.dhcp cimport DHCP_FRAME, DHCP_LONGEST
+from fastboot._native.sys cimport (
+    EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, errno, iovec, mmsghdr, recvmmsg, sendmmsg, sockaddr_in,
+)
+from fastboot._native.wire cimport pen_t, wire_pen, wire_put_u32, wire_u16
+from fastboot.lab._sockets cimport POLLOUT, wait_for
+
+cdef enum:
+    BOX = 64                        # packets per system call
+    ETHERNET = 14                   # octets of its header
+    ROOM = ETHERNET + DHCP_FRAME + DHCP_LONGEST
+    CLIENT_PORT = 68
+    SERVER_PORT = 67
+
+cdef struct box_t:                  # packets of one system call
+    mmsghdr vec[BOX]
+    iovec iov[BOX]
+    sockaddr_in name[BOX]
+    uint8_t data[BOX][ROOM]
+    int32_t n
+
+
+cdef inline void box_prepare(box_t *box, bint named) noexcept nogil:
+    cdef int32_t i
+    for i in range(BOX):
+        memset(&box.vec[i], 0, sizeof(mmsghdr))
+        box.iov[i].iov_base, box.iov[i].iov_len = box.data[i], ROOM
+        box.vec[i].msg_hdr.msg_iov, box.vec[i].msg_hdr.msg_iovlen = &box.iov[i], 1
+        if named:
+            box.vec[i].msg_hdr.msg_name, box.vec[i].msg_hdr.msg_namelen = &box.name[i], sizeof(sockaddr_in)
+
+cdef inline int32_t box_receive(box_t *box, int fd) noexcept nogil:
+    cdef int32_t i
+    for i in range(BOX):
+        box.iov[i].iov_len = ROOM
+    return max(0, recvmmsg(fd, box.vec, BOX, MSG_DONTWAIT, NULL))
+
+cdef inline int32_t box_send(box_t *box, int fd) noexcept nogil:
+    # How many the kernel refused for good.
+    cdef int32_t done = 0, refused = 0
+    cdef int rc
+    while done < box.n:
+        rc = sendmmsg(fd, box.vec + done, box.n - done, MSG_DONTWAIT)
+        if rc > 0:
+            done += rc
+        elif errno == EAGAIN or errno == ENOBUFS:
+            wait_for(fd, POLLOUT, 1000000)
+        elif errno != EINTR:
+            done += 1
+            refused += 1
+    box.n = 0
+    return refused
+
+cdef inline const uint8_t *datagram_in(const uint8_t *frame, size_t *n, uint16_t port) noexcept nogil:
+    # The payload of a UDP datagram to `port` in an Ethernet frame, its size in `n`; NULL for any other frame.
+    cdef size_t head
+    cdef const uint8_t *ip = frame + ETHERNET
+    if n[0] < ETHERNET + DHCP_FRAME or wire_u16(frame + 12) != 0x0800 or ip[0] >> 4 != 4 or ip[9] != 17:
+        return NULL
+    head = 4 * (ip[0] & 15)
+    if head < 20 or n[0] < ETHERNET + head + 8 or wire_u16(ip + head + 2) != port:
+        return NULL
+    n[0] -= ETHERNET + head + 8
+    return ip + head + 8
+
+cdef inline void put_mac(uint8_t *out, uint64_t mac) noexcept nogil:
+    cdef int i
+    for i in range(6):
+        out[i] = (mac >> (40 - 8 * i)) & 0xff
+
+cdef inline void put_u32(uint8_t *out, uint32_t value) noexcept nogil:
+    cdef pen_t p = wire_pen(out, 4)
+    wire_put_u32(&p, value)
