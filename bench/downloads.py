@@ -1,114 +1,239 @@
-"""Clients that download one file at once over HTTP or FTP, and throw the octets away.
+"""Clients of HTTP and FTP servers, many in one process, that throw away what they get.
 
-    python -m bench.downloads PROTOCOL ADDRESS PORT PATH CLIENTS
+    python -m bench.downloads JSON
 
-Prints one JSON line. A process of its own, so that its interpreter is not the server's. MSG_TRUNC lets the kernel
-discard what arrived without copying it (tcp(7)): one core takes what two servers' cores send.
+The JSON object names what they do (`kind`: bulk, storm or sessions) and its arguments. Once all are connected and
+logged in, a line is printed; at a line of input they begin; their figures are printed as JSON, and at another line
+of input they leave. So whoever measures the server can look at it in between.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ftplib
 import json
 import select
 import socket
 import sys
-import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
+Address = tuple[str, int]
+T = TypeVar("T")
 CHUNK = 1 << 20
+PATIENCE = 100.0
+"""Seconds after which whoever has not all has failed."""
+SEVERAL = 64
+OPENING = 1.0
+"""Seconds in which all sessions are opened."""
 
 
-class Drain:
-    """Takes everything from many sockets until each is closed by the server or has what it should have."""
-
-    def __init__(self, expected: int) -> None:
-        self.expected = expected
-        self.epoll = select.epoll()
-        self.left = 0
-        self.got: dict[int, int] = {}
-        self.sockets: dict[int, socket.socket] = {}
-        self.ended: list[tuple[float, int]] = []
-        self.buffer = bytearray(CHUNK)
-
-    def add(self, sock: socket.socket, already: int = 0) -> None:
-        sock.setblocking(False)
-        self.got[sock.fileno()], self.sockets[sock.fileno()] = already, sock
-        self.epoll.register(sock.fileno(), select.EPOLLIN)
-
-    def run(self, clients: int, deadline: float) -> None:
-        while len(self.ended) < clients and time.monotonic() < deadline:
-            for fd, _ in self.epoll.poll(0.1, 64):
-                try:
-                    count = self.sockets[fd].recv_into(self.buffer, CHUNK, socket.MSG_TRUNC)
-                except BlockingIOError:
-                    continue
-                except ConnectionError:
-                    count = 0
-                self.got[fd] += count
-                if count == 0 or self.got[fd] >= self.expected:
-                    self.epoll.unregister(fd)
-                    self.ended.append((time.monotonic(), self.got[fd]))
+def begin() -> float:
+    """Tell that all is ready, wait for the word, return when it came."""
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return time.monotonic()
 
 
-def http(address: tuple[str, int], path: str, drain: Drain) -> socket.socket:
+def summary(asked: int, times: Sequence[float], octets: int, seconds: float) -> dict[str, Any]:
+    whole = sorted(times)
+    at = {"fastest": 0, "p50": len(whole) // 2, "p99": len(whole) * 99 // 100, "slowest": len(whole) - 1}
+    figures = {name: whole[place] if whole else None for name, place in at.items()}
+    return {"failed": asked - len(whole), "octets": octets, "seconds": seconds, **figures}
+
+
+def request(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+
+
+def connected(address: Address) -> socket.socket:
     sock = socket.create_connection(address, 60)
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        head += sock.recv(4096)
-    assert head.startswith(b"HTTP/1.1 200 "), head
-    drain.add(sock, len(head) - head.index(b"\r\n\r\n") - 4)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
-def ftp(address: tuple[str, int], path: str, drain: Drain) -> ftplib.FTP:
+def logged_in(address: Address) -> ftplib.FTP:
     session = ftplib.FTP(timeout=60)
     session.connect(*address)
     session.login()
     session.voidcmd("TYPE I")
-    data, _ = session.ntransfercmd(f"RETR {path}")
-    drain.add(data)
     return session
 
 
-def main() -> None:
-    protocol, host, port, path, count, expected = sys.argv[1:]
-    clients, drain = int(count), Drain(int(expected))
-    start = {"http": http, "ftp": ftp}[protocol]
-    faults: list[str] = []
-    held: list[object] = []
-    waits: list[float] = []
+def started(start: Callable[[int], T], clients: int) -> list[T]:
+    """Return the clients that could be started."""
 
-    def begin(_: int) -> None:
-        at = time.monotonic()
+    def one(number: int) -> T | Exception:
         try:
-            held.append(start((host, int(port)), path, drain))
+            return start(number)
         except Exception as error:
-            faults.append(f"{type(error).__name__}: {error}")
-            drain.ended.append((time.monotonic(), 0))
-        waits.append(time.monotonic() - at)
+            return error
 
-    began = time.monotonic()
-    with ThreadPoolExecutor(min(clients, 100)) as pool:
-        starting = threading.Thread(target=lambda: list(pool.map(begin, range(clients))))
-        starting.start()
-        drain.run(clients, began + 300)
-        starting.join()
-    whole = sorted(at - began for at, octets in drain.ended if octets >= drain.expected)
-    print(
-        json.dumps(
-            {
-                "whole": len(whole),
-                "octets": sum(octets for _, octets in drain.ended),
-                "fastest": whole[0] if whole else None,
-                "slowest": whole[-1] if whole else None,
-                "slowest_start": max(waits),
-                "faults": faults[:3],
-            }
-        )
-    )
+    with ThreadPoolExecutor(SEVERAL) as pool:
+        all_ = list(pool.map(one, range(clients)))
+    if faults := [each for each in all_ if isinstance(each, Exception)]:
+        print(f"{len(faults)} clients could not start: {faults[0]!r}", file=sys.stderr)
+    return [each for each in all_ if not isinstance(each, Exception)]
+
+
+class Download:
+    """One client of one large file: it asks by `ask`, and the octets come in at `data`."""
+
+    def __init__(self, data: socket.socket, ask: Callable[[], object], size: int, head: bool) -> None:
+        self.data, self.ask, self.left, self.head = data, ask, size, head
+        self.began = self.ended = 0.0
+
+    @classmethod
+    def http(cls, address: Address, path: str, size: int) -> Download:
+        sock = connected(address)
+        return cls(sock, lambda: sock.sendall(request(path)), size, True)
+
+    @classmethod
+    def ftp(cls, address: Address, path: str, size: int) -> Download:
+        session = logged_in(address)
+        data = socket.create_connection(session.makepasv(), 60)
+        return cls(data, lambda: session.putcmd(f"RETR {path}"), size, False)
+
+    def take(self, buffer: bytearray) -> bool:
+        """Take what came; return whether that was the end. MSG_TRUNC: the kernel discards it uncopied (tcp(7))."""
+        try:
+            count = self.data.recv_into(buffer, CHUNK, 0 if self.head else socket.MSG_TRUNC)
+            if self.head and count:
+                end = buffer.index(b"\r\n\r\n", 0, count) + 4
+                if not buffer.startswith(b"HTTP/1.1 200 "):
+                    raise ConnectionError(bytes(buffer[:end]))
+                self.head, self.left = False, self.left + end
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            count = 0
+        self.left -= count
+        if count and self.left > 0:
+            return False
+        self.ended = time.monotonic()
+        return True
+
+
+def bulk(protocol: str, address: Address, paths: Sequence[str], clients: int, size: int) -> dict[str, Any]:
+    """Every client fetches one file, all at once."""
+    start = {"http": Download.http, "ftp": Download.ftp}[protocol]
+    downloads = started(lambda number: start(address, paths[number % len(paths)], size), clients)
+    epoll, going = select.epoll(), {each.data.fileno(): each for each in downloads}
+    for fd, each in going.items():
+        each.data.setblocking(False)
+        epoll.register(fd, select.EPOLLIN)
+    began, buffer = begin(), bytearray(CHUNK)
+    for each in downloads:
+        each.began = time.monotonic()
+        each.ask()
+    while going and time.monotonic() < began + PATIENCE:
+        for fd, _ in epoll.poll(0.1, SEVERAL):
+            if going[fd].take(buffer):
+                epoll.unregister(fd)
+                del going[fd]
+    whole = [each.ended - each.began for each in downloads if each.ended and each.left == 0]
+    octets = sum(size - each.left for each in downloads)
+    return summary(clients, whole, octets, time.monotonic() - began)
+
+
+def storm(
+    protocol: str, address: Address, paths: Sequence[str], clients: int, size: int, files: int
+) -> dict[str, Any]:
+    """Clients fetch small files one after another: by HTTP on one connection, by FTP in one session each."""
+    left = iter([paths[n % len(paths)] for n in range(files)])
+    went = {"http": storm_http, "ftp": storm_ftp}[protocol]
+    began, times = went(address, left, clients, size)
+    return summary(files, times, len(times) * size, time.monotonic() - began)
+
+
+def storm_http(address: Address, left: Iterator[str], clients: int, size: int) -> tuple[float, list[float]]:
+    connections = {sock.fileno(): sock for sock in (connected(address) for _ in range(clients))}
+    epoll, asked, got, times = select.epoll(), dict[int, float](), dict[int, bytes](), list[float]()
+    began = begin()
+
+    def ask(fd: int) -> None:
+        got[fd], asked[fd] = b"", time.monotonic()
+        if (path := next(left, None)) is None:
+            epoll.unregister(fd)
+            del asked[fd]
+        else:
+            connections[fd].send(request(path))
+
+    for fd in connections:
+        epoll.register(fd, select.EPOLLIN)
+        ask(fd)
+    while asked and time.monotonic() < began + PATIENCE:
+        for fd, _ in epoll.poll(0.1, SEVERAL):
+            part = connections[fd].recv(CHUNK)
+            got[fd] += part
+            head, found, body = got[fd].partition(b"\r\n\r\n")
+            if not part:
+                epoll.unregister(fd)
+                del asked[fd]
+            elif found and len(body) >= size:
+                assert head.startswith(b"HTTP/1.1 200 "), head
+                times.append(time.monotonic() - asked[fd])
+                ask(fd)
+    return began, times
+
+
+def storm_ftp(address: Address, left: Iterator[str], clients: int, size: int) -> tuple[float, list[float]]:
+    sessions = started(lambda _: logged_in(address), clients)
+    times = list[float]()
+    began = begin()
+
+    def fetch(session: ftplib.FTP) -> None:
+        for path in left:
+            at, got = time.monotonic(), list[bytes]()
+            session.retrbinary(f"RETR {path}", got.append)
+            if sum(map(len, got)) == size:
+                times.append(time.monotonic() - at)
+
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(fetch, sessions))
+    return began, times
+
+
+def sessions(protocol: str, address: Address, clients: int) -> dict[str, Any]:
+    """So many clients come within a second and stay; the time is that to be logged in, or answered 404."""
+    steps = {
+        "ftp": ((b"", b"220 "), (b"USER anonymous\r\nPASS x\r\n", b"230 ")),
+        "http": ((b"HEAD /nothing HTTP/1.1\r\nHost: bench\r\n\r\n", b"HTTP/1.1 404 "),),
+    }[protocol]
+    began = begin()
+    times, held = list[float](), list[object]()
+
+    async def come(number: int) -> None:
+        await asyncio.sleep(number * OPENING / clients)
+        at = time.monotonic()
+        reader, writer = await asyncio.open_connection(*address)
+        held.append(writer)
+        for say, expected in steps:
+            writer.write(say)
+            while not (line := await reader.readline()).startswith(expected):
+                if not line or line[:1] in b"45":
+                    return
+        times.append(time.monotonic() - at)
+
+    async def all_come() -> None:
+        coming = [asyncio.create_task(come(number)) for number in range(clients)]
+        await asyncio.wait(coming, timeout=PATIENCE / 5)
+        print(json.dumps(summary(clients, times, 0, time.monotonic() - began)), flush=True)
+        sys.stdin.readline()
+
+    asyncio.run(all_come())
+    return {}
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    kind = {"bulk": bulk, "storm": storm, "sessions": sessions}[arguments.pop("kind")]
+    arguments["address"] = tuple(arguments["address"])
+    if figures := kind(**arguments):
+        print(json.dumps(figures), flush=True)
+        sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -6,11 +6,23 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+KEEPER = """
+import ctypes, os, signal, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+server = subprocess.Popen(sys.argv[1:])
+signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+while os.wait()[0] != server.pid:
+    pass
+"""
+"""Runs a server and adopts what that leaves behind: vsftpd's sessions outlive their parents, and would be counted
+nowhere."""
 
 
 class Host:
@@ -54,10 +66,11 @@ class Host:
 def running(
     host: Host, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[int]:
-    """Run a server inside the host; setpriv and nsenter exec it, so the child's pid is the server's."""
+    """Run a server inside the host; give the pid of its keeper, for `cpu_seconds` and `family`."""
+    keeper = [*DIES_WITH_US, sys.executable, "-c", KEEPER]
     with log.open("ab") as out:
         child = subprocess.Popen(
-            [*DIES_WITH_US, *host.inside(command)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            [*keeper, *DIES_WITH_US, *host.inside(command)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
     try:
@@ -71,13 +84,25 @@ def running(
             child.wait()
 
 
+def family(pid: int) -> Iterator[Path]:
+    """Yield /proc/PID of what `running` started and of all its descendants."""
+    process = Path(f"/proc/{pid}")
+    yield process
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in (process / "task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
 def cpu_seconds(pid: int) -> float:
-    """Sum what the scheduler charged to every thread of a process and of its children, user and kernel
-    (nanoseconds, /proc/PID/task/*/schedstat). A thread that has ended counts no more."""
-    total, processes = 0, [pid]
-    while processes:
-        for task in Path(f"/proc/{processes.pop()}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                total += int((task / "schedstat").read_text().split()[0])
-                processes += map(int, (task / "children").read_text().split())
-    return total / 1e9
+    """Sum what the scheduler charged to a server and its descendants, user and kernel: of every thread
+    (nanoseconds, /proc/PID/task/*/schedstat) and of the children that ended (ticks, proc(5)). A thread that ended
+    before its process counts no more."""
+    total = 0.0
+    for process in family(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            ended = (process / "stat").read_text().rpartition(")")[2].split()[13:15]
+            total += sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+            for task in (process / "task").iterdir():
+                total += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return total

@@ -1,238 +1,398 @@
-"""HTTP and FTP: server CPU per GB, fairness and loop lag of fastboot, beside nginx, vsftpd and pyftpdlib.
+"""HTTP and FTP: what fastboot costs beside nginx, vsftpd, and pyftpdlib and aiohttp as they come.
 
-    make bench-media      or            .venv/bin/python -m bench.media --clients 50 --megabytes 256
+    make bench-media            or            make bench-media ARGS="--only 'ftp-*' --servers fastboot vsftpd"
 
-Each server runs in a network namespace of its own, across a veth pair from the clients; nginx and vsftpd are
-Debian's, unpacked, with sendfile on. CPU is what the scheduler charged to the server's threads and children. Every
-round runs all servers; the table shows medians and their spread. `lag` is the round trip of TFTP requests for what
-is not there, 400 a second meanwhile: fastboot's loop answers them. The last line is JSON.
+`fastboot-loop` is fastboot with `senders = 0`, its plain path. All servers run in a network namespace of their
+own, across a veth pair from the clients, and wait while another is measured. A round runs every server in every
+case; the next round does so in reverse order. The table shows medians of the rounds, of CPU the least and most
+too; the line below it is the median of fastboot's share of the best other's CPU, in pairs of the same round.
+
+Cases: PROTOCOL-CLIENTS, a large file that all fetch at once; -iso, fastboot reads it out of an ISO, the others
+out of a directory; -cold, a file of 32 MiB for each, none in memory; -small, files of 2 KB one after another;
+-sessions, all come within one second. Large files have 256 MiB, or less, so that all clients together fetch
+`--gigabytes`: 500 clients of 61 MiB each. Much smaller ones are gone before the last client has asked. TMPDIR
+must be on a disk.
+
+CPU is what the scheduler charged to the server's threads and children from the first request on. `fairness` is
+the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds together, of the round
+trip of a small question to the server's loop meanwhile; `idle` the same of a loop that has nothing else to do,
+on the same machine at the same time. `memory` is that of the server's processes, per client, above what they had
+before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
+default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import json
 import os
 import platform
+import re
+import select
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.dhcp_servers import libraries, program
-from bench.host import Host, cpu_seconds, running
+from bench.host import DIES_WITH_US, Host, cpu_seconds, family, running
+from bench.lag import IDLE, IDLE_PORT, Lag, percentile
+from bench.media_servers import CLIENT, SERVER, Server, servers
 from fastboot.lab import namespace
 
-SERVER, CLIENT = "10.99.0.1", "10.99.0.2"
-PORTS = {"http": 80, "ftp": 21}
-PROBE_EVERY = 0.0025
-
-STOCK = """
-import logging, sys
-from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.servers import FTPServer
-logging.basicConfig(level=logging.ERROR)
-FTPHandler.authorizer = DummyAuthorizer()
-FTPHandler.authorizer.add_anonymous(sys.argv[1])
-FTPServer.max_cons = 100000
-FTPServer((sys.argv[2], 21), FTPHandler, backlog=4096).serve_forever()
-"""
+LARGE, COLD = 256 << 20, 32 << 20
+SMALL, SMALL_FILES = 2048, 1000
+MOMENT = 0.4
+"""Seconds after the first request at which memory is looked at."""
+OTHERS = ("nginx", "vsftpd", "pyftpdlib", "aiohttp")
 
 
-def servers(work: Path, root: Path) -> dict[str, tuple[list[str], tuple[str, ...], dict[str, str]]]:
-    """Return the command, protocols and environment of each server."""
-    config = work / "fastboot.toml"
-    config.write_text(
-        f'interface = "bench1"\nstate = "{work}/state"\nroots = ["{root}"]\n[tftp]\n'
-        "[ftp]\nmax_per_address = 5000\n[http]\nmax_connections = 5000\nmax_per_address = 5000\n"
-    )
-    (work / "nginx.conf").write_text(
-        f"""
-        daemon off; pid {work}/nginx.pid; error_log stderr error; worker_processes auto;
-        worker_rlimit_nofile 20000;
-        events {{ worker_connections 8000; }}
-        http {{ access_log off; sendfile on; tcp_nopush on; sendfile_max_chunk 512k;
-            client_body_temp_path {work}/b; proxy_temp_path {work}/p; fastcgi_temp_path {work}/f;
-            uwsgi_temp_path {work}/u; scgi_temp_path {work}/s;
-            server {{ listen {SERVER}:80 backlog=4096 reuseport; root {root}; }} }}
-        """
-    )
-    (work / "vsftpd.conf").write_text(
-        f"""listen=YES
-listen_address={SERVER}
-background=NO
-anonymous_enable=YES
-no_anon_password=YES
-anon_root={root}
-allow_writeable_chroot=YES
-local_enable=NO
-seccomp_sandbox=NO
-max_clients=0
-max_per_ip=0
-use_sendfile=YES
-secure_chroot_dir={work}
-ftp_username=root
-nopriv_user=root
-xferlog_enable=NO
-""",
-    )
-    (work / "vsftpd.conf").chmod(0o600)
-    python = sys.executable
-    return {
-        "fastboot": ([python, "-m", "fastboot", "serve", "-c", str(config)], ("http", "ftp"), {}),
-        "nginx": ([program("nginx"), "-p", str(work), "-c", str(work / "nginx.conf")], ("http",), libraries()),
-        "vsftpd": ([program("vsftpd"), str(work / "vsftpd.conf")], ("ftp",), libraries()),
-        "pyftpdlib": ([python, "-c", STOCK, str(root), SERVER], ("ftp",), {}),
-    }
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What clients do."""
+
+    name: str
+    protocol: str
+    kind: str
+    clients: int
+    place: str = "directory"
+
+    def file_size(self, total: int) -> int:
+        return min(COLD if self.place == "cold" else LARGE, max(1 << 20, total // self.clients >> 20 << 20))
+
+    @property
+    def unit(self) -> str:
+        return {"bulk": "s/GB", "storm": "ms/file", "sessions": "ms/session"}[self.kind]
+
+    def units(self, figures: Mapping[str, Any]) -> float:
+        """Return how much was done, in what CPU seconds are divided by."""
+        done = {
+            "bulk": figures["octets"] / 1e9,
+            "storm": figures["octets"] / SMALL / 1e3,
+            "sessions": self.clients / 1e3,
+        }
+        return max(done[self.kind], 1e-9)
 
 
-class Lag:
-    """The round trips of requests that fastboot's loop answers, while something else goes on."""
+def cases(clients: int) -> Iterator[Case]:
+    few = max(1, clients // 10)
+    for protocol in ("http", "ftp"):
+        for count in (few, clients):
+            yield Case(f"{protocol}-{count}", protocol, "bulk", count)
+            yield Case(f"{protocol}-{count}-iso", protocol, "bulk", count, "iso")
+        yield Case(f"{protocol}-cold", protocol, "bulk", few, "cold")
+        yield Case(f"{protocol}-small", protocol, "storm", few)
+        yield Case(f"{protocol}-sessions", protocol, "sessions", clients)
 
-    def __init__(self) -> None:
-        self.trips: list[float] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Lag:
-        self._thread.start()
+class Files:
+    """What is served: large files, small ones, and cold ones, each made when it is first asked for."""
+
+    def __init__(self, work: Path) -> None:
+        self.root, self.image = work / "root", work / "image.iso"
+        self.root.mkdir(mode=0o755)
+        self._block = os.urandom(1 << 20)
+        for number in range(SMALL_FILES):
+            self._make(f"small-{number}", SMALL)
+
+    def _make(self, name: str, size: int) -> str:
+        path = self.root / name
+        if not path.exists():
+            with path.open("wb") as file:
+                for at in range(0, size, len(self._block)):
+                    file.write(self._block[: size - at])
+        return name
+
+    def master(self, sizes: set[int]) -> None:
+        """Make the ISO, of all large files there are going to be."""
+        for size in sizes:
+            self.large(size)
+        command = ["xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", str(self.image), str(self.root)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def large(self, size: int) -> list[str]:
+        return [self._make(f"large-{size >> 20}", size)]
+
+    def small(self) -> list[str]:
+        return [f"small-{number}" for number in range(SMALL_FILES)]
+
+    def cold(self, size: int, count: int) -> list[str]:
+        """Return files of which nothing is in memory."""
+        names = [self._make(f"cold-{number}", size) for number in range(count)]
+        for name in names:
+            with (self.root / name).open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return names
+
+
+class Clients:
+    """A process of clients (`bench.downloads`): connected, then at work, then waiting to leave."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        words = [*DIES_WITH_US, sys.executable, "-m", "bench.downloads", json.dumps(job)]
+        self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._line()
+
+    def __enter__(self) -> Clients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._process.kill()
+        self._process.communicate()
 
-    def _run(self) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(2)
-            at = time.monotonic()
-            while not self._stop.is_set():
-                # A port of its own for each: the same request from the same port again counts as a copy.
-                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                    probe.settimeout(2)
-                    began = time.monotonic()
-                    probe.sendto(b"\0\1nothing\0octet\0", (SERVER, 69))
-                    with contextlib.suppress(TimeoutError):
-                        probe.recv(512)
-                    self.trips.append(time.monotonic() - began)
-                at = max(at + PROBE_EVERY, time.monotonic())
-                time.sleep(max(0, at - time.monotonic()))
+    def go(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
 
-    def at(self, share: float) -> float:
-        return sorted(self.trips)[min(len(self.trips) - 1, int(share * len(self.trips)))]
+    def ended_within(self, seconds: float) -> bool:
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
+
+    def figures(self) -> dict[str, Any]:
+        figures: dict[str, Any] = json.loads(self._line())
+        return figures
+
+    def _line(self) -> str:
+        if not self.ended_within(150):
+            raise SystemExit("the clients hang")
+        assert self._process.stdout
+        return self._process.stdout.readline()
 
 
-def answers(protocol: str, deadline: float) -> None:
-    while True:
-        try:
-            socket.create_connection((SERVER, PORTS[protocol]), 1).close()
-            return
-        except OSError:
+class Bench:
+    """Servers that run, and what clients are made to do to one of them."""
+
+    def __init__(self, files: Files, host: Host, total: int, storm: int) -> None:
+        self._files, self._host, self._total, self._storm = files, host, total, storm
+
+    def measure(self, case: Case, server: Server, pid: int) -> dict[str, Any]:
+        job = self._job(case, server)
+        before = memory(pid)
+        with Clients(job) as clients:
+            began = cpu_seconds(pid)
+            with self._lag(case, server) as lag:
+                clients.go()
+                held = None if clients.ended_within(MOMENT) else (memory(pid), self._unsent())
+                figures = clients.figures()
+            cpu = cpu_seconds(pid) - began
+            held = held or (memory(pid), self._unsent())
+        figures["cpu"] = cpu / case.units(figures)
+        figures["memory_kib"] = max(0, held[0] - before) / case.clients / 1024
+        figures["unsent_kib"] = held[1] / case.clients / 1024
+        if figures["fastest"]:
+            figures["fairness"] = figures["slowest"] / figures["fastest"]
+        if lag:
+            figures["lag"], figures["idle_loop"] = lag.server, lag.idle
+        return figures
+
+    def idle(self, server: Server, seconds: float) -> list[float]:
+        """Return the lag of a server that has nothing to do."""
+        with self._lag(None, server) as lag:
+            time.sleep(seconds)
+        return lag.server if lag else []
+
+    def _job(self, case: Case, server: Server) -> dict[str, Any]:
+        job: dict[str, Any] = {"kind": case.kind, "protocol": case.protocol, "clients": case.clients}
+        job["address"] = (SERVER, server.ports[case.protocol])
+        if case.kind == "storm":
+            job |= {"size": SMALL, "files": self._storm}
+            names = self._files.small()
+        elif case.kind == "bulk":
+            size = job["size"] = case.file_size(self._total)
+            names = self._files.cold(size, case.clients) if case.place == "cold" else self._files.large(size)
+        else:
+            return job
+        return job | {"paths": [server.path(name, case.place) for name in names]}
+
+    def _lag(self, case: Case | None, server: Server) -> contextlib.AbstractContextManager[Lag | None]:
+        if server.probe is None or (case and case.kind != "bulk"):  # questions would be a part of what is measured
+            return contextlib.nullcontext()
+        return Lag(server.probe, (SERVER, server.ports[server.probe]), (SERVER, IDLE_PORT))
+
+    def _unsent(self) -> int:
+        """Return the octets that the kernel holds for connections of the servers, those in flight too."""
+        words = self._host.inside(["ss", "--tcp", "--memory", "--numeric", "--no-header"])
+        listed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        return sum(map(int, re.findall(r"skmem:\(.*?,w(\d+)", listed)))
+
+
+def memory(pid: int) -> int:
+    """Return the octets of a server and its children, what they share counted once (PSS)."""
+    total = 0
+    for process in family(pid):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
+            total += int(found[1]) * 1024 if found else 0
+    return total
+
+
+def await_answers(server: Server) -> None:
+    """Wait until a server answers by all its protocols, and has read its ISO."""
+    deadline = time.monotonic() + 30
+    greetings = {"http": b"HTTP/1.1 200 ", "ftp": b"220"}
+    head = f"HEAD {server.path('small-0', 'iso')} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+    for protocol, port in server.ports.items():
+        got = b""
+        while not got.startswith(greetings[protocol]):
             if time.monotonic() > deadline:
-                raise SystemExit(f"the {protocol} server does not answer") from None
-            time.sleep(0.05)
+                raise SystemExit(f"{server.words} does not answer by {protocol}: {got!r}")
+            with contextlib.suppress(OSError), socket.create_connection((SERVER, port), 5) as sock:
+                sock.sendall(head if protocol == "http" else b"")
+                got = sock.recv(4096)
+            time.sleep(0.02)
 
 
-def measure(pid: int, name: str, protocol: str, clients: int, size: int, path: str) -> dict[str, Any]:
-    answers(protocol, time.monotonic() + 20)
-    download = [sys.executable, "-m", "bench.downloads", protocol, SERVER, str(PORTS[protocol]), path]
-    subprocess.run([*download, "1", str(size)], check=True, stdout=subprocess.DEVNULL)
-    time.sleep(0.2)
-    before = spent(pid)
-    with Lag() if name == "fastboot" else contextlib.nullcontext() as lag:
-        done = subprocess.run([*download, str(clients), str(size)], check=True, stdout=subprocess.PIPE, text=True)
-    time.sleep(0.5)  # for sessions to end
-    cpu = spent(pid) - before
-    found = json.loads(done.stdout)
-    if found["whole"] != clients:
-        print(
-            f"{name} {protocol}: {clients - found['whole']} of {clients} failed: {found['faults']}",
-            file=sys.stderr,
-        )
-    facts = {
-        "cpu_per_gb": cpu / max(found["octets"] / 1e9, 1e-9),
-        "mb_per_s": found["octets"] / 1e6 / (found["slowest"] or 1),
-        "unfair": (found["slowest"] or 1) / (found["fastest"] or 1),
-        "failed": clients - found["whole"],
-        "slowest_start": found["slowest_start"],
+@contextlib.contextmanager
+def all_running(host: Host, work: Path, found: Mapping[str, Server]) -> Iterator[dict[str, int]]:
+    """Start the servers and the idle loop; give the servers' process ids."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(running(host, [sys.executable, "-c", IDLE, SERVER, str(IDLE_PORT)], work / "idle.log"))
+        pids = {
+            name: stack.enter_context(running(host, server.words, work / f"{name}.log", server.environment))
+            for name, server in found.items()
+        }
+        for server in found.values():
+            await_answers(server)
+        yield pids
+
+
+Rounds = dict[str, dict[str, list[dict[str, Any]]]]
+"""Figures by case and server, one of each round."""
+
+
+def middle(rounds: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [each[key] for each in rounds if each.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def of_best(figures: Mapping[str, list[dict[str, Any]]]) -> tuple[str, float] | None:
+    """Return the other server that takes the least CPU, and fastboot's as a share of its, the median of pairs."""
+    others = {
+        name: middle(rounds, "cpu") or 0.0
+        for name, rounds in figures.items()
+        if name in OTHERS and not any(each["failed"] for each in rounds)
     }
-    return facts | ({"lag_ms": lag.at(0.999) * 1e3} if isinstance(lag, Lag) else {})
+    if not others or "fastboot" not in figures:
+        return None
+    best = min(others, key=lambda name: others[name])
+    pairs = zip(figures["fastboot"], figures[best], strict=True)
+    return best, statistics.median(ours["cpu"] / theirs["cpu"] for ours, theirs in pairs)
 
 
-def spent(pid: int) -> float:
-    """CPU of a server, its children and those that have ended: vsftpd has two for each session."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return cpu_seconds(pid) + (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+HEAD = (
+    f"  {'':14}{'CPU':>8} {'least':>8} {'most':>8} {'MB/s':>7} {'median':>8} {'slowest':>8}{'fairness':>9}"
+    f"{'lag ms':>8}{'idle':>6}{'memory KiB':>12}{'unsent':>8}{'failed':>8}"
+)
 
 
-def idle_lag(seconds: float) -> float:
-    with Lag() as lag:
-        time.sleep(seconds)
-    return lag.at(0.999) * 1e3
+def table(chosen: Sequence[Case], rounds: Rounds, total: int) -> Iterator[str]:
+    for case in chosen:
+        figures = rounds[case.name]
+        size = f", {case.file_size(total) >> 20} MiB each" if case.kind == "bulk" else ""
+        yield f"\n{case.name}: {case.clients} clients{size}; CPU in {case.unit}; seconds of clients"
+        yield HEAD
+        for name, each in figures.items():
+            yield row(name, each, case)
+        if share := of_best(figures):
+            yield f"  fastboot takes {share[1]:.2f} of the CPU of {share[0]}"
 
 
-def rows(figures: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    yield f"{'':18}{'CPU s/GB':>22}{'MB/s':>8}{'slowest/fastest':>17}{'failed':>8}{'lag p99.9 ms':>14}"
-    for name, rounds in figures.items():
-        mid = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-        spread = [each["cpu_per_gb"] for each in rounds]
-        lag = f"{mid['lag_ms']:.1f}" if "lag_ms" in mid else ""
-        yield (
-            f"{name:18}{mid['cpu_per_gb']:9.3f} ({min(spread):.3f}-{max(spread):.3f}){mid['mb_per_s']:8.0f}"
-            f"{mid['unfair']:17.2f}{sum(each['failed'] for each in rounds):8}{lag:>14}"
-        )
+def row(name: str, rounds: Sequence[Mapping[str, Any]], case: Case) -> str:
+    def cell(key: str, width: int, form: str) -> str:
+        value = middle(rounds, key)
+        return f"{'':{width}}" if value is None else f"{value:{width}{form}}"
+
+    cpu = [each["cpu"] for each in rounds]
+    lag, idle = ([trip for each in rounds for trip in each.get(key, [])] for key in ("lag", "idle_loop"))
+    rate = statistics.median(each["octets"] / 1e6 / each["seconds"] for each in rounds)
+    late = [f"{percentile(trips, 0.999) * 1e3:.1f}" if trips else "" for trips in (lag, idle)]
+    return (
+        f"  {name:14}{cell('cpu', 8, '.3f')} {min(cpu):8.3f} {max(cpu):8.3f} {rate:7.0f} {cell('p50', 8, '.4f')}"
+        f" {cell('slowest', 8, '.3f')}{cell('fairness', 9, '.2f') if case.kind == 'bulk' else '':9}"
+        f"{late[0]:>8}{late[1]:>6}{cell('memory_kib', 12, '.0f')}{cell('unsent_kib', 8, '.0f')}"
+        f"{sum(each['failed'] for each in rounds):8}"
+    )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=500, help="of the larger cases; a tenth in the others")
+    parser.add_argument("--gigabytes", type=float, default=32.0, help="that all clients of a large file fetch")
+    parser.add_argument("--files", type=int, default=10_000, help="small ones that are fetched")
+    parser.add_argument(
+        "--idle", type=float, default=1.5, help="seconds in which each server's lag is looked at first"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="such as 'http-*'")
+    parser.add_argument("--servers", nargs="+", default=["*"], metavar="NAME")
+    return parser.parse_args()
+
+
+def run(settings: argparse.Namespace, work: Path, host: Host) -> tuple[list[Case], Rounds, dict[str, list[float]]]:
+    total = int(settings.gigabytes * 1e9)
+    chosen = [case for case in cases(settings.clients) if matches(case.name, settings.only)]
+    if not chosen:
+        raise SystemExit(f"no such case; there are {' '.join(case.name for case in cases(settings.clients))}")
+    files = Files(work)
+    files.master({case.file_size(total) for case in chosen if case.kind == "bulk" and case.place != "cold"})
+    found = {
+        name: server
+        for name, server in servers(work, files.root, files.image).items()
+        if matches(name, settings.servers)
+    }
+    bench, rounds = Bench(files, host, total, settings.files), Rounds()
+    with all_running(host, work, found) as pids:
+        idle = {name: bench.idle(server, settings.idle) for name, server in found.items()}
+        for number in range(settings.rounds):
+            for case in chosen:
+                for name in list(found) if number % 2 == 0 else reversed(found):
+                    if case.protocol in found[name].ports:
+                        figures = bench.measure(case, found[name], pids[name])
+                        rounds.setdefault(case.name, {}).setdefault(name, []).append(figures)
+                        seen = {key: value for key, value in figures.items() if not isinstance(value, list)}
+                        print(f"round {number + 1} {case.name} {name} {seen}", file=sys.stderr)
+    return chosen, rounds, idle
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--megabytes", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help="one server's name")
-    parser.add_argument("--protocol", choices=("http", "ftp"))
-    settings = parser.parse_args()
+    settings = arguments()
     namespace.enter()
     host = Host(f"{CLIENT}/24", f"{SERVER}/24")
-    figures: dict[str, list[dict[str, Any]]] = {}
-    idle: list[float] = []
+    route = ["ip", "route", "change", "10.99.0.0/24", "dev", "bench1", "src", SERVER, "congctl", "cubic"]
+    subprocess.run(host.inside(route), check=True)
     try:
         with tempfile.TemporaryDirectory(prefix="fastboot-bench-") as folder:
-            work = Path(folder)
-            work.chmod(0o755)
-            root = work / "root"
-            root.mkdir(mode=0o555)  # vsftpd refuses a chroot that its user can write to
-            size = settings.megabytes << 20
-            (root / "file").write_bytes(os.urandom(1 << 20) * settings.megabytes)
-            for number in range(settings.rounds):
-                for name, (command, protocols, environment) in servers(work, root).items():
-                    if settings.only and name != settings.only:
-                        continue
-                    for protocol in protocols:
-                        if settings.protocol and protocol != settings.protocol:
-                            continue
-                        with running(host, command, work / f"{name}.log", environment) as pid:
-                            if name == "fastboot":
-                                answers(protocol, time.monotonic() + 20)
-                                idle.append(idle_lag(2))
-                            facts = measure(pid, name, protocol, settings.clients, size, "/file")
-                        figures.setdefault(f"{name} {protocol}", []).append(facts)
-                        print(f"round {number + 1}: {name} {protocol} {facts}", file=sys.stderr)
+            Path(folder).chmod(0o755)
+            chosen, rounds, idle = run(settings, Path(folder), host)
     finally:
         host.close()
-    machine = f"Linux {platform.release()}, {os.cpu_count()} cores"
-    print(f"{settings.clients} clients, one file of {settings.megabytes} MiB; {machine}")
-    print("\n".join(rows(figures)))
-    print(f"lag of an idle loop: {statistics.median(idle):.1f} ms" if idle else "")
-    facts = {"clients": settings.clients, "megabytes": settings.megabytes, "idle_lag_ms": idle, "rounds": figures}
-    print(json.dumps(facts))
+    machine = {"kernel": platform.release(), "cores": os.cpu_count()}
+    print(
+        f"{settings.rounds} rounds; Linux {machine['kernel']}, {machine['cores']} cores, shared with the clients"
+    )
+    print("\n".join(table(chosen, rounds, int(settings.gigabytes * 1e9))))
+    at_rest = {name: percentile(trips, 0.999) * 1e3 for name, trips in idle.items() if trips}
+    print("\nlag p99.9 before the load, ms:", ", ".join(f"{name} {lag:.1f}" for name, lag in at_rest.items()))
+    for figures in (each for by_server in rounds.values() for several in by_server.values() for each in several):
+        for key in ("lag", "idle_loop"):
+            if key in figures:
+                figures[key] = percentile(figures[key], 0.999) * 1e3
+    print(
+        json.dumps({"settings": vars(settings), "machine": machine, "lag_at_rest_ms": at_rest, "rounds": rounds})
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ PACKAGES = {
         "wget",
         "xorriso",
     ),
-    "bench": ("dnsmasq-base", "iproute2", "util-linux"),
+    "bench": ("dnsmasq-base", "iproute2", "util-linux", "xorriso"),
     "fuzz": ("clang", "libclang-rt-14-dev"),
 }
 UNPACKED = {
