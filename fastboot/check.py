@@ -7,6 +7,7 @@ will do without them.
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from fastboot.boot.catalog import is_below
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
 from fastboot.boot.loaders import HEEDING
 from fastboot.boot.policy import by_tftp_only
@@ -84,6 +86,11 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
         yield Finding("warning", f"{path}: not readable for the server's user, so a reload will fail")
     if config.nodes_file and not os.access(config.nodes_file, os.R_OK):
         yield Finding("warning", f"nodes_file: {config.nodes_file}: not readable for the server's user")
+    places = [*config.roots, *(item.path for item in config.media if item.path)]
+    for file in (path, config.nodes_file):
+        for place in places if file else ():
+            if file and is_below(file, place):
+                yield Finding("warning", f"{file}: is in {place}, so every client can read it; move it elsewhere")
     yield from _state_findings(config.state)
     if config.dhcp and config.dhcp.mode == "proxy":
         for class_, loader in world.loaders.by_class.items():
@@ -112,8 +119,28 @@ def _state_findings(state: Path) -> Iterator[Finding]:
         return
     if not is_directory:
         yield Finding("error", f"state: {state} is no directory; name one, which the server makes")
-    elif not os.access(state, os.R_OK | os.W_OK | os.X_OK):
-        yield Finding("error", f"state: {state} is not writable for the server's user")
+    elif fault := write_fault(state):
+        yield Finding("error", f"state: {fault}")
+
+
+def write_fault(directory: Path) -> str | None:
+    """Return why this process can not write to a directory, and what helps; None where it can."""
+    if os.access(directory, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return f"{directory} is on a file system that is read-only; name another, such as /var/lib/fastboot"
+    who = user_name()
+    is_own = directory.stat().st_uid == os.geteuid()
+    remedy = f"chmod u+rwx {directory}" if is_own else f"chown -R {who}: {directory}"
+    return f"{directory} is not writable for {who}; make it so with: {remedy}"
+
+
+def user_name() -> str:
+    """Return the name of the user that this process runs as, or its number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def is_running(config: Config) -> bool:

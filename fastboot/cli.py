@@ -36,7 +36,7 @@ from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Progress, Shelf, describe, explain
-from fastboot.check import Finding, after_drop, before_drop
+from fastboot.check import Finding, after_drop, before_drop, user_name, write_fault
 from fastboot.config import Config, NodeIndex, load
 from fastboot.leaseset import choose
 from fastboot.model import ConfigError, FastbootError
@@ -490,9 +490,8 @@ def become(config: Config) -> None:
     if not is_directory:
         raise FastbootError(f"state: {state} is no directory; name one, which the server makes")
     drop_to(account)
-    if not os.access(state, os.R_OK | os.W_OK | os.X_OK):
-        who = user_name()
-        raise FastbootError(f"state: {state} is not writable for {who}; make it so with: chown -R {who}: {state}")
+    if fault := write_fault(state):
+        raise FastbootError(f"state: {fault}")
 
 
 def account_of(config: Config) -> pwd.struct_passwd | None:
@@ -522,14 +521,6 @@ def drop_to(account: pwd.struct_passwd | None) -> None:
             raise FastbootError(f"user: can not become {account.pw_name}: {error.strerror}") from error
     # A program that this process may ever start gets no privileges from a set-uid bit (prctl(2)).
     ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def user_name() -> str:
-    """Return the name of the user that this process runs as, or its number."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 @contextmanager

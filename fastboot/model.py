@@ -176,7 +176,7 @@ class Client:
 
 
 class Reason(StrEnum):
-    """Why a path was refused."""
+    """Why a path was refused. BUSY: not now, who asks again in some seconds may get it."""
 
     MISSING = "missing"
     DIRECTORY = "directory"
@@ -184,6 +184,7 @@ class Reason(StrEnum):
     FORBIDDEN = "forbidden"
     SPECIAL = "special"
     BROKEN = "broken"
+    BUSY = "busy"
 
 
 @dataclass(frozen=True, slots=True)

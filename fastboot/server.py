@@ -18,7 +18,7 @@ from typing import Protocol
 
 from fastboot import __version__
 from fastboot._core import Source
-from fastboot.boot.catalog import Catalog
+from fastboot.boot.catalog import Catalog, refuse_secrets
 from fastboot.boot.firmware import SERVER
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import beside_another_server, find_loaders
@@ -168,6 +168,7 @@ class World:
     ) -> None:
         """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
         finds is kept. Raises ConfigError."""
+        refuse_secrets(config)
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
         self.loaders = find_loaders(config.boot.loaders, http=http_url(config))

@@ -358,21 +358,63 @@ def test_check_finds_what_would_fail(lab: Lab) -> None:
         assert any(error.startswith(key) for error in errors), f"{key} is not in {errors}"
 
 
+def test_secrets_are_never_in_a_served_tree(lab: Lab, serve: Serve) -> None:
+    """The state directory is refused wherever it would be served; the configuration is warned of."""
+    base = lab.path.parent
+    (base / "link").symlink_to(base)
+    for roots, key in (('["root", "."]', "roots[1]"), ('["link"]', "roots[0]"), ('["/"]', "roots[0]")):
+        lab.edit('roots = ["root"]', f"roots = {roots}")
+        for words in ("check",), ("serve",):
+            done = lab.run(*words)
+            assert done.returncode in (1, 2)
+            said = f"holds state = {base}/state, so its secrets would be served; name another for one of them"
+            (line,) = [line for line in (done.stdout + done.stderr).splitlines() if key in line]
+            assert line.endswith(said)
+        lab.edit(f"roots = {roots}", 'roots = ["root"]')
+    lab.edit('roots = ["root"]', f'roots = ["root"]\nmedia = [{{ name = "all", path = "{base}" }}]')
+    assert "media[0].path: " in lab.run("check").stdout
+    lab.edit(f'path = "{base}"', f'path = "{base}/root"')
+    moved = base / "root/lab.toml"
+    moved.write_text(lab.path.read_text().replace('"root"', '"."').replace('"state"', '"../state"'))
+    done = subprocess.run([*FASTBOOT, "check", "-c", moved], capture_output=True, text=True, timeout=60)
+    assert f"{moved}: is in {base}/root, so every client can read it; move it elsewhere" in done.stdout
+
+
+def test_check_of_a_tree_of_bad_links_is_bounded(lab: Lab) -> None:
+    for each in range(100):
+        (lab.path.parent / f"root/link{each}").symlink_to("nowhere")
+    lines = lab.run("check").stdout.splitlines()
+    assert len([line for line in lines if "the link points nowhere" in line]) == 20
+    assert f"warning: {lab.path.parent}/root: there is more in it that is not served, and not listed here" in lines
+
+
+def test_a_state_that_can_not_be_written_to_says_what_helps(lab: Lab) -> None:
+    state = lab.path.parent / "state"
+    state.mkdir()
+    script = 'mount -t tmpfs -o ro tmpfs "$1" && shift && exec "$@"'
+    read_only = f"state: {state} is on a file system that is read-only; name another, such as /var/lib/fastboot"
+    for word in ("serve", "check"):
+        command = ("unshare", "--mount", "sh", "-c", script, "-", state, *FASTBOOT, word, "-c", lab.path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert read_only in done.stderr + done.stdout
+
+
 def test_check_finds_what_machines_could_not_be_answered(lab: Lab) -> None:
     with lab.path.open("a") as file:
         file.write("""
 [dhcp]
 [[dhcp.subnets]]
-network = "127.0.0.0/8"
-gateway = "127.0.0.254"
-options = { classless-routes = "10.80.0.0/16 via 127.0.0.2", default-url = "http://{server}/x" }
+network = "10.88.0.0/24"
+gateway = "10.88.0.254"
+relayed = true
+options = { classless-routes = "10.80.0.0/16 via 10.88.0.2", default-url = "http://{server}/x" }
 [[groups]]
 name = "rack7"
 loader = { uefi-x64 = "none.efi" }
 [[groups]]
 name = "rack9"
 loader = "elsewhere.efi"
-next_server = "127.0.0.3"
+next_server = "10.88.0.3"
 [[dhcp.classes]]
 name = "bios"
 options = { vendor-class = "PXEClient", vendor-options = "01 01 00 06 01 08" }

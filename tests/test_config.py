@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ('interface = "lo"', "", "interface: is missing"),
         ('interface = "lo"', 'interface = ["lo", "lo"]', "interface[1]: lo is there twice"),
         ('interface = "lo"', 'interfaces = "lo"', "there is no key 'interfaces'; did you mean 'interface'?"),
-        ('interface = "lo"', 'interface = "a b"', "interface[0]: 'a b' should look like"),
+        ('interface = "lo"', 'interface = "a b"', "interface[0]: 'a b' is no name of an interface; `ip link` lists them"),
         ('lease = "1h"', 'lease = "1 hour"', 'dhcp.lease: write a duration such as "90s"'),
         ('lease = "1h"', "lease = 59", "dhcp.lease: should be greater than or equal to 60 (is 59)"),
         ('lease = "1h"', 'mode = "relay"', "dhcp.mode: should be 'server' or 'proxy' (is 'relay')"),
@@ -109,6 +110,12 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("10.77.0.0/24", "10.77.0.1/24", "'10.77.0.1/24' is an address in a network; write \"10.77.0.0/24\""),
         ("10.77.0.0/24", "10.77.0.0/33", "dhcp.subnets[0].network: '10.77.0.0/33' is no network"),
         ("10.77.0.0/24", "10.77.0.0/31", "/30 is the smallest"),
+        ("10.77.0.0/24", "127.0.0.0/8", "dhcp.subnets[0].network: 127.0.0.0/8 is the loopback, where no machine but"),
+        ("10.77.0.0/24", "239.1.0.0/16", "dhcp.subnets[0].network: 239.1.0.0/16 is multicast; write the network of"),
+        ("10.77.0.0/24", "250.0.0.0/8", "dhcp.subnets[0].network: 250.0.0.0/8 is reserved"),
+        ("10.77.0.0/24", "0.0.0.0/0", "dhcp.subnets[0].network: 0.0.0.0/0 holds 0.0.0.0/8, an address of no network"),
+        ('lease = "forever"', 'domain = "lab example"', "dhcp.subnets[0].domain: 'lab example' is no domain; write one such"),
+        ('name = "node01"', 'name = "node01"\nvariables = { "a-b" = "x" }', "'a-b' is no name of a variable; write letters, digits"),
         ("10.77.0.100-10.77.0.250", "10.77.0.250-10.77.0.100", "backwards; write 10.77.0.100-10.77.0.250"),
         ("10.77.0.100-10.77.0.250", "10.77.0.x", 'pools[0]: \'10.77.0.x\' is no range of addresses; write "10.'),
         ("10.77.0.100-10.77.0.250", "10.78.0.5", "pools[0]: 10.78.0.5-10.78.0.5 is not inside 10.77.0.0/24"),
@@ -124,7 +131,7 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("[tftp]", '[tftp]\nsingle_port = true\ndata_ports = "4000-5000"', "has no effect with single_port"),
         ("[tftp]", '[ftp]\nport = 5000\npassive_ports = "5000-6000"', "ftp.passive_ports: holds port 5000"),
         ('media = "rocky9"', 'media = "rocki9"', "profiles[0].media: there is no medium 'rocki9'; did you mean 'rocky9'?"),
-        ('name = "live"', 'name = "../live"', "profiles[0].name: '../live' should look like"),
+        ('name = "live"', 'name = "../live"', "profiles[0].name: '../live' is no name here; write letters, digits"),
         ("images/pxeboot/vmlinuz", "../vmlinuz", 'profiles[0].kernel: \'../vmlinuz\' leaves the served tree'),
         ("images/pxeboot/vmlinuz", "vm linuz", "profiles[0].kernel: 'vm linuz' is no path that a boot loader can ask"),
         ("installs = false", 'arguments = "a\\u001bb"', "profiles[0].arguments: holds a control character"),
@@ -148,7 +155,7 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("[tftp]", '[boot.loaders]\nipxe = "http://{server}/' + "x" * 240 + '"', "boot.loaders.ipxe: is 263 octets; DHCP carries at most 255"),
         ("[tftp]", '[boot.loaders]\nipxe = "http://{node}/x"', "boot.loaders.ipxe: 'http://{node}/x': only {server} is filled in"),
         ("[tftp]", '[boot.architectures]\n64k = "x"', "boot.architectures.64k: '64k' is no code of option 93; write one such as 0x0040"),
-        ("[tftp]", '[boot.architectures]\n0x40 = "a b"', "boot.architectures.0x40: 'a b' should look like"),
+        ("[tftp]", '[boot.architectures]\n0x40 = "a b"', "boot.architectures.0x40: 'a b' is no name here; write letters"),
         ("[tftp]", '[[groups]]\nname = "g"\n[[groups]]\nname = "g"', "groups[1].name: g is there twice"),
         ("[tftp]", '[[groups]]\nname = "g"\nloader = { bios = "../x" }', "groups[0].loader.bios: '../x' leaves the served tree"),
         ("[tftp]", '[[dhcp.classes]]\nname = "g"\nmacs = "zz"', "dhcp.classes[0].macs[0]: 'zz' is no beginning of MAC addresses"),
@@ -214,6 +221,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ),
         ('name,macs,"no\nte"\na,52:54:00:00:00:09,\nb,5,\n', "line 4: macs[0]: '5' is no MAC address"),
         ('name,macs\n"a', "nodes.csv: unexpected end of data"),
+        ("name,macs,rack,rack\n", "line 1: names the column rack twice; leave one of them out"),
     ],
 )
 def test_a_nodes_file_is_checked_line_by_line(tmp_path: Path, nodes: str, said: str) -> None:
@@ -333,6 +341,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
         load(tmp_path / "none.toml")
     assert "nodes_file: " in faults(tmp_path, GOOD.replace("nodes.csv", "none.csv"))
+
+
+@pytest.mark.parametrize("name", ["fifo", "/dev/null", "."])
+def test_a_nodes_file_that_is_none(tmp_path: Path, name: str) -> None:
+    """A FIFO that nobody writes to would be waited for, for ever."""
+    os.mkfifo(tmp_path / "fifo")
+    said = faults(tmp_path, GOOD.replace("nodes.csv", name))
+    assert said.endswith(": is no regular file; name a CSV file") or "Is a directory" in said
 
 
 def test_binary_is_no_configuration(tmp_path: Path) -> None:

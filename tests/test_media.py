@@ -285,11 +285,9 @@ async def test_a_reader_that_ends_without_a_word(
 ) -> None:
     """What the kernel does to one that takes too much time or memory."""
 
-    def request(draft: Path, source: Source) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        theirs.sendall(b'{"step": [1, 2, 3]}\n')
-        theirs.close()
-        return ours
+    def request(draft: Path, source: Source, answers: socket.socket) -> None:
+        answers.sendall(b'{"step": [1, 2, 3]}\n')
+        answers.close()
 
     monkeypatch.setattr(indexer, "_request", request)
     steps: list[Step] = []
@@ -306,12 +304,10 @@ async def test_a_reader_that_a_hostile_image_has_taken_over(
 ) -> None:
     """Whatever it says: a fault of the medium, and no more."""
 
-    def request(draft: Path, source: Source) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        theirs.send(line)
-        theirs.close()
-        return ours
+    def request(draft: Path, source: Source, answers: socket.socket) -> None:
+        answers.setblocking(False)
+        answers.send(line)
+        answers.close()
 
     monkeypatch.setattr(indexer, "_request", request)
     with pytest.raises(MediaError):
@@ -365,12 +361,21 @@ def test_a_reader_without_work_is_not_started(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, patch: pytest.MonkeyPatch, **media: Any) -> AsyncIterator[tuple[Server, Config]]:
-    patch.setattr(server_module, "MEDIA_LOOK", 0.05)
-    ports = {"tftp": {"port": free_port(socket.SOCK_DGRAM)}, "ftp": {"port": free_port(socket.SOCK_STREAM)}}
+async def serving(
+    tmp_path: Path, patch: pytest.MonkeyPatch, look_every: float = 0.05, **media: Any
+) -> AsyncIterator[tuple[Server, Config]]:
+    patch.setattr(server_module, "MEDIA_LOOK", look_every)
+    ports = {name: {"port": free_port(socket.SOCK_STREAM)} for name in ("ftp", "http")}
+    ports["tftp"] = {"port": free_port(socket.SOCK_DGRAM)}
     config = config_of(tmp_path, ports | {"drain": 0}, **media)
     async with Server(config) as server:
         yield server, config
+
+
+async def look(server: Server, times: int = 1) -> None:
+    """Have the server look whether images were replaced, as it does every MEDIA_LOOK seconds."""
+    for _ in range(times):
+        await server._world.shelf.refresh(server._tell)
 
 
 async def test_served_by_tftp_and_ftp(
@@ -494,8 +499,7 @@ async def test_a_transfer_keeps_the_image_it_began_with(
 
 async def test_written_in_place(iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is under way ends in an error, what is asked meanwhile is refused, what comes after is the new one."""
-    async with serving(tmp_path, monkeypatch, lab=iso) as (server, config):
-        assert config.ftp
+    async with serving(tmp_path, monkeypatch, look_every=3600, lab=iso) as (server, _):
         events = server.events()
         held = server.catalog.resolve("/media/lab/images/kernel", CLIENT)
         new = make_iso(tmp_path / "new.iso", {"images/kernel": b"new" * 100_000}).read_bytes()
@@ -503,15 +507,16 @@ async def test_written_in_place(iso: Path, tmp_path: Path, monkeypatch: pytest.M
             file.write(new[: len(new) // 2])
             file.flush()
             refusal = server.catalog.resolve("/media/lab/images/kernel", CLIENT)
-            assert refusal == Refusal(Reason.BROKEN, "its medium is being replaced, ask again later")
+            assert refusal == Refusal(Reason.BUSY, "its medium is being replaced, ask again later")
             assert isinstance(held, Source)
             assert not held.unchanged()
-            for _ in range(5):  # each write is another file to whoever looks: it waits for the last
-                await asyncio.sleep(0.06)
-                os.utime(file.fileno())
+            for at in range(5):  # each write is another file to whoever looks: it waits for the last
+                os.utime(file.fileno(), (at, at))
+                await look(server)
             assert events.take() == []
             file.write(new[len(new) // 2 :])
             file.truncate()
+        await look(server, 2)
         ready: Event = await until(events, "media.ready")
         assert ready.details["files"] == 1
         assert text_of(server.catalog.resolve("/media/lab/images/kernel", CLIENT)) == b"new" * 100_000

@@ -148,7 +148,7 @@ def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> No
             ("--root", ".", "--interface", "lo", "--pool", "nonsense"),
             "--pool: 'nonsense' is no range; write 10.77.",
         ),
-        (("--root", ".", "--interface", "lo", "--pool", "127.0.0.9-127.0.0.1"), "runs backwards"),
+        (("--root", ".", "--interface", "lo", "--pool", "127.0.0.1-127.0.0.9"), "127.0.0.0/8 is the loopback"),
         (("--pool", "10.77.0.1-10.77.0.9"), "--interface, --pool and --state: are for --root and --iso"),
     ],
 )
@@ -157,6 +157,15 @@ def test_what_is_wrong_is_one_clear_line(words: tuple[str, ...], fault: str) -> 
     assert done.returncode == 2
     assert fault in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_root_with_the_state_in_it_is_refused(tmp_path: Path) -> None:
+    """As a home directory has it, by default."""
+    words = ("serve", "--root", tmp_path, "--interface", "lo", "--state", tmp_path / "x/state")
+    done = subprocess.run([*FASTBOOT, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "roots[0]: " in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
 
 
 def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Every open goes through `Catalog.resolve`. Confinement is that of the trees (`tr
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ from fastboot.boot.loaders import Loaders
 from fastboot.boot.shelf import Shelf
 from fastboot.boot.tree import Directory, Entry, Tree, is_speakable, refusal_of, refuse
 from fastboot.config import Config
-from fastboot.model import Client, Reason, Refusal
+from fastboot.model import Client, ConfigError, Reason, Refusal
 
 Parts = tuple[str, ...]
 
@@ -54,6 +55,24 @@ class Layer:
 Entries = list[Entry]
 Layers = list[Layer]
 Strings = list[str]
+
+
+def refuse_secrets(config: Config) -> None:
+    """Raises ConfigError where the state directory, which nobody is to read, is in a tree that is served."""
+    places = [(f"roots[{at}]", path) for at, path in enumerate(config.roots)]
+    places += [(f"allow_links[{at}]", path) for at, path in enumerate(config.allow_links)]
+    places += [(f"media[{at}].path", item.path) for at, item in enumerate(config.media) if item.path]
+    if faults := [
+        f"{key}: {path} holds state = {config.state}, so its secrets would be served; name another for one of them"
+        for key, path in places
+        if is_below(config.state, path)
+    ]:
+        raise ConfigError("\n".join(faults))
+
+
+def is_below(path: Path, directory: Path) -> bool:
+    """Whether a path leads to a directory or to what is in it, over any links."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
 
 
 class Catalog:

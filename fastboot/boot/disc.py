@@ -12,7 +12,7 @@ from fastboot._core import Source, SpecialFileError
 from fastboot.boot.image import Item, Kind, Step
 from fastboot.boot.index import Index, identity_of
 from fastboot.boot.indexer import Indexer, MediaError
-from fastboot.boot.tree import MAX_COMPLAINTS, Entry, is_speakable, refusal_of
+from fastboot.boot.tree import MAX_COMPLAINTS, Entry, is_speakable, refusal_of, shortened
 
 Tell = Callable[[Step], None]
 
@@ -21,8 +21,8 @@ class Disc:
     """The tree of files in an image. The image is held open from the start (before privileges are dropped).
 
     It serves once there is an index: `prepare` has it built, unless one was kept. An image that was replaced by
-    rename goes on being served until `refresh` has read the new one. One that was written in place is not: what
-    the index says of it is no longer true.
+    rename goes on being served until `refresh` has read the new one. One that is written in place is not: what
+    the index says of it is no longer true: who asks is to come back (ESTALE), until it proves to be none (EIO).
     """
 
     def __init__(self, name: str, path: Path, indexer: Indexer) -> None:
@@ -104,14 +104,16 @@ class Disc:
         for name, error in self._index.refused():
             shown = "".join(letter if letter.isprintable() else "?" for letter in name)
             complaints.append(f"{self.path}/{shown}: {refusal_of(error).text}; it is never served")
-            if len(complaints) == MAX_COMPLAINTS:
+            if len(complaints) > MAX_COMPLAINTS:
                 break
-        return complaints
+        return shortened(complaints, self.path)
 
     def image(self) -> Source:
-        """Return the image itself. Raises OSError (ESTALE) where it is being written."""
+        """Return the image itself. Raises OSError: ESTALE while it is written, EIO where that came to no good."""
         if not self._source.unchanged():
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            is_lost = self.fault and identity_of(os.fstat(self._source.fileno())) == self._tried
+            number = errno.EIO if is_lost else errno.ESTALE
+            raise OSError(number, os.strerror(number))
         return self._source
 
     def _ready(self) -> Index:

@@ -18,6 +18,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -47,21 +48,28 @@ class MediaError(FastbootError):
 
 
 class Indexer:
-    """Owns the indexes of images, by name, and the process that makes them. For one event loop."""
+    """Owns the indexes of images, by name, and the process that makes them. For one event loop and its threads."""
 
     def __init__(self, kept: Path, *, keep: bool = True) -> None:
         """`kept` is their directory. Without `keep` nothing is put there: for all but the process that owns it."""
         self._kept, self._keep = kept, keep
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
+        self._lock = threading.RLock()
+        self._is_closed = False
 
     def start(self, user: tuple[int, int, Sequence[int]] | None = None) -> None:
         """Start the process; it becomes `user` (uid, gid, groups) where one is given. `read` does it otherwise.
 
         Raises MediaError.
         """
-        if self._process is not None:
-            return
+        with self._lock:
+            if self._is_closed:
+                raise MediaError("the server is stopping")
+            if self._process is None:
+                self._start(user)
+
+    def _start(self, user: tuple[int, int, Sequence[int]] | None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = (sys.executable, "-P", "-m", "fastboot.boot.indexer", json.dumps(user))
@@ -75,7 +83,12 @@ class Indexer:
         self._channel = ours
 
     def close(self) -> None:
-        """End the process, and what it reads."""
+        """End the process, and what it reads, for good."""
+        with self._lock:
+            self._is_closed = True
+            self._end()
+
+    def _end(self) -> None:
         if self._channel is not None and self._process is not None:
             self._channel.close()
             self._process.wait()
@@ -116,7 +129,14 @@ class Indexer:
             draft.unlink(missing_ok=True)
 
     async def _ask(self, draft: Path, source: Source, tell: Callable[[Step], None]) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=self._request(draft, source))
+        ours, theirs = socket.socketpair()
+        try:
+            # Beside the loop, for it may have to start a process: ten milliseconds.
+            await asyncio.to_thread(self._request, draft, source, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
             async for line in reader:
                 answer = json.loads(line)
@@ -131,20 +151,18 @@ class Indexer:
         limits = f"{SECONDS} s of processor time, {MEMORY >> 20} MiB of memory"
         raise MediaError(f"the process that read it was ended: by its limits ({limits}), or by somebody")
 
-    def _request(self, draft: Path, source: Source) -> socket.socket:
-        for _ in range(2):
-            self.start()
-            assert self._channel is not None
-            ours, theirs = socket.socketpair()
-            with theirs:
+    def _request(self, draft: Path, source: Source, answers: socket.socket) -> None:
+        with self._lock, answers:
+            fds = [source.fileno(), answers.fileno()]
+            for _ in range(2):
+                self.start()
+                assert self._channel is not None
                 try:
-                    fds = [source.fileno(), theirs.fileno()]
                     socket.send_fds(self._channel, [os.fsencode(draft.absolute())], fds)
                 except OSError:
-                    ours.close()
-                    self.close()  # the process was ended by somebody: another one is started
+                    self._end()  # the process was ended by somebody: another one is started
                 else:
-                    return ours
+                    return
         raise MediaError("the process that reads images ends again and again")
 
 

@@ -30,6 +30,7 @@ TEXTS: Final = {
     Reason.FORBIDDEN: "permission denied",
     Reason.SPECIAL: "not a regular file",
     Reason.BROKEN: "can not be read",
+    Reason.BUSY: "its medium is being replaced, ask again later",
 }
 REASONS: Final = {
     errno.ENOENT: Reason.MISSING,
@@ -41,6 +42,7 @@ REASONS: Final = {
     errno.EPERM: Reason.FORBIDDEN,
     errno.ENXIO: Reason.SPECIAL,  # open(2) of a socket, or of a device without a driver
     errno.ENODEV: Reason.SPECIAL,
+    errno.ESTALE: Reason.BUSY,
 }
 
 
@@ -74,7 +76,7 @@ class Tree(Protocol):
         """List what `open` and `scan` would take in a directory. For any thread."""
 
     def check(self) -> list[str]:
-        """Return what is in the tree and is not served, MAX_COMPLAINTS at most."""
+        """Return what is in the tree and is not served: MAX_COMPLAINTS of it, and then that there is more."""
 
     def close(self) -> None: ...
 
@@ -135,7 +137,7 @@ class Directory:
         complaints: list[str] = []
         left = MAX_CHECKED
         todo = [""]
-        while todo and left > 0 and len(complaints) < MAX_COMPLAINTS:
+        while todo and left > 0 and len(complaints) <= MAX_COMPLAINTS:
             directory = todo.pop()
             try:
                 fd = self._reach(directory or ".", open_directory)
@@ -156,7 +158,9 @@ class Directory:
                             complaints.append(complaint(self.path / name, error))
             finally:
                 os.close(fd)
-        return complaints[:MAX_COMPLAINTS]
+        if left <= 0:
+            complaints.append(f"{self.path}: only the first {MAX_CHECKED} names in it were looked at")
+        return shortened(complaints, self.path)
 
     def _reach(self, inside: str, door: Callable[[int, str], T]) -> T:
         """Go through a confined door (Source.open, open_directory), over absolute links that are allowed."""
@@ -240,9 +244,14 @@ def refusal_of(error: OSError | UnicodeEncodeError) -> Refusal:
         return Refusal(Reason.SPECIAL, error.strerror or TEXTS[Reason.SPECIAL])
     if isinstance(error, SpecialFileError):
         return refuse(Reason.SPECIAL)
-    if error.errno == errno.ESTALE:
-        return Refusal(Reason.BROKEN, "its medium is being replaced, ask again later")
     return refuse(REASONS.get(error.errno or 0, Reason.BROKEN))
+
+
+def shortened(complaints: list[str], path: Path) -> list[str]:
+    """Return the first MAX_COMPLAINTS about a tree, with a last one if there were more."""
+    if len(complaints) <= MAX_COMPLAINTS:
+        return complaints
+    return [*complaints[:MAX_COMPLAINTS], f"{path}: there is more in it that is not served, and not listed here"]
 
 
 def complaint(path: Path, error: OSError | UnicodeEncodeError) -> str:

@@ -32,6 +32,7 @@ from fastboot.config.fields import (
     Table,
     Text,
     Url,
+    like,
     mac,
     relay_id_text,
 )
@@ -141,7 +142,7 @@ class Config(Table):
     """What `fastboot serve` runs: a service exists if and only if its table does."""
 
     interface: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[^\s/:]{1,15}$")], ...],
+        tuple[Annotated[str, like(r"[^\s/:]{1,15}", "is no name of an interface; `ip link` lists them")], ...],
         BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
         Field(min_length=1),
     ]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table
+from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table, like
 from fastboot.config.options import Options, overlay
 from fastboot.model import Settings
 
@@ -21,9 +21,25 @@ def _network(value: object) -> object:
         raise ValueError(f'{value!r} is no network; write one such as "10.77.0.0/24"') from None
     if str(network.network_address) != str(value).partition("/")[0]:
         raise ValueError(f'{value!r} is an address in a network; write "{network}"')
+    for none, name in NO_MACHINES.items():
+        if network.overlaps(none):
+            text = f"is {name}" if network.subnet_of(none) else f"holds {none}, {name}"
+            raise ValueError(f'{network} {text}; write the network of the machines, such as "10.77.0.0/24"')
     if network.prefixlen > 30:
         raise ValueError(f"{network} has no room for machines; /30 is the smallest that has")
     return network
+
+
+Domain = Annotated[
+    str, like(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", 'is no domain; write one such as "lab.example"')
+]
+NO_MACHINES = {
+    IPv4Network("0.0.0.0/8"): "an address of no network",
+    IPv4Network("127.0.0.0/8"): "the loopback, where no machine but this one is",
+    IPv4Network("224.0.0.0/4"): "multicast",
+    IPv4Network("240.0.0.0/4"): "reserved",
+}
+"""Networks whose addresses no machine can have (RFC 6890)."""
 
 
 def _period(value: int) -> int:
@@ -49,7 +65,7 @@ class Subnet(Answer):
     pools: tuple[Pool, ...] = ()
     gateway: IPv4Address | None = None
     dns: tuple[IPv4Address, ...] = ()
-    domain: Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")] | None = None
+    domain: Domain | None = None
     relayed: Bool = False
     """None of our addresses is in it: its machines are answered through relays."""
     shared_network: Name | None = None

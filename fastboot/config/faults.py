@@ -68,8 +68,6 @@ def explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
             text = "is empty; name at least one"
         elif fault["type"] == "value_error":
             text = text.removeprefix("Value error, ")
-        elif fault["type"] == "string_pattern_mismatch":
-            text = f"{value!r} should look like {fault['ctx']['pattern']}"
         elif fault["type"] == "tuple_type":
             text = f"should be {_list_of(key, value)}"
         else:

@@ -193,6 +193,17 @@ def _one_line(value: str) -> str:
     return _text(value)
 
 
+def like(pattern: str, right: str) -> AfterValidator:
+    """Return a check of a text by a regular expression, which a person is not shown, but what would be `right`."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} {right}")
+        return value
+
+    return AfterValidator(check)
+
+
 def _architecture(value: object) -> object:
     try:
         code = int(value, 0) if isinstance(value, str) else value
@@ -208,7 +219,13 @@ Mac = Annotated[str, BeforeValidator(_machine_mac)]
 RelayId = Annotated[bytes, BeforeValidator(relay_id)]
 Lease = Annotated[Seconds, Field(ge=60, le=FOREVER)]
 Port = Annotated[Int, Field(ge=0, le=65535)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Name = Annotated[
+    str,
+    like(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}",
+        'is no name here; write letters, digits, ".", "_" and "-", at most 63, a letter or digit first',
+    ),
+]
 FilePath = Annotated[Path, BeforeValidator(_path), AfterValidator(_beside_the_file)]
 ServedPath = Annotated[str, AfterValidator(_served_path)]
 Url = Annotated[str, AfterValidator(_url)]
@@ -221,7 +238,13 @@ Architecture = Annotated[Int, BeforeValidator(_architecture)]
 MacPrefix = Annotated[bytes, BeforeValidator(_mac_prefix)]
 Text = Annotated[str, AfterValidator(_text)]
 Line = Annotated[str, AfterValidator(_one_line)]
-Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
+Variable = Annotated[
+    str,
+    like(
+        r"[A-Za-z_][A-Za-z0-9_]{0,62}",
+        'is no name of a variable; write letters, digits and "_", at most 63, no digit first',
+    ),
+]
 
 
 class PortRange(Table):

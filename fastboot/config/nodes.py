@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
+import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -89,9 +92,17 @@ def read_nodes(path: Path) -> list[tuple[str, Node]]:
     nodes: list[tuple[str, Node]] = []
     faults: list[str] = []
     try:
-        with path.open(newline="", encoding="utf-8") as lines:
+        # Now, also where it is a FIFO that nobody writes to.
+        now = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with os.fdopen(now, newline="", encoding="utf-8") as lines:
+            if not stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+                raise ConfigError(f"nodes_file: {path}: is no regular file; name a CSV file")
             rows = csv.DictReader(lines, strict=True)
             columns = set(rows.fieldnames or ())
+            if twice := [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]:
+                raise ConfigError(
+                    f"nodes_file: {path} line 1: names the column {', '.join(twice)} twice; leave one of them out"
+                )
             if "name" not in columns or not columns & {"macs", "circuit_id", "remote_id"}:
                 missing = "macs" if "name" in columns else "name" if "macs" in columns else "macs and name"
                 raise ConfigError(f"nodes_file: {path} line 1: names no column {missing}")

@@ -50,6 +50,7 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.SPECIAL: 403,
     Reason.DIRECTORY: 404,
     Reason.BROKEN: 500,
+    Reason.BUSY: 503,
 }
 
 
@@ -222,7 +223,7 @@ class HttpService:
         peer, own = _ends(request)
         if self._crowded(peer):
             self._counters["refused_crowded"] += 1
-            response = _text(503, "too many connections", {"Retry-After": str(RETRY)})
+            response = _text(503, "too many connections")
             response.force_close()
             return response
         if request.method not in ("GET", "HEAD"):
@@ -278,7 +279,7 @@ class HttpService:
         if isinstance(entries, Refusal):
             return _text(STATUS[entries.reason], entries.text)
         if len(entries) > LISTING:
-            return _text(503, f"more than {LISTING} entries")
+            return _text(500, f"more than {LISTING} entries")
         self._counters["listings"] += 1
         text = "".join(_page(path, entries))
         return _response(200, {"Content-Type": "text/html; charset=utf-8"}, text.encode("utf-8", "replace"))
@@ -335,7 +336,7 @@ class HttpService:
         except OSError as error:
             self._failed(client, path, _reason(error), bytes=transfer.octets)
             if not response.prepared:
-                return _text(500, _reason(error))
+                return _text(503 if error.errno == errno.ESTALE else 500, _reason(error))
             if request.transport is not None:
                 # A client must never take a part for the whole: its connection ends with a reset.
                 request.transport.abort()
@@ -528,5 +529,6 @@ def _response(status: int, headers: Mapping[str, str], body: bytes = b"") -> web
 
 
 def _text(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    fields = {"Content-Type": "text/plain; charset=utf-8", **(headers or {})}
+    retry = {"Retry-After": str(RETRY)} if status == 503 else {}
+    fields = {"Content-Type": "text/plain; charset=utf-8", **retry, **(headers or {})}
     return _response(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())
