@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -119,8 +120,8 @@ class Ledger:
                 faults.append(f"{address} is {held.mac}'s, and {known[address]['mac']} has it")
             elif known[address]["expires"] < held.end - 0.001:
                 faults.append(f"{address} ends {held.end - known[address]['expires']:.3f} s early")
-        macs = [each["mac"] for each in known.values()]
-        faults += (f"{mac} has two addresses" for mac in {mac for mac in macs if macs.count(mac) > 1})
+        addresses = Counter(each["mac"] for each in known.values())
+        faults += (f"{mac} has {count} addresses" for mac, count in addresses.items() if count > 1)
         return faults
 
 
@@ -288,13 +289,12 @@ def power(lab: Lab) -> Power:
     return Power(lab.state, lab.directory / "power")
 
 
-ROUNDS = int(os.environ.get("FASTBOOT_CRASHES", "4"))
-"""Crashes of one state directory, one after the other."""
-
-
-def crashes(lab: Lab, fail: Callable[[random.Random], object], environment: Mapping[str, str] = {}) -> None:
+def crashes(
+    lab: Lab, fail: Callable[[random.Random], object], environment: Mapping[str, str] = {}, rounds: int = 4
+) -> None:
+    """Crash so many times, one after the other, with one state directory."""
     chance = random.Random(os.environ.get("FASTBOOT_SEED", "1"))
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         with lab.server(environment) as process:
             assert lab.ledger.missing(lab.leases(), time.time()) == []
             lab.kill_under_load(process, chance)
@@ -302,7 +302,7 @@ def crashes(lab: Lab, fail: Callable[[random.Random], object], environment: Mapp
     with lab.server(environment):
         assert lab.ledger.missing(lab.leases(), time.time()) == []
     assert lab.ledger.twice == []
-    assert lab.ledger.acks > ROUNDS * 100, "there was load"
+    assert lab.ledger.acks > rounds * 100, "there was load"
     assert "damaged" not in lab.log, "a crash is no damage"
 
 
@@ -313,6 +313,12 @@ def test_killed_at_any_moment_it_has_what_it_acknowledged(lab: Lab) -> None:
 @pytest.mark.parametrize("left", ["nothing", "some"])
 def test_without_power_at_any_moment_it_has_what_it_acknowledged(lab: Lab, power: Power, left: Left) -> None:
     crashes(lab, lambda chance: power.fail(left, chance), power.environment)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("left", ["nothing", "some"])
+def test_twenty_power_failures_lose_nothing(lab: Lab, power: Power, left: Left) -> None:
+    crashes(lab, lambda chance: power.fail(left, chance), power.environment, rounds=20)
 
 
 @pytest.mark.parametrize("synchronous", ["OFF", "NORMAL"])
