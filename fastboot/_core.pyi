@@ -47,10 +47,6 @@ class Source:
     def unchanged(self) -> bool:
         """Whether the file still has the size and times it was opened with."""
 
-    def warm(self) -> None:
-        """Map the file and read the range into memory, so that the engine never waits for a disk.
-        Blocks without the GIL: call it in an executor. Raises OSError."""
-
     def netascii(self) -> Source:
         """Return a copy with line ends as RFC 764 has them: LF as CR LF, CR as CR NUL. For texts: it is held in
         memory. Blocks: call it in an executor. Raises OSError."""
@@ -128,7 +124,8 @@ class TftpEnd(NamedTuple):
 
 class TftpNotice(NamedTuple):
     """`drained`: the last transfer after Engine.drain ended. `no-segmentation`: the kernel or the interface
-    refused UDP_SEGMENT with the errno `error`; blocks go one by one from now on."""
+    refused UDP_SEGMENT with the errno `error`; blocks go one by one from now on. `dropped`: packets found a socket
+    full and are lost, counted as `dropped`; at most once in ten seconds."""
 
     kind: str
     interface: int
@@ -143,7 +140,8 @@ class Crossing:
 @disjoint_base
 class Engine:
     """Answers TFTP on its sockets, in the thread that calls run(). Requests go up as events, files come down by
-    start(). The other methods are called from one other thread."""
+    start(). What is not in memory is read by the threads that call read(), a piece of 1 MiB at a time, before
+    it is needed. The other methods are called from one other thread."""
 
     def __new__(
         cls,
@@ -151,7 +149,7 @@ class Engine:
         data: Sequence[socket],
         links: Sequence[tuple[int, int]],
         *,
-        max_transfers: int = 4096,
+        max_transfers: int = 32768,
         max_blksize: int = 1468,
         max_windowsize: int = 64,
     ) -> Self:
@@ -162,17 +160,22 @@ class Engine:
     def run(self) -> None:
         """Serve until halt(). Once. Runs without the GIL."""
 
+    def read(self) -> None:
+        """Read what is not in memory, until halt(); in one or more threads. Runs without the GIL."""
+
     def fileno(self) -> int:
         """An eventfd that is readable when events() has something."""
 
     def events(self) -> list[TftpRequest | TftpEnd | TftpNotice]: ...
     def start(self, id: int, source: Source, *, tsize: bool = True) -> None:
-        """Answer a request with a file, which should be warm. `tsize=False` keeps its size out of the OACK.
-        Without effect where the client has gone in the meantime. Raises OSError where the file can not be
-        mapped."""
+        """Answer a request with a file. `tsize=False` keeps its size out of the OACK. Without effect where the
+        client has gone in the meantime. Raises OSError where the file can not be mapped."""
 
     def refuse(self, id: int, code: int, text: str) -> None:
         """Answer a request with an ERROR (RFC 1350 section 5); the text is cut to 87 octets of ASCII."""
+
+    def ignore(self, id: int) -> None:
+        """Answer a request with silence, so that the client asks again."""
 
     def drain(self) -> None:
         """Take no new requests; a `drained` notice comes when no transfer is left."""

@@ -18,8 +18,8 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
 from fastboot._native.arp cimport arp_parse, arp_t
 from fastboot._native.datagram cimport (
-    BATCH, BATCH_BLOCKS, CONTROL, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash, pktinfo_of,
-    put_control,
+    BATCH, BATCH_BLOCKS, CONTROL, drops_of, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash,
+    pktinfo_of, put_control,
 )
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
@@ -75,11 +75,12 @@ from fastboot._native.tftp cimport (
     tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
 )
 from fastboot._native.transfer cimport (
-    COMMAND_DRAIN, COMMAND_HALT, COMMAND_REFUSE, COMMAND_START, COPY, END_CANCELLED, END_CHANGED, END_EVICTED,
-    END_PROBE, END_REPLACED, END_SILENT, END_STOPPED, EVENT_DRAINED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST,
-    GRACE, MAX_LINKS, MAX_SOCKETS, PATIENCE_ANSWER, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE,
-    SLOT_REFUSED, SLOT_WAITING, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash,
-    recent_t, slot_t, transfer_end, transfer_negotiate,
+    AHEAD, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,
+    DROPPED_EVERY, END_CANCELLED, END_CHANGED, END_EVICTED, END_PROBE, END_REPLACED, END_SILENT, END_STOPPED,
+    EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GRACE, MAX_LINKS, MAX_SOCKETS,
+    MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE,
+    SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash,
+    piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16
@@ -92,6 +93,9 @@ cdef tuple OPTIONS = ("blksize", "timeout", "tsize", "windowsize")
 cdef tuple OUTCOMES = (
     "sending", "done", "unconfirmed", "silent", "probe", "cancelled", "changed", "replaced", "stopped", "evicted",
 )
+cdef dict NOTICES = {
+    EVENT_NO_SEGMENTATION: "no-segmentation", EVENT_DRAINED: "drained", EVENT_DROPPED: "dropped",
+}
 
 
 class SpecialFileError(OSError):
@@ -106,7 +110,8 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 include "_native/source.pxi"    # Source: what is sent
 include "_native/crossing.pxi"  # Crossing: how Python and a native thread talk
 include "_native/transfers.pxi"  # Transfers: all that are under way over TFTP, uses both
-include "_native/sender.pxi"    # Sender: batches of blocks, on Transfers
+include "_native/reader.pxi"    # Reader: has in memory what they will send, on Transfers
+include "_native/sender.pxi"    # Sender: batches of blocks, on Reader
 include "_native/engine.pxi"    # Engine: a thread that answers TFTP, on Sender
 include "_native/pump.pxi"      # Pump: files over TCP connections, beside the loop
 include "_native/network.pxi"   # Network: links, subnets, known machines
@@ -218,7 +223,7 @@ cdef object event_to_python(event_t *event):
     if event.kind == EVENT_END:
         return TftpEnd(event.id, OUTCOMES[event.outcome], event.code, event.octets, event.blocks, event.repeats,
                        event.nanoseconds / 1e9, event.blksize, event.window)
-    return TftpNotice("drained" if event.kind == EVENT_DRAINED else "no-segmentation", event.ifindex, event.code)
+    return TftpNotice(NOTICES[event.kind], event.ifindex, event.code)
 
 
 def parse_tftp(bytes packet not None):

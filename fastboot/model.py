@@ -176,7 +176,8 @@ class Client:
 
 
 class Reason(StrEnum):
-    """Why a path was refused. BUSY: not now, who asks again in some seconds may get it."""
+    """Why a path was refused. BUSY: not now, who asks again in some seconds may get it. CROWDED: the
+    client's address has all that one may have."""
 
     MISSING = "missing"
     DIRECTORY = "directory"
@@ -185,6 +186,7 @@ class Reason(StrEnum):
     SPECIAL = "special"
     BROKEN = "broken"
     BUSY = "busy"
+    CROWDED = "crowded"
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ RELOADABLE = (
     "profiles",
     "roots",
     "tftp.max_file",
+    "tftp.max_per_address",
 )
 """Keys, and tables ending in a dot, that a running server takes; a change of any other needs a restart."""
 

@@ -10,6 +10,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from labkit import lab, serve
+
+__all__ = ["lab", "serve"]
 
 
 @pytest.fixture

@@ -362,7 +362,7 @@ def test_a_missing_file_is_error_1_at_once(server: Running) -> None:
         assert client.hears_nothing(0.3), "said once"
 
 
-@pytest.mark.parametrize("reason", list(Reason))
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.BUSY])
 def test_a_refusal_never_makes_uboot_start_over(reason: Reason) -> None:
     """It does at every code but 1 and 2."""
     with serving(lambda path, client: Refusal(reason, "because")) as server, server.client() as client:
@@ -370,6 +370,14 @@ def test_a_refusal_never_makes_uboot_start_over(reason: Reason) -> None:
             client.fetch("x")
         assert caught.value.code == (1 if reason in (Reason.MISSING, Reason.DIRECTORY) else 2)
         assert server.counters()[f"refused_{reason}"] == 1
+
+
+def test_who_is_to_ask_again_hears_nothing() -> None:
+    answers = [Refusal(Reason.BUSY, "not now"), Refusal(Reason.BUSY, "not now"), Source.of_bytes("x", b"later")]
+    with serving(lambda path, client: answers.pop(0)) as server, server.client() as client:
+        assert client.fetch("x", retry=0.1) == b"later"
+        assert server.counters()["refused_busy"] == 2
+        assert [event.kind for event in server.events].count("tftp.busy") == 1
 
 
 def test_a_long_refusal_is_cut() -> None:

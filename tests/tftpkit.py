@@ -298,7 +298,7 @@ def serving(
     thread = threading.Thread(target=loop.run_forever, name="uvloop")
     thread.start()
     try:
-        wanted = config.Tftp(**{"port": 0, **settings})
+        wanted = config.Tftp(**{"port": 0, "threads": 1, **settings})
         with inside or nullcontext():
             sockets = open_sockets(wanted)
         prepare(sockets)

@@ -4,8 +4,8 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastboot._native.sys cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, IP_PKTINFO, IPPROTO_IP, SOL_UDP, UDP_SEGMENT, cmsghdr,
-    in_addr, in_pktinfo, iovec, mmsghdr, msghdr, sockaddr_storage,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, IP_PKTINFO, IPPROTO_IP, SO_RXQ_OVFL, SOL_SOCKET,
+    SOL_UDP, UDP_SEGMENT, cmsghdr, in_addr, in_pktinfo, iovec, mmsghdr, msghdr, sockaddr_storage,
 )
 from fastboot._native.table cimport table_mix
 
@@ -57,6 +57,16 @@ cdef inline in_pktinfo *pktinfo_of(msghdr *h) noexcept nogil:
             return <in_pktinfo *>CMSG_DATA(c)
         c = CMSG_NXTHDR(h, c)
     return NULL
+
+cdef inline uint32_t drops_of(msghdr *h) noexcept nogil:
+    # How many packets found the socket full since it was made; 0 where the kernel does not say.
+    cdef cmsghdr *c = CMSG_FIRSTHDR(h)
+    cdef uint32_t drops = 0
+    while c != NULL:
+        if c.cmsg_level == SOL_SOCKET and c.cmsg_type == SO_RXQ_OVFL:
+            memcpy(&drops, CMSG_DATA(c), sizeof(drops))
+        c = CMSG_NXTHDR(h, c)
+    return drops
 
 cdef inline size_t put_control(uint8_t *control, in_addr local, uint16_t segment) noexcept nogil:
     # The source address, never the interface: the route decides that. And UDP_SEGMENT where `segment` is not 0.

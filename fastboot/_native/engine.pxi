@@ -6,16 +6,15 @@ cdef class Engine(Sender):
     cdef uint32_t most_asked
     cdef inbox_t *inbox
     cdef int next_socket
+    cdef int64_t tell_drops      # not before
     cdef mtu_t mtus[MAX_LINKS]
     cdef int mtu_count
     cdef uint32_t max_blksize
     cdef uint16_t max_window
-    cdef Crossing commands
-    cdef bint halted
     cdef object sockets
     cdef bint ran
 
-    def __cinit__(self, listen not None, data not None, links not None, *, uint32_t max_transfers=4096,
+    def __cinit__(self, listen not None, data not None, links not None, *, uint32_t max_transfers=32768,
                   uint32_t max_blksize=1468, uint16_t max_windowsize=64):
         if not 1 <= max_transfers <= 65536:
             raise ValueError("max_transfers is 1 to 65536")
@@ -28,9 +27,11 @@ cdef class Engine(Sender):
         self.inbox = <inbox_t *>memory_for(1, sizeof(inbox_t))
         self.max_blksize = max_blksize
         self.max_window = max_windowsize
-        # A client that asks for something else every moment leaves questions behind: these are bounded, not the slots.
-        self.most_asked = 2 * max_transfers + 8
-        self.commands = Crossing(sizeof(command_t), self.most_asked + 8)
+        # A client that asks for something else every moment leaves questions behind: these are bounded, not the slots,
+        # and to what Python answers in a few seconds, for after that the others have given up.
+        self.most_asked = min(2 * max_transfers + 8, <uint32_t>MOST_ASKED)
+        self.commands = Crossing(sizeof(command_t), self.most_asked + 2 * max_transfers + 8)
+        self.cold = Crossing(sizeof(piece_t), 2 * max_transfers)
         # Every question, an end for every answer and every slot, and notices.
         self._make_room(max_transfers, 2 * self.most_asked + max_transfers + 16)
         self.sockets = (list(listen), list(data))
@@ -46,10 +47,14 @@ cdef class Engine(Sender):
 
     def __dealloc__(self):
         cdef command_t command
+        cdef piece_t piece
         if self.commands is not None:
             while self.commands.take(&command):
                 if command.file != NULL:
                     file_drop(command.file)
+        if self.cold is not None:
+            while self.cold.take(&piece):
+                file_drop(piece.file)
         free(self.inbox)
 
     # --- the other threads' side ---
@@ -78,17 +83,21 @@ cdef class Engine(Sender):
         memcpy(command.text, <const char *>message, command.length)
         self._command(&command)
 
+    def ignore(self, uint64_t id):
+        self._say(COMMAND_IGNORE, id)
+
     def drain(self):
-        cdef command_t command
-        memset(&command, 0, sizeof(command))
-        command.kind = COMMAND_DRAIN
-        self._command(&command)
+        self._say(COMMAND_DRAIN, 0)
 
     def halt(self):
+        self._say(COMMAND_HALT, 0)
+
+    cdef int _say(self, uint8_t kind, uint64_t id) except -1:
         cdef command_t command
         memset(&command, 0, sizeof(command))
-        command.kind = COMMAND_HALT
-        self._command(&command)
+        command.kind = kind
+        command.id = id
+        return self._command(&command)
 
     cdef int _command(self, command_t *command) except -1:
         # Room is never short: one answer per question, and the two that stop.
@@ -127,6 +136,7 @@ cdef class Engine(Sender):
             self._fire(now)
             for i in range(self.endpoint_count):
                 self._flush(i, now)
+        self._wake_readers()
 
     cdef int _patience(self, int64_t now) noexcept nogil:
         # Milliseconds until the next timer; -1 without one.
@@ -145,6 +155,8 @@ cdef class Engine(Sender):
         cdef int n, i
         inbox_prepare(box)
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
+        if n > 0:
+            self._count_drops(&self.endpoints[socket], drops_of(&box.messages[n - 1].msg_hdr), now)
         for i in range(n):
             h = &box.messages[i].msg_hdr
             # Nobody can be answered at port 0.
@@ -152,6 +164,18 @@ cdef class Engine(Sender):
                 self.counts.malformed += 1
                 continue
             self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
+
+    cdef void _count_drops(self, endpoint_t *e, uint32_t drops, int64_t now) noexcept nogil:
+        cdef event_t event
+        if drops == e.dropped:
+            return
+        self.counts.dropped += <uint32_t>(drops - e.dropped)
+        e.dropped = drops
+        if now >= self.tell_drops:
+            self.tell_drops = now + ms(DROPPED_EVERY)
+            memset(&event, 0, sizeof(event))
+            event.kind = EVENT_DROPPED
+            self.told.put(&event)
 
     cdef void _packet(self, int socket, msghdr *h, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
         cdef sockaddr_storage *peer = <sockaddr_storage *>h.msg_name
@@ -312,7 +336,7 @@ cdef class Engine(Sender):
     cdef void _obey(self, command_t *command, int64_t now) noexcept nogil:
         cdef slot_t *s = &self.slots[<uint32_t>command.id]
         cdef uint32_t i
-        if command.kind in (COMMAND_START, COMMAND_REFUSE) and self.asked > 0:
+        if command.kind in (COMMAND_START, COMMAND_REFUSE, COMMAND_IGNORE) and self.asked > 0:
             self.asked -= 1
         if command.kind == COMMAND_DRAIN:
             self.draining = True
@@ -322,6 +346,11 @@ cdef class Engine(Sender):
                 if self.slots[i].state == SLOT_LIVE:
                     self._end(&self.slots[i], END_STOPPED, 0, now)
             self.halted = True
+        elif command.kind == COMMAND_READ:
+            if s.id == command.id and s.state == SLOT_LIVE:
+                s.reading = False
+                s.known = max(s.known, command.size)
+                self._progressed(s, now)
         elif s.id != command.id or s.state != SLOT_WAITING:
             if command.kind == COMMAND_START:
                 self._too_late(command, END_REPLACED if s.id != command.id else END_SILENT)
@@ -330,6 +359,8 @@ cdef class Engine(Sender):
             s.packet_length = <uint8_t>tftp_emit_error(
                 s.packet, sizeof(s.packet), command.code, command.text, command.length)
             self._make_ready(s)
+        elif command.kind == COMMAND_IGNORE:
+            self._free(s, now)
         else:
             self._start(s, command, now)
 
@@ -362,4 +393,5 @@ cdef class Engine(Sender):
         s.state = SLOT_LIVE
         tftp_begin(&s.x, command.size, blksize, window, s.packet_length > 0, sent, now)
         chain_put(&self.unproven, <int32_t>(s - self.slots))
+        self._look_ahead(s, 0)                         # the disk works while the OACK is under way
         self._progressed(s, now)

@@ -22,4 +22,6 @@ cdef inline bint queue_pop(queue_t *q, void *record) noexcept nogil:
     memcpy(record, q.records + <size_t>q.head * q.record, q.record)
     q.head = (q.head + 1) % q.capacity
     q.count -= 1
+    if q.count == 0:
+        q.head = 0                 # a ring made for the worst case must not pass through all of its memory
     return True

@@ -2,7 +2,7 @@
 # counted as sent only when the kernel took it; what it refused is planned again or ends its transfer.
 
 @cython.internal
-cdef class Sender(Transfers):
+cdef class Sender(Reader):
     cdef outbox_t *batch         # empty outside of _flush
     cdef int epoll               # tells when a full socket has room again, and the Engine what came in
     cdef bint segmentation
@@ -71,7 +71,7 @@ cdef class Sender(Transfers):
             return True
         if s.state != SLOT_LIVE:
             return True
-        due = tftp_due(&s.x)
+        due = self._readable(s, tftp_due(&s.x))
         first = s.x.next
         if due > 0 and first + due > s.x.last and not file_unchanged(s.file):
             self._changed(s, now)

@@ -131,18 +131,6 @@ cdef class Source:
             self.file.map = <uint8_t *>map
         return 0
 
-    def warm(self):
-        cdef file_t *f = self.file
-        cdef int64_t start = self.offset & ~<int64_t>4095
-        cdef int64_t length = self.offset + self.size - start
-        self.ensure_map()
-        if self.size == 0:
-            return
-        with nogil:
-            # MADV_POPULATE_READ came with Linux 5.14; before it the read-ahead is only begun here.
-            if madvise(f.map + start, length, MADV_POPULATE_READ) < 0:
-                posix_fadvise(f.fd, start, length, POSIX_FADV_WILLNEED)
-
     def netascii(self):
         # RFC 764: LF travels as CR LF, CR as CR NUL.
         return Source.of_bytes(self.name, self.read().replace(b"\r", b"\r\0").replace(b"\n", b"\r\n"))

@@ -150,7 +150,7 @@ cdef extern from *:
     ssize_t sendmsg(int fd, const msghdr *msg, int flags) nogil
     int setsockopt(int fd, int level, int name, const void *value, uint32_t n) nogil
     enum:
-        AF_INET, AF_PACKET, SOL_SOCKET, SOL_UDP, IPPROTO_IP, IP_PKTINFO, UDP_SEGMENT
+        AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_PKTINFO, UDP_SEGMENT
         MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE, ETH_P_IP, PACKET_BROADCAST
     uint16_t htons(uint16_t) nogil
     uint16_t ntohs(uint16_t) nogil

@@ -14,9 +14,16 @@ cdef enum:
     SEGMENTS = 64          # per message: Linux before 6.9 takes no more
     SEGMENT_OCTETS = 65507  # per message: what a UDP datagram over IPv4 holds
     RECENT = 4096          # transfers that ended lately, whose late packets are no strangers'
+    MOST_ASKED = 16384     # questions to Python
     MAX_SOCKETS = 64
     MAX_LINKS = 256
     TICK = 1000000         # ns, of the wheel
+
+    # Of a file, in octets: what the kernel reads ahead by itself (read_ahead_kb is 128), so what is looked for in
+    # memory at a time; what is to be there before it is sent; and what is read at once where it is not.
+    STEP = 131072
+    AHEAD = 1048576
+    PIECE = 1048576
 
     SLOT_FREE = 0
     SLOT_WAITING = 1       # Python is asked
@@ -27,11 +34,14 @@ cdef enum:
     COMMAND_REFUSE = 2
     COMMAND_DRAIN = 3
     COMMAND_HALT = 4
+    COMMAND_READ = 5       # a piece of the file is in memory now
+    COMMAND_IGNORE = 6     # no answer: the client is to ask again
 
     EVENT_REQUEST = 1
     EVENT_END = 2
     EVENT_NO_SEGMENTATION = 3
     EVENT_DRAINED = 4
+    EVENT_DROPPED = 5
 
     END_DONE = TFTP_DONE
     END_UNCONFIRMED = TFTP_UNCONFIRMED
@@ -50,11 +60,14 @@ cdef enum:
     RECENT_FOR = 10000          # ms
     # A client that means it says something within a round trip; until then nothing makes room for another.
     GRACE = 100                 # ms
+    # Between two notices of packets that found their socket full.
+    DROPPED_EVERY = 10000       # ms
 
 cdef struct slot_t:
     tftp_xfer_t x
     file_t *file
     int64_t offset         # of the range in the file
+    int64_t known          # octets of the range, from its start, that were in memory
     uint8_t *request       # the packet, while WAITING
     uint64_t request_hash
     sockaddr_storage peer
@@ -71,6 +84,7 @@ cdef struct slot_t:
     uint8_t packet_length  # of the OACK or ERROR
     bint segmented
     bint sized             # tsize was asked
+    bint reading           # a piece from `known` on is being read
     uint8_t packet[TFTP_OACK_MAX]
 
 cdef struct endpoint_t:
@@ -78,6 +92,7 @@ cdef struct endpoint_t:
     bint requests          # new transfers begin here
     bint data              # blocks leave from here
     bint blocked           # its buffer is full: wait for EPOLLOUT
+    uint32_t dropped       # packets that found it full, as the kernel counts them
     chain_t ready          # slots that have something to send from here
 
 cdef struct mtu_t:
@@ -98,6 +113,13 @@ cdef struct command_t:
     uint8_t length
     bint unsized
     char text[TFTP_OACK_MAX - 8]
+
+cdef struct piece_t:       # to be read into memory
+    uint64_t id            # of the transfer that waits
+    file_t *file           # counted
+    int64_t offset
+    int64_t size
+    int64_t known          # of that transfer, once this is read
 
 cdef struct event_t:
     uint8_t kind
@@ -123,6 +145,7 @@ cdef struct counts_t:
     uint64_t foreign_interface
     uint64_t broadcast_request
     uint64_t write_request
+    uint64_t dropped       # by the kernel, for a receive buffer was full
     uint64_t full
     uint64_t evicted
     uint64_t draining
@@ -135,6 +158,7 @@ cdef struct counts_t:
     uint64_t timeouts
     uint64_t blocks
     uint64_t batches
+    uint64_t cold          # pieces of files that had to be read from disk
 
 cdef inline uint64_t octets_hash(const uint8_t *data, size_t n) noexcept nogil:
     cdef uint64_t h = n

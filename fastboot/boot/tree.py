@@ -44,6 +44,8 @@ REASONS: Final = {
     errno.ENODEV: Reason.SPECIAL,
     errno.ESTALE: Reason.BUSY,
 }
+SHORT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of this host, not of the file: the same open may succeed a moment later."""
 
 
 class RefusedName(OSError):
@@ -244,6 +246,8 @@ def refusal_of(error: OSError | UnicodeEncodeError) -> Refusal:
         return Refusal(Reason.SPECIAL, error.strerror or TEXTS[Reason.SPECIAL])
     if isinstance(error, SpecialFileError):
         return refuse(Reason.SPECIAL)
+    if error.errno in SHORT:
+        return Refusal(Reason.BUSY, f"{os.strerror(error.errno)}, ask again later")
     return refuse(REASONS.get(error.errno or 0, Reason.BROKEN))
 
 

@@ -7,6 +7,7 @@ relative to that file.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,12 +68,19 @@ __all__ = [
 ]
 
 
+def cores() -> int:
+    """Return how many processors this process may use, four at most: as many engines fill 10 Gb/s."""
+    return min(4, len(os.sched_getaffinity(0)))
+
+
 class Tftp(Table):
     port: Port = 69
     data_ports: PortRange | None = None
     single_port: Bool = False
-    threads: Annotated[Int, Field(ge=1, le=64)] = 1
-    max_transfers: Annotated[Int, Field(ge=1, le=65536)] = 4096
+    threads: Annotated[Int, Field(ge=1, le=64, default_factory=cores)]
+    max_transfers: Annotated[Int, Field(ge=1, le=65536)] = 32768
+    max_per_address: Annotated[Int, Field(ge=1, le=100_000)] = 256
+    """A machine has one or two under way; machines behind one NAT share an address."""
     max_blksize: Annotated[Int, Field(ge=8, le=65464)] = 1468
     max_windowsize: Annotated[Int, Field(ge=1, le=1024)] = 64
     max_file: Annotated[Int, Field(ge=0)] = 0

@@ -343,7 +343,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         return answer
 
     def _refuse(self, path: str, refusal: Refusal) -> None:
-        code = {Reason.BROKEN: 451, Reason.BUSY: 450}.get(refusal.reason, 550)
+        code = {Reason.BROKEN: 451, Reason.BUSY: 450, Reason.CROWDED: 450}.get(refusal.reason, 550)
         self.respond(f"{code} {path}: {refusal.text}.")
 
     def ftp_RETR(self, file: str) -> None:

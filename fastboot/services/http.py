@@ -51,6 +51,7 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.DIRECTORY: 404,
     Reason.BROKEN: 500,
     Reason.BUSY: 503,
+    Reason.CROWDED: 503,
 }
 
 

@@ -8,9 +8,11 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -18,9 +20,10 @@ import structlog
 
 from fastboot import config
 from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
+from fastboot.boot.tree import refusal_of
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
-from fastboot.services.tftp_files import MAX_TEXT, Files
+from fastboot.services.tftp_files import MAX_TEXT, Texts
 
 log = structlog.get_logger(component="tftp")
 
@@ -28,6 +31,10 @@ Resolve = Callable[[str, Client], Source | Refusal | Awaitable[Source | Refusal]
 
 DATA_SOCKETS = 4
 """Per engine: enough that consecutive transfers of a client differ, few enough that a batch holds many clients."""
+READERS = 2
+"""Threads per engine that read cold files: a slow disk is to hold up no file of another."""
+ALARM_EVERY = 10.0
+"""Seconds between two events about the same want of this host."""
 # U-Boot starts its download over, for ever, at any ERROR but 1 and 2.
 CODES: Final = {Reason.MISSING: 1, Reason.DIRECTORY: 1}
 NOT_SERVED = 2
@@ -41,6 +48,14 @@ KINDS: Final = {
     "evicted": "tftp.evicted",
 }
 """The event for each outcome of a transfer; any other is `tftp.failed`."""
+DROPPED: Final = (
+    "requests came faster than they were taken, and the kernel dropped some;"
+    " give the sockets more room: sysctl net.core.rmem_max=8388608, then a restart; or raise tftp.threads"
+)
+BUSY: Final = (
+    "requests wait until machines ask again; where too many files are open, raise LimitNOFILE of the service"
+)
+SO_RXQ_OVFL = 40  # linux/socket.h: tell with each packet how many were dropped before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +73,28 @@ class Sockets:
 def open_sockets(settings: config.Tftp) -> tuple[Sockets, ...]:
     """Bind the sockets of every engine. Raises FastbootError where a port is taken or forbidden."""
     ports = list(settings.data_ports) if settings.data_ports else None
+    share = DATA_SOCKETS if ports is None else min(DATA_SOCKETS, max(1, len(ports) // settings.threads))
     engines = []
     with ExitStack() as undo:
         port = settings.port
-        for _ in range(settings.threads):
-            listen = undo.enter_context(open_udp("tftp.port", port, shared=settings.threads > 1))
+        for number in range(settings.threads):
+            listen = undo.enter_context(open_udp("tftp.port", port, shared=number > 0))
+            # Not before it is bound: the first would share the port with another server of the same user.
+            listen.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             port = listen.getsockname()[1]
             data = []
-            for _ in range(0 if settings.single_port else DATA_SOCKETS):
+            for _ in range(0 if settings.single_port else share):
                 if (each := _udp_within(ports)) is None:
                     break
                 data.append(undo.enter_context(each))
             if not data and not settings.single_port:
                 raise FastbootError(
                     f"tftp.data_ports: no free port left in {settings.data_ports}; "
-                    f"{settings.threads} threads want {settings.threads * DATA_SOCKETS} ports"
+                    f"{settings.threads} threads want {settings.threads * DATA_SOCKETS} ports; "
+                    "name more of them, or set tftp.threads"
                 )
+            for each in (listen, *data):
+                each.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
             engines.append(Sockets(listen, tuple(data)))
         undo.pop_all()
     return tuple(engines)
@@ -92,12 +113,18 @@ def _udp_within(ports: list[int] | None) -> socket.socket | None:
 
 @dataclass(slots=True)
 class Asked:
-    """One request under way. Holding the source keeps its map shared with every other client of the file."""
+    """One request, or the transfer that came of it. Holding the source keeps its map shared with every other
+    client of the file."""
 
-    request: TftpRequest
+    peer: str
+    port: int
     client: Client
     path: str
     source: Source | None = None
+
+
+address_of = lru_cache(maxsize=4096)(IPv4Address)
+"""Parsing the text of an address costs as much as the rest of a request."""
 
 
 class TftpService:
@@ -135,20 +162,26 @@ class TftpService:
             for each in self._sockets
         )
         self._threads: list[threading.Thread] = []
-        self._under_way: dict[tuple[Engine, int], Asked] = {}
-        self._files = Files()
+        self._readers: list[threading.Thread] = []
+        self._under_way: dict[Engine, dict[int, Asked]] = {engine: {} for engine in self._engines}
+        self._by_address: Counter[str] = Counter()
+        self._texts = Texts()
         self._answers: set[asyncio.Task[None]] = set()
         self._drained: dict[Engine, asyncio.Event] = {}
-        self._refused: dict[str, int] = {}
+        self._refused: Counter[str] = Counter()
+        self._alarmed: dict[str, float] = {}
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
         for number, engine in enumerate(self._engines):
             self._drained[engine] = asyncio.Event()
             loop.add_reader(engine.fileno(), self._take_events, engine)
-            thread = threading.Thread(target=engine.run, name=f"tftp-{number}", daemon=True)
+            self._threads.append(threading.Thread(target=engine.run, name=f"tftp-{number}", daemon=True))
+            for reader in range(READERS):
+                name = f"tftp-{number}-reader-{reader}"
+                self._readers.append(threading.Thread(target=engine.read, name=name, daemon=True))
+        for thread in (*self._threads, *self._readers):
             thread.start()
-            self._threads.append(thread)
 
     async def stop(self, drain: float = 0) -> None:
         """Take no new requests, give the transfers under way `drain` seconds, then fall silent: U-Boot would
@@ -165,21 +198,22 @@ class TftpService:
         loop = asyncio.get_running_loop()
         for thread in self._threads:
             await loop.run_in_executor(None, thread.join)
+        for thread in self._readers:  # one that waits for a dead disk goes when that does
+            await loop.run_in_executor(None, thread.join, 1)
         for task in self._answers:
             task.cancel()
-        self._files.close()
         for engine in self._engines if self._threads else ():
             self._take_events(engine)
             loop.remove_reader(engine.fileno())
         for sockets in self._sockets:
             sockets.close()
         self._threads.clear()
+        self._readers.clear()
 
     def reload(self, resolve: Resolve, settings: config.Tftp | None = None) -> None:
-        """From the next request on, ask `resolve` and keep a new `max_file`; running transfers keep their file."""
+        """From the next request on, ask `resolve` and keep new limits; running transfers keep their file."""
         self._resolve = resolve
         self._settings = settings or self._settings
-        self._files.forget()
 
     def counters(self) -> dict[str, int]:
         total = {f"refused_{reason}": count for reason, count in self._refused.items()}
@@ -194,7 +228,7 @@ class TftpService:
             Transfer("tftp", under_way.client.address, under_way.path, done, size, under_way.client.mac)
             for engine in self._engines
             for id, done, size in engine.transfers()
-            if (under_way := self._under_way.get((engine, id)))
+            if (under_way := self._under_way[engine].get(id))
         ]
 
     def _take_events(self, engine: Engine) -> None:
@@ -207,90 +241,115 @@ class TftpService:
                 self._noticed(engine, event)
 
     def _asked(self, engine: Engine, request: TftpRequest) -> None:
-        address = IPv4Address(request.peer)
-        client = Client(address, IPv4Address(request.server), "tftp", self._mac_of(address))
-        asked = Asked(request, client, request.name.decode("utf-8", "surrogateescape"))
+        address = address_of(request.peer)
+        client = Client(address, address_of(request.server), "tftp", self._mac_of(address))
+        asked = Asked(request.peer, request.port, client, request.name.decode("utf-8", "surrogateescape"))
+        most = self._settings.max_per_address
+        if self._by_address[asked.peer] >= most:
+            text = f"{most} transfers are on their way to this address"
+            self._refuse(engine, request, asked, Refusal(Reason.CROWDED, text))
+            return
+        self._by_address[asked.peer] += 1
         try:
             answer = self._resolve(asked.path, client)
-        except Exception:  # resolve may be an embedding program's: its fault must not end the service
-            self._fail(engine, asked)
+            if isinstance(answer, Source) and not request.netascii:
+                self._start(engine, request, asked, answer)
+                return
+        except Exception as error:  # resolve may be an embedding program's: its fault must not end the service
+            self._fail(engine, request, asked, error)
             return
         if isinstance(answer, Refusal):
-            self._refuse(engine, asked, answer)
-        elif isinstance(answer, Source) and answer in self._files and not request.netascii:
-            self._start(engine, asked, answer)
+            self._turn_away(engine, request, asked, answer)
         else:
-            task = asyncio.get_running_loop().create_task(self._answer_later(engine, asked, answer))
+            task = asyncio.get_running_loop().create_task(self._answer_later(engine, request, asked, answer))
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
 
     async def _answer_later(
-        self, engine: Engine, asked: Asked, answer: Source | Refusal | Awaitable[Source | Refusal]
+        self, engine: Engine, request: TftpRequest, asked: Asked, answer: Source | Awaitable[Source | Refusal]
     ) -> None:
         try:
-            source = await answer if inspect.isawaitable(answer) else answer
-            if isinstance(source, Refusal):
-                refusal: Refusal | None = source
-            elif not isinstance(source, Source):
-                raise TypeError(f"resolve gave {source!r}, neither a Source nor a Refusal")
-            elif not (refusal := self._too_big(source, asked.request)):
-                text = await self._files.text(source) if asked.request.netascii else source
-                if text is not None:
-                    await self._files.warm(text)
-                    self._start(engine, asked, text)
-                    return
-                refusal = Refusal(Reason.FORBIDDEN, "too many texts are being sent, ask for octet")
-        except OSError as error:
-            refusal = Refusal(Reason.BROKEN, os.strerror(error.errno or 0))
-        except Exception:  # as in _asked
-            self._fail(engine, asked)
-            return
-        assert refusal is not None
-        self._refuse(engine, asked, refusal)
+            found = await answer if inspect.isawaitable(answer) else answer
+            if isinstance(found, Source) and request.netascii:
+                found = await self._text(found)
+            if isinstance(found, Refusal):
+                self._turn_away(engine, request, asked, found)
+            elif isinstance(found, Source):
+                self._start(engine, request, asked, found)
+            else:
+                raise TypeError(f"resolve gave {found!r}, neither a Source nor a Refusal")
+        except Exception as error:  # as in _asked
+            self._fail(engine, request, asked, error)
 
-    def _too_big(self, source: Source, request: TftpRequest) -> Refusal | None:
-        if self._settings.max_file and source.size > self._settings.max_file:
-            return Refusal(Reason.FORBIDDEN, "too big for TFTP here")
-        if request.netascii and source.size > MAX_TEXT:
+    async def _text(self, source: Source) -> Source | Refusal:
+        if source.size > MAX_TEXT:
             return Refusal(Reason.FORBIDDEN, "too big for netascii, ask for octet")
-        return None
+        text = await self._texts.of(source)
+        return text or Refusal(Reason.FORBIDDEN, "too many texts are being sent, ask for octet")
 
-    def _start(self, engine: Engine, asked: Asked, source: Source) -> None:
-        if refusal := self._too_big(source, asked.request):
-            self._refuse(engine, asked, refusal)
+    def _start(self, engine: Engine, request: TftpRequest, asked: Asked, source: Source) -> None:
+        """Send a file, unless it is too big. Raises OSError."""
+        if self._settings.max_file and source.size > self._settings.max_file:
+            self._turn_away(engine, request, asked, Refusal(Reason.FORBIDDEN, "too big for TFTP here"))
             return
-        asked.source = source
-        self._under_way[engine, asked.request.id] = asked
         # RFC 2349 section 3: the size that travels is not the file's in netascii.
-        engine.start(asked.request.id, source, tsize=not asked.request.netascii)
-        self._tell("tftp.started", asked, size=source.size, options=asked.request.options)
+        engine.start(request.id, source, tsize=not request.netascii)
+        asked.source = source
+        self._under_way[engine][request.id] = asked
+        self._tell("tftp.started", asked, size=source.size, options=request.options)
 
-    def _refuse(self, engine: Engine, asked: Asked, refusal: Refusal) -> None:
-        self._refused[refusal.reason] = self._refused.get(refusal.reason, 0) + 1
-        engine.refuse(asked.request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
+    def _fail(self, engine: Engine, request: TftpRequest, asked: Asked, error: Exception) -> None:
+        """Answer, then log a fault: a traceback takes its time."""
+        if isinstance(error, OSError):
+            self._turn_away(engine, request, asked, refusal_of(error))
+        else:
+            self._turn_away(engine, request, asked, Refusal(Reason.BROKEN, "internal error"))
+            log.error("resolve failed", path=asked.path, exc_info=error)
+
+    def _turn_away(self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal) -> None:
+        self._leave(asked)
+        self._refuse(engine, request, asked, refusal)
+
+    def _refuse(self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal) -> None:
+        self._refused[refusal.reason] += 1
+        if refusal.reason is Reason.BUSY:
+            # All firmware asks again where it hears nothing, and gives up at an ERROR.
+            engine.ignore(request.id)
+            self._alarm("tftp.busy", f"{refusal.text}: {BUSY}", self._refused[Reason.BUSY])
+            return
+        engine.refuse(request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
         kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
         self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text)
 
-    def _fail(self, engine: Engine, asked: Asked) -> None:
-        """Answer, then log the exception being handled: a traceback takes its time."""
-        self._refuse(engine, asked, Refusal(Reason.BROKEN, "internal error"))
-        log.exception("resolve failed", path=asked.path)
-
     def _ended(self, engine: Engine, end: TftpEnd) -> None:
-        asked = self._under_way.pop((engine, end.id), None)
+        asked = self._under_way[engine].pop(end.id, None)
         if asked is None:
             return
+        self._leave(asked)
         details = end._asdict()
         del details["id"]
         self._tell(KINDS.get(end.outcome, "tftp.failed"), asked, **details)
 
+    def _leave(self, asked: Asked) -> None:
+        self._by_address[asked.peer] -= 1
+        if not self._by_address[asked.peer]:
+            del self._by_address[asked.peer]
+
     def _noticed(self, engine: Engine, notice: TftpNotice) -> None:
         if notice.kind == "drained":
             self._drained[engine].set()
+        elif notice.kind == "dropped":
+            self._alarm("tftp.dropped", DROPPED, self.counters()["dropped"])
         else:
             log.warning("UDP segmentation refused, sending block by block", error=os.strerror(notice.error))
 
+    def _alarm(self, kind: str, text: str, times: int) -> None:
+        """Say what this host is short of; `times` counts from the start of the service."""
+        now = time.monotonic()
+        if now - self._alarmed.get(kind, float("-inf")) >= ALARM_EVERY:
+            self._alarmed[kind] = now
+            self._emit(Event(time.time(), kind, details={"times": times, "text": text}))
+
     def _tell(self, kind: str, asked: Asked, **details: object) -> None:
-        request = asked.request
-        details = {"path": asked.path, "peer": request.peer, "port": request.port, **details}
+        details = {"path": asked.path, "peer": asked.peer, "port": asked.port, **details}
         self._emit(Event(time.time(), kind, asked.client.mac, None, details))

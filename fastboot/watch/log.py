@@ -24,6 +24,7 @@ from fastboot.watch.storm import SPAN, Storm
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 ALARMS = {
     "arp": 30,
+    "busy": 30,
     "conflict": 30,
     "damaged": 40,
     "error": 40,

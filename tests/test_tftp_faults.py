@@ -1,0 +1,190 @@
+"""TFTP where the disk is slow, descriptors are short, the server ends: a process, and what its clients see."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from labkit import Lab, Serve, wait_for
+from tftpkit import HOST, OACK, Client, ack, error, number_of, op_of
+
+from fastboot.services.control import ControlClient
+
+MIB = 1 << 20
+PIECE = MIB
+"""What is read at once of a file that is not in memory."""
+SLOW_SIZE = 6 * MIB + 1
+SLOW = random.Random(2).randbytes(SLOW_SIZE)
+FAST = random.Random(3).randbytes(2 * MIB)
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def tftp_counters(lab: Lab) -> dict[str, int]:
+    counters: dict[str, int] = ControlClient(lab.state).get("/status")["services"]["tftp"]["counters"]
+    return counters
+
+
+@dataclass
+class Disk:
+    """A disk that answers when the gate is open. Every file of SLOW_SIZE octets is on it."""
+
+    preload: Path
+    folder: Path
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What comes before a command, so that it runs with this disk."""
+        gate, log = self.folder / "gate", self.folder / "log"
+        return (
+            "env", f"LD_PRELOAD={self.preload}", f"SLOW_SIZE={SLOW_SIZE}", f"SLOW_GATE={gate}", f"SLOW_LOG={log}",
+        )  # fmt: skip
+
+    def open_gate(self) -> None:
+        (self.folder / "gate").touch()
+
+    def pieces(self) -> list[int]:
+        """Octets of every piece that was read."""
+        log = self.folder / "log"
+        return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    preload = tmp_path / "slow_disk.so"
+    source = Path(__file__).with_name("slow_disk.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", preload, source, "-ldl"], check=True)
+    return Disk(preload, tmp_path)
+
+
+def put(lab: Lab, name: str, data: bytes) -> Path:
+    path = lab.path.parent / "root" / name
+    path.write_bytes(data)
+    return path
+
+
+# --- a disk that is slow
+
+
+def test_only_who_waits_for_a_slow_disk_notices(lab: Lab, serve: Serve, disk: Disk) -> None:
+    put(lab, "slow", SLOW)
+    put(lab, "fast", FAST)
+    serve(*disk.words)
+    with Client((HOST, lab.tftp)) as waiting, Client((HOST, lab.tftp)) as other:
+        waiting.ask("slow", blksize=1468, windowsize=4)
+        assert op_of(waiting.receive()) == OACK, "no disk is needed to say what was agreed to"
+        waiting.send(ack(0))
+        assert other.fetch("fast", blksize=1468, windowsize=4) == FAST
+        assert waiting.hears_nothing()
+        disk.open_gate()
+        assert number_of(waiting.receive(20)) == 1
+        waiting.send(error(0))
+        assert waiting.fetch("slow", blksize=1468, windowsize=16) == SLOW
+
+
+def test_a_client_that_goes_costs_a_piece_of_the_file(lab: Lab, serve: Serve, disk: Disk) -> None:
+    put(lab, "slow", SLOW)
+    disk.open_gate()
+    serve(*disk.words)
+    with Client((HOST, lab.tftp)) as client:
+        client.ask("slow", blksize=1468, windowsize=4)
+        client.receive()
+        client.send(ack(0))
+        assert number_of(client.receive()) == 1
+        client.send(error(0))
+        until(lambda: "tftp.cancelled" in ControlClient(lab.state).get("/status")["events"]["counts"])
+        assert 0 < sum(disk.pieces()) <= 2 * PIECE
+        assert client.fetch("slow", blksize=1468, windowsize=16) == SLOW
+    assert SLOW_SIZE <= sum(disk.pieces()) <= SLOW_SIZE + 4096 * len(disk.pieces())
+    assert max(disk.pieces()) <= PIECE + 4096
+
+
+def test_a_file_cut_short_while_it_is_waited_for(lab: Lab, serve: Serve, disk: Disk) -> None:
+    path = put(lab, "slow", SLOW)
+    process = serve(*disk.words)
+    with Client((HOST, lab.tftp)) as client:
+        client.ask("slow", blksize=1468, windowsize=4)
+        client.receive()
+        client.send(ack(0))
+        until(lambda: tftp_counters(lab)["cold"])
+        os.truncate(path, 100_000)
+        disk.open_gate()
+        with pytest.raises(TimeoutError):
+            while True:
+                packet = client.receive(2)
+                if op_of(packet) == 5:
+                    break
+                client.send(ack(number_of(packet)))
+            assert b"changed" in packet
+            client.receive(0.2)
+        assert wait_for(process, "tftp", "failed")["outcome"] == "changed"
+        assert client.fetch("slow") == SLOW[:100_000]
+
+
+def test_the_server_ends_whatever_the_disk_does(lab: Lab, serve: Serve, disk: Disk) -> None:
+    put(lab, "slow", SLOW)
+    process = serve(*disk.words)
+    with Client((HOST, lab.tftp)) as client:
+        client.ask("slow")
+        until(lambda: tftp_counters(lab)["cold"])
+        process.send_signal(signal.SIGTERM)
+        wait_for(process, "server", "stopping")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+
+
+# --- descriptors
+
+
+def test_without_descriptors_requests_wait_and_transfers_go_on(lab: Lab, serve: Serve) -> None:
+    """Silence makes every firmware ask again; an ERROR makes it give up."""
+    files = {f"file-{number}": SLOW[number : number + 5000] for number in range(80)}
+    for name, data in files.items():
+        put(lab, name, data)
+    process = serve("prlimit", "--nofile=96:96")
+    with ExitStack() as stack:
+        clients = {name: stack.enter_context(Client((HOST, lab.tftp))) for name in files}
+        for name, client in clients.items():
+            client.ask(name, blksize=1000)
+        entry = wait_for(process, "tftp", "busy")
+        assert entry["text"].startswith("Too many open files")
+        assert "LimitNOFILE" in entry["text"]
+        assert entry["level"] == "warning"
+        for name, client in clients.items():
+            assert client.fetch(name, blksize=1000, retry=0.3) == files[name]
+    until(lambda: psutil.Process(process.pid).num_fds() < 70)
+    counters = tftp_counters(lab)
+    assert counters["refused_busy"] > 0
+    assert (
+        sum(value for name, value in counters.items() if name.startswith("refused_")) == counters["refused_busy"]
+    )
+
+
+# --- the end
+
+
+def test_what_is_under_way_when_the_server_ends_arrives_whole(lab: Lab, serve: Serve) -> None:
+    put(lab, "fast", FAST)
+    process = serve()
+    with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
+        clients = [stack.enter_context(Client((HOST, lab.tftp))) for _ in range(8)]
+        going = [pool.submit(client.fetch, "fast", blksize=1024) for client in clients]
+        until(lambda: all(client.blocks > 10 for client in clients))
+        process.send_signal(signal.SIGTERM)
+        assert all(each.result(60) == FAST for each in going)
+    assert process.wait(40) == 0
