@@ -68,7 +68,7 @@ PACKAGES = {
 }
 UNPACKED = {
     "bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd"),
-    "test": ("dhcpcd-base", "isc-dhcp-relay", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server"),
+    "test": ("dhcpcd-base", "isc-dhcp-relay", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx"),
 }
 """Packages whose installation would start a server: their files go to .cache/debian."""
 

@@ -25,13 +25,13 @@ from typing import Any, Final, Protocol
 from urllib.parse import quote, unquote
 
 import structlog
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from fastboot import config, model
 from fastboot._core import Source
 from fastboot.model import Client, Event, Reason, Refusal
-from fastboot.services.http_message import Version, content_type, precondition, ranges
+from fastboot.services.http_message import Version, content_type, framing_fault, precondition, ranges
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS
@@ -220,6 +220,12 @@ class HttpService:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. For aiohttp."""
+        response = await self._answer(request)
+        if "Upgrade" in request.headers:
+            response.force_close()  # aiohttp's parser takes nothing that follows for a request
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self._counters["requests"] += 1
         peer, own = _ends(request)
         if self._crowded(peer):
@@ -230,8 +236,9 @@ class HttpService:
         if request.method not in ("GET", "HEAD"):
             self._counters["refused_method"] += 1
             return _text(405, "this server is for reading", {"Allow": "GET, HEAD"})
-        if request.version >= HttpVersion11 and len(request.headers.getall("Host", ())) != 1:
-            return self.malformed("one Host field is needed (RFC 9112 section 3.2)")
+        hosts = request.headers.getall("Host", ())
+        if fault := framing_fault(request.version, hosts, "Transfer-Encoding" in request.headers):
+            return self.malformed(fault)
         path = _path(request.raw_path)
         if path is None:
             return self.malformed("this is no path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Final
@@ -25,6 +25,7 @@ TYPES: Final[Mapping[str, str]] = {
     "yaml": "text/plain; charset=utf-8",
 }
 OTHER: Final = "application/octet-stream"
+_HOST: Final = re.compile(r"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII)
 _RANGES: Final = re.compile(r"bytes\s*=\s*(?P<specs>[\d\s,-]+)", re.IGNORECASE)
 _SPEC: Final = re.compile(r"(\d*)\s*-\s*(\d*)")
 _TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -41,6 +42,21 @@ class Version:
     @property
     def last_modified(self) -> str:
         return formatdate(self.modified, usegmt=True)
+
+
+def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bool) -> str | None:
+    """Return why what follows a request may be part of it, or the request another server's; None for a sound one.
+
+    `hosts` are its Host fields, `has_coding` whether it has Transfer-Encoding. What is wrong with its lines and
+    lengths the parser has refused before.
+    """
+    if version not in ((1, 0), (1, 1)):
+        return "this is no HTTP/1"
+    if version == (1, 1) and (len(hosts) != 1 or not _HOST.fullmatch(hosts[0])):
+        return "one Host field is needed (RFC 9112 section 3.2)"
+    if version == (1, 0) and has_coding:
+        return "HTTP/1.0 has no Transfer-Encoding (RFC 9112 section 6.1)"
+    return None
 
 
 def content_type(name: str) -> str:
@@ -70,11 +86,12 @@ def ranges(headers: Mapping[str, str], version: Version, size: int) -> list[tupl
     """Return which parts of a file are asked for, as (start, end) with `end` excluded, in rising order.
 
     None: the whole, because nothing else was asked, or nothing that makes sense (RFC 9110 section 14.2), or too
-    many parts, or `If-Range` names another version. An empty list: no octet of it exists (416).
+    many parts, or `If-Range` names another version, or the file is empty: some clients ask for a part of whatever
+    they fetch. An empty list: no octet of it exists (416).
     Parts that touch, overlap or lie closer than the header between them is long are joined.
     """
     asked = _RANGES.fullmatch(headers.get("Range", "").strip())
-    if asked is None or not _still(headers.get("If-Range"), version):
+    if asked is None or not size or not _still(headers.get("If-Range"), version):
         return None
     parts = []
     specs = [spec for each in asked["specs"].split(",") if (spec := each.strip())]
