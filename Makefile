@@ -10,7 +10,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,unshare --user --map-root-user --net
   sh -c 'mount -t tmpfs tmpfs /run && ip link set lo up && exec "$$0" "$$@"' env LOGNAME=uid-$(shell id -u))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build debug test prove lint type demo bench bench-dhcp bench-media fuzz clean
+.PHONY: help setup build debug test prove lint type demo bench bench-readme bench-dhcp bench-media fuzz clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,9 +46,12 @@ demo: ## Boot a bare virtual machine from fastboot (make demo FIRMWARE=uefi)
 	@$(PYTHON) tools/bootstrap.py build demo
 	@$(BIN)/fastboot demo --firmware $(FIRMWARE) $(ARGS)
 
-bench: ## Compare TFTP with dnsmasq on this machine
+bench: ## Compare TFTP with dnsmasq, tftpd-hpa, atftpd and the limit, 20 minutes (less: make bench ARGS="--only window16")
 	@$(PYTHON) tools/bootstrap.py build bench
 	@$(AS_ROOT) $(BIN)/python -m bench.tftp $(ARGS)
+
+bench-readme: build ## Make README's part on TFTP from bench/results/tftp.json
+	@$(BIN)/python -m bench.tftp_report bench/results/tftp.json README.md
 
 bench-dhcp: ## Compare DHCP with Kea, ISC dhcpd and dnsmasq on this machine, about five minutes
 	@$(PYTHON) tools/bootstrap.py build bench

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench import groups
+
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+CPUCLOCK_SCHED = 2
+"""linux/posix-timers.h: of the clocks that every process has, the one of nanoseconds on a processor."""
 KEEPER = """
 import ctypes, os, signal, subprocess, sys
 PR_SET_CHILD_SUBREAPER = 36
@@ -31,9 +36,10 @@ class Host:
     Enter a namespace of your own first (`fastboot.lab.namespace.enter`). It goes when the process does.
     """
 
-    def __init__(self, ours: str, theirs: str, rate: str | None = None) -> None:
+    def __init__(self, ours: str, theirs: str, rate: str | None = None, *, offload: bool = True) -> None:
         """Addresses with their prefixes. `rate` shapes what the server sends, with a switch's small buffer (4 MB
-        at 1 Gb/s is 32 ms)."""
+        at 1 Gb/s is 32 ms). Without `offload`, what UDP_SEGMENT puts together is cut by the server's kernel, as
+        for a network card that can not do it."""
         self.holder = subprocess.Popen([*DIES_WITH_US, "unshare", "--net", "sleep", "infinity"])
         here = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{self.holder.pid}/ns/net").readlink() == here:
@@ -50,6 +56,8 @@ class Host:
             self.inside([*ip, "link", "set", "bench1", "up"]),
         ):
             subprocess.run(command, check=True)
+        if not offload:
+            subprocess.run(self.inside(["ethtool", "-K", "bench1", "tx-udp-segmentation", "off"]), check=True)
         if rate:
             shape = ["tc", "qdisc", "add", "dev", "bench1", "root", "tbf", "rate", rate, "burst", "128k"]
             subprocess.run(self.inside([*shape, "limit", "4mb"]), check=True)
@@ -57,7 +65,18 @@ class Host:
     def inside(self, command: Sequence[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net", *command]
 
+    def sent(self) -> tuple[int, int]:
+        """Return how many packets its IPv4 has sent, and their octets. What is cut up later counts as one."""
+        counters = {}
+        for name in ("snmp", "netstat"):
+            lines = Path(f"/proc/{self.holder.pid}/net/{name}").read_text().splitlines()
+            for head, values in zip(lines[::2], lines[1::2], strict=True):
+                counters.update(zip(head.split(), values.split(), strict=True))
+        return int(counters["OutRequests"]), int(counters["OutOctets"])
+
     def close(self) -> None:
+        # The namespace goes some time after its last process, and its interface's name may be wanted at once.
+        subprocess.run(["ip", "link", "delete", "bench0"], check=True)
         self.holder.kill()
         self.holder.wait()
 
@@ -73,6 +92,7 @@ def running(
             [*keeper, *DIES_WITH_US, *host.inside(command)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
+    group = groups.make(child.pid)
     try:
         yield child.pid
     finally:
@@ -82,6 +102,8 @@ def running(
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        if group:
+            groups.end(group)
 
 
 def family(pid: int) -> Iterator[Path]:
@@ -95,14 +117,24 @@ def family(pid: int) -> Iterator[Path]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Sum what the scheduler charged to a server and its descendants, user and kernel: of every thread
-    (nanoseconds, /proc/PID/task/*/schedstat) and of the children that ended (ticks, proc(5)). A thread that ended
-    before its process counts no more."""
+    """Return what the scheduler charged to a server and its descendants, user and kernel, ended ones too. Where
+    `running` could make no control group, children that ended count in ticks, and only if somebody waited."""
+    if group := groups.of(pid):
+        return groups.cpu_seconds(group)
     total = 0.0
     for process in family(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        with contextlib.suppress(OSError):
             ended = (process / "stat").read_text().rpartition(")")[2].split()[13:15]
             total += sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
-            for task in (process / "task").iterdir():
-                total += int((task / "schedstat").read_text().split()[0]) / 1e9
+            total += time.clock_gettime((~int(process.name) << 3) | CPUCLOCK_SCHED)
+    return total
+
+
+def memory(pid: int) -> int:
+    """Return the octets that a server and its children have in memory for themselves, files left out (PSS)."""
+    total = 0
+    for process in family(pid):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^Pss_Anon:\s+(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
+            total += int(found[1]) << 10 if found else 0
     return total

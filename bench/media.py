@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.host import DIES_WITH_US, Host, cpu_seconds, family, running
+from bench.host import DIES_WITH_US, Host, cpu_seconds, memory, running
 from bench.lag import IDLE, IDLE_PORT, Lag, percentile
 from bench.media_servers import CLIENT, SERVER, Server, servers
 from fastboot.lab import namespace
@@ -223,16 +223,6 @@ class Bench:
         words = self._host.inside(["ss", "--tcp", "--memory", "--numeric", "--no-header"])
         listed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
         return sum(map(int, re.findall(r"skmem:\(.*?,w(\d+)", listed)))
-
-
-def memory(pid: int) -> int:
-    """Return the octets of a server and its children, what they share counted once (PSS)."""
-    total = 0
-    for process in family(pid):
-        with contextlib.suppress(OSError):
-            found = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
-            total += int(found[1]) * 1024 if found else 0
-    return total
 
 
 def await_answers(server: Server) -> None:

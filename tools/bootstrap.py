@@ -63,14 +63,14 @@ PACKAGES = {
         "wget",
         "xorriso",
     ),
-    "bench": ("dnsmasq-base", "iproute2", "util-linux", "xorriso"),
+    "bench": ("dnsmasq-base", "ethtool", "iproute2", "nftables", "util-linux", "xorriso"),
     "fuzz": ("clang", "libclang-rt-14-dev"),
 }
 UNPACKED = {
-    "bench": ("isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "vsftpd"),
+    "bench": ("atftpd", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "tftpd-hpa", "vsftpd"),
     "test": ("dhcpcd-base", "isc-dhcp-relay", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx"),
 }
-"""Packages whose installation would start a server: their files go to .cache/debian."""
+"""Packages whose installation would start a server, or that conflict: their files go to .cache/debian."""
 
 
 def main(purposes: list[str]) -> int:
@@ -154,12 +154,15 @@ def unpack_packages(purposes: Iterable[str]) -> bool:
 
 def download(packages: list[str], directory: Path) -> bool:
     """Download Debian packages, and those that they need and this system lacks. Returns whether all are there."""
-    plan = subprocess.run(
-        ["apt-get", "-s", "install", "--no-install-recommends", *packages], stdout=subprocess.PIPE, text=True
-    )
-    names = {line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")} | set(packages)
+    names = set(packages)
+    for package in packages:  # one by one, for some of them conflict
+        simulate = ["apt-get", "-s", "install", "--no-install-recommends", package]
+        plan = subprocess.run(simulate, stdout=subprocess.PIPE, text=True)
+        if plan.returncode:
+            return False
+        names |= {line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}
     fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", *sorted(names)]
-    return not (plan.returncode or subprocess.run(fetch, cwd=directory, stdin=subprocess.DEVNULL).returncode)
+    return not subprocess.run(fetch, cwd=directory, stdin=subprocess.DEVNULL).returncode
 
 
 def installed() -> set[str]:

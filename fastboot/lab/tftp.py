@@ -107,13 +107,15 @@ class Result:
     all, from when it began, ascending; `requests`: of every file that came whole, ascending.
 
     `octets` are of all files; `blocks_again` came twice or out of order. `unfinished` machines did not get what
-    they asked for, and `failures` counts why. `flow` has the octets of each tenth of a second. `lost` packets
-    were lost on purpose, `dropped` for want of room in our own sockets; `strange` ones nobody waited for.
+    they asked for, and `failures` counts why. `answers`: of every request, until something came. `flow`
+    has the octets of each tenth of a second. `lost` packets were lost on purpose, `dropped` for want of room in
+    our own sockets; `strange` ones nobody waited for.
     """
 
     seconds: float
     each: array[float]
     requests: array[float]
+    answers: array[float]
     octets: int
     blocks_again: int
     unfinished: int
@@ -189,7 +191,7 @@ class Receivers:
         begun = [0] * machines.count
         failed: set[int] = set()
         failures: Counter[str] = Counter()
-        each, whole = array("d"), array("d")
+        each, whole, answers = array("d"), array("d"), array("d")
         octets = again = last = 0
         for machine in range(machines.count):
             machines.pause(machine, spread * machine / machines.count)
@@ -202,6 +204,8 @@ class Receivers:
                 else:
                     octets, again, last = octets + outcome.octets, again + outcome.again, outcome.ended
                     left[machine] -= 1
+                    if outcome.first:
+                        answers.append((outcome.first - outcome.began) / 1e9)
                     if reason := _failure(outcome):
                         failed.add(machine)
                         failures[reason] += 1
@@ -218,6 +222,7 @@ class Receivers:
             max(0, last - start) / 1e9,
             array("d", sorted(each)),
             array("d", sorted(whole)),
+            array("d", sorted(answers)),
             octets,
             again,
             len(failed | {machine for machine in range(machines.count) if left[machine]}),
