@@ -27,7 +27,7 @@ from fastboot.model import ConfigError, FastbootError
 from fastboot.server import World, open_sockets
 from fastboot.services.control import ControlClient, NotRunning
 from fastboot.services.dhcp_network import attached, wires_of
-from fastboot.services.links import Link, find_links
+from fastboot.services.links import Link, find_links, is_veth
 
 DESCRIPTORS = 512
 """Open files beside those of FTP sessions: sockets, trees, the store, and sources of TFTP transfers."""
@@ -42,8 +42,8 @@ class Finding:
     text: str
 
 
-def before_drop(config: Config) -> Iterator[Finding]:
-    """Look at interfaces, ports and limits, with the caller's privileges."""
+def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
+    """Look at interfaces, ports and limits, with the caller's privileges. `root` is where /proc and /sys are."""
     try:
         links = find_links(config.interface)
     except ConfigError as error:
@@ -55,6 +55,8 @@ def before_drop(config: Config) -> Iterator[Finding]:
         else:
             yield from _subnet_findings(config.dhcp.subnets, links)
         yield from _own_address_findings(config, links)
+    if config.tftp and not config.tftp.single_port:
+        yield from _container_findings(links, root)
     if links and not is_running(config):
         try:
             open_sockets(config).close()
@@ -184,6 +186,28 @@ def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterat
             if any(subnet.relayed for subnet in subnets):
                 text += " but through a relay"
             yield Finding("warning", text)
+
+
+def _container_findings(links: Sequence[Link], root: Path) -> Iterator[Finding]:
+    pairs = [link.name for link in links if is_veth(link.name, root)]
+    if pairs and in_container(root):
+        yield Finding(
+            "note",
+            f"tftp.single_port: {', '.join(pairs)} is the network of a container. Where machines reach it through"
+            " a published port or another NAT, blocks from other ports are lost: write single_port = true. Not"
+            " needed on a network of their own (macvlan, a bridge to the machines, --network host)",
+        )
+
+
+def in_container(root: Path = Path("/")) -> bool:
+    """Whether this is a container of Docker, Podman, LXC, systemd-nspawn or Kubernetes."""
+    if any((root / mark).exists() for mark in (".dockerenv", "run/.containerenv", "run/systemd/container")):
+        return True
+    try:
+        groups = (root / "proc/1/cgroup").read_text()
+    except OSError:
+        return False
+    return any(word in groups for word in ("docker", "kubepods", "libpod", "lxc"))
 
 
 def _proxy_findings(links: Sequence[Link]) -> Iterator[Finding]:

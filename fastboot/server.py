@@ -378,6 +378,7 @@ class Server:
             "transfers": [
                 asdict(transfer) for service in self._services.values() for transfer in service.transfers()
             ],
+            "quirks": self._world.catalog.quirks,
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 

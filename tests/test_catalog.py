@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.loaders import Loaders, find_loaders
+from fastboot.boot.quirks import QUIRKS
 from fastboot.boot.render import Renderer
 from fastboot.boot.tree import MAX_LINKS, Entry
 from fastboot.config import Config, Media
@@ -94,6 +95,9 @@ def test_spellings_of_a_name(tmp_path: Path, make: Make, name: str) -> None:
     catalog = make(tmp_path)
     assert text_of(catalog.resolve(name, CLIENT)) == "inside"
     assert catalog.quirks["option-67-unterminated"] == name.endswith("\udcff")
+    assert catalog.quirks["backslashes"] == ("\\" in name)
+    assert catalog.quirks["doubled-slashes"] == ("//" in name)
+    assert set(catalog.quirks) <= set(QUIRKS)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ async def test_a_reload_changes_files_and_keeps_ports(make: Make, tmp_path: Path
 async def test_a_reload_names_what_needs_a_restart(make: Make) -> None:
     config = make()
     assert config.tftp
-    changed = make("one", ftp=config.ftp, tftp={"port": config.tftp.port, "threads": 2}, user="nobody", roots=[])
+    changed = make("one", ftp=config.ftp, tftp={"port": config.tftp.port, "threads": 5}, user="nobody", roots=[])
     async with Server(config) as server:
         events = server.events()
         with pytest.raises(NeedsRestart) as caught:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from fastboot._core import Source
@@ -25,6 +25,9 @@ from fastboot.config import Config
 from fastboot.model import Client, ConfigError, Reason, Refusal
 
 Parts = tuple[str, ...]
+
+SPELLINGS: Final = {"option-67-unterminated": "\udcff", "backslashes": "\\", "doubled-slashes": "//"}
+"""Quirks of names (`quirks.QUIRKS`), by what is in such a name."""
 
 
 class Renders(Protocol):
@@ -91,6 +94,7 @@ class Catalog:
     ) -> None:
         """`shelf` has the media of the configuration; it is closed with the catalog."""
         self.quirks: Counter[str] = Counter()
+        """How many names were asked for that were spelled so."""
         self._loaders, self._renderer = loaders, renderer
         self._faults: Strings = []
         self._born = time.time()
@@ -211,9 +215,10 @@ class Catalog:
         ]
 
     def _parts(self, path: str) -> Parts | Refusal:
-        if path.endswith("\udcff"):
-            self.quirks["option-67-unterminated"] += 1
-            path = path.rstrip("\udcff")
+        for quirk, mark in SPELLINGS.items():
+            if mark in path:
+                self.quirks[quirk] += 1
+        path = path.rstrip("\udcff")
         if not is_speakable(path):
             return Refusal(Reason.FORBIDDEN, "control characters in the name")
         parts: Strings = []

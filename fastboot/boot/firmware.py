@@ -1,4 +1,4 @@
-"""Firmware as tables: which class of machines asks, what it wants beside a boot file, and what it gets wrong."""
+"""Firmware as tables: which class of machines asks, and what it wants beside a boot file."""
 
 from __future__ import annotations
 
@@ -178,56 +178,3 @@ def user_classes(value: bytes) -> list[bytes]:
         strings.append(value[at + 1 : end])
         at = end
     return strings
-
-
-@dataclass(frozen=True, slots=True)
-class Quirk:
-    """Something that a client does against the book, and what is done about it."""
-
-    device: str
-    symptom: str
-    answer: str
-
-
-QUIRKS: Final[Mapping[str, Quirk]] = {
-    "option-67-unterminated": Quirk(
-        "PXE ROMs that read option 67 as a C string",
-        "the file name ends in octet 0xFF, the END option that follows it",
-        "the octet is stripped and counted; a PAD follows option 67",
-    ),
-    "architecture-in-class": Quirk(
-        "ROMs that send option 93 empty or of odd length",
-        "no architecture, though option 60 reads PXEClient:Arch:00007:...",
-        "the number in the text of option 60 is taken",
-    ),
-    "option-60-means-binl": Quirk(
-        "EDK2 and its descendants",
-        "an OFFER with option 60 PXEClient and no usable option 43 makes it ask port 4011: PXE-E16 after 10 s",
-        "no option 60 in replies to PXE clients",
-    ),
-    "ipxe-class-raw": Quirk(
-        "iPXE",
-        "option 77 is the text iPXE without a length octet (RFC 3004 wants one)",
-        "both forms are iPXE, and so is option 175",
-    ),
-    "ipxe-waits-for-proxy": Quirk(
-        "iPXE",
-        "waits 2 s for proxy offers after the first good one",
-        "option 175 sub-option 176 (no-pxedhcp), where this server is the sole boot authority",
-    ),
-    "raspberry-says-bios": Quirk(
-        "Raspberry Pi 3, and 4 and 5 with old firmware",
-        "sends the architecture of a BIOS, and passes over offers without its words in option 43",
-        "told by its MAC address or option 97, and given those words (raspberrypi/rpi-eeprom#182)",
-    ),
-    "raspberry-pad": Quirk(
-        "Raspberry Pi 4 with firmware before 2020",
-        "ignores a reply that holds a PAD (raspberrypi/rpi-eeprom#82)",
-        "PADs only where there is a boot file, and a Raspberry Pi needs none",
-    ),
-    "localboot-hangs": Quirk(
-        "BIOSes that can not go on after a PXE ROM returned to them",
-        "LOCALBOOT 0 comes back to the network or hangs",
-        "the menu's second entry uses LOCALBOOT -1 (INT 18h: the next boot device)",
-    ),
-}

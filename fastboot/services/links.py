@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 
 import psutil
 
@@ -70,6 +71,16 @@ def find_links(names: Sequence[str]) -> tuple[Link, ...]:
             )
         links.append(Link(name, socket.if_nametoindex(name), mac, states[name].mtu, tuple(own)))
     return tuple(links)
+
+
+def is_veth(name: str, root: Path = Path("/")) -> bool:
+    """Whether an interface is one end of a veth pair: the network of a container, seen from inside."""
+    facts = root / "sys/class/net" / name
+    try:
+        index, peer, about = ((facts / file).read_text() for file in ("ifindex", "iflink", "uevent"))
+    except OSError:
+        return False
+    return index != peer and "DEVTYPE" not in about  # VLANs and macvlans, which name theirs, have a parent there
 
 
 def host_addresses(links: Sequence[Link]) -> set[IPv4Address]:

@@ -1,0 +1,72 @@
+"""`check` in a container: the port that blocks leave from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastboot.check import before_drop, in_container
+from fastboot.config import Config
+
+
+def put(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "is_one"),
+    [
+        (".dockerenv", "", True),
+        ("run/.containerenv", "", True),
+        ("run/systemd/container", "lxc\n", True),
+        ("proc/1/cgroup", "0::/kubepods.slice/pod1\n", True),
+        ("proc/1/cgroup", "0::/init.scope\n", False),
+        ("etc/hostname", "lab\n", False),
+    ],
+)
+def test_a_container_is_known(tmp_path: Path, name: str, text: str, is_one: bool) -> None:
+    put(tmp_path, name, text)
+    assert in_container(tmp_path) is is_one
+
+
+def notes(tmp_path: Path, tftp: dict[str, object]) -> list[str]:
+    table = {"interface": "lo", "state": str(tmp_path / "state"), "tftp": {"port": 0, **tftp}}
+    config = Config.model_validate(table)
+    return [each.text for each in before_drop(config, tmp_path) if each.text.startswith("tftp.single_port")]
+
+
+def test_a_single_port_is_suggested_behind_the_veth_of_a_container(tmp_path: Path) -> None:
+    for name, text in (("ifindex", "2\n"), ("iflink", "7\n"), ("uevent", "INTERFACE=lo\nIFINDEX=2\n")):
+        put(tmp_path, f"sys/class/net/lo/{name}", text)
+    assert not notes(tmp_path, {})
+    put(tmp_path, ".dockerenv", "")
+    (note,) = notes(tmp_path, {})
+    assert "single_port = true" in note
+    assert not notes(tmp_path, {"single_port": True})
+    put(tmp_path, "sys/class/net/lo/uevent", "DEVTYPE=vlan\nINTERFACE=lo\nIFINDEX=2\n")
+    assert not notes(tmp_path, {})
+    put(tmp_path, "sys/class/net/lo/uevent", "INTERFACE=lo\nIFINDEX=2\n")
+    put(tmp_path, "sys/class/net/lo/iflink", "2\n")
+    assert not notes(tmp_path, {}), "the network of the host"
+
+
+LINKS = """
+mount -t sysfs sysfs /sys
+ip link add name pair0 type veth peer name pair1
+exec "$@"
+"""
+SAYS = "print([links.is_veth(name) for name in ('pair0', 'lo', 'none')])"
+
+
+def test_a_veth_is_known(need: Callable[[bool, str], None]) -> None:
+    code = f"from fastboot.services import links; {SAYS}"
+    command = ["unshare", "--net", "--mount", "sh", "-ec", LINKS, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    need(done.returncode == 0, f"no veth here: {done.stderr}")
+    assert done.stdout.strip() == "[True, False, False]"
