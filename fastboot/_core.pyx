@@ -32,7 +32,7 @@ from fastboot._native.dhcp cimport (
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.job cimport (
-    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_AHEAD, PUMP_SLICE, PUMP_TURN, PUMP_WINDOW, job_command_t, job_end_t,
+    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_AHEAD, PUMP_SLICE, PUMP_TURN, job_command_t, job_end_t,
     job_read_t, job_t,
 )
 from fastboot._native.lease cimport (
@@ -57,7 +57,7 @@ from fastboot._native.sighting cimport (
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, EFAULT,
-    EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLET, EPOLLIN,
+    EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLIN,
     EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP, F_DUPFD_CLOEXEC,
     IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC,
     O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN, POSIX_FADV_WILLNEED, PROT_READ, RELAXED,

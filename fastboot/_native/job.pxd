@@ -4,8 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from fastboot._native.file cimport file_t
 
 cdef enum:
-    PUMP_SLICE = 262144        # octets of one sendfile: what a client gets per turn
-    PUMP_WINDOW = 1048576      # octets of a file that are looked for in memory, or read, at a time
+    PUMP_SLICE = 1048576       # octets of one sendfile at most (its socket takes less: pump.UNSENT), and of one read
     PUMP_AHEAD = 4194304       # octets that the kernel is asked to read before they are needed
     PUMP_TURN = 16             # slices between two looks at what happened
 

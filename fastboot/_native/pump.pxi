@@ -9,8 +9,6 @@ cdef class Pump:
     cdef int32_t *free           # Python's
     cdef int32_t free_count
     cdef uint32_t capacity
-    cdef tie_t *ties
-    cdef chain_t ready
     cdef int32_t live
     cdef int epoll
     cdef Crossing commands
@@ -29,9 +27,7 @@ cdef class Pump:
         self.capacity = capacity
         self.jobs = <job_t *>memory_for(capacity, sizeof(job_t))
         self.free = <int32_t *>memory_for(capacity, sizeof(int32_t))
-        self.ties = <tie_t *>memory_for(capacity, sizeof(tie_t))
-        self.scratch = <uint8_t *>memory_for(1, PUMP_WINDOW)
-        self.ready.ties = self.ties
+        self.scratch = <uint8_t *>memory_for(1, PUMP_SLICE)
         for i in range(capacity):
             self.jobs[i].fd = -1
             self.free[i] = capacity - 1 - i
@@ -62,7 +58,6 @@ cdef class Pump:
                     file_drop(self.jobs[i].file)
         free(self.jobs)
         free(self.free)
-        free(self.ties)
         free(self.scratch)
         if self.epoll >= 0:
             c_close(self.epoll)
@@ -133,38 +128,31 @@ cdef class Pump:
             self._loop()
 
     cdef void _loop(self) noexcept nogil:
-        cdef epoll_event happened[64]
+        # Level-triggered with a maximum: the kernel moves who was told of to the end of its list, so all have turns,
+        # and tells of nobody whose socket is more than half full.
+        cdef epoll_event happened[PUMP_TURN]
         cdef job_read_t stop
         cdef int n, i
         while not self.halted or self.live:
-            n = epoll_wait(self.epoll, happened, 64, 0 if self.ready.first else -1)
+            n = epoll_wait(self.epoll, happened, PUMP_TURN, -1)
             for i in range(n):
                 if happened[i].data.u64 == self.capacity:
                     self._take_commands()
-                elif self.jobs[happened[i].data.u64].fd >= 0 and not self.jobs[happened[i].data.u64].reading:
-                    chain_put(&self.ready, <int32_t>happened[i].data.u64)
-            for i in range(PUMP_TURN):
-                if self.ready.first == 0:
-                    break
-                self._slice(self.ready.first - 1)
+                elif self.jobs[happened[i].data.u64].fd >= 0:
+                    self._slice(<int32_t>happened[i].data.u64)
         memset(&stop, 0, sizeof(stop))
         stop.job = -1
         self.cold.put(&stop)
 
     cdef void _take_commands(self) noexcept nogil:
         cdef job_command_t command
-        cdef job_t *j
         cdef uint32_t i
         self.commands.quiet()
         while self.commands.take(&command):
-            j = &self.jobs[command.job]
             if command.kind == JOB_START:
                 self._start(&command)
             elif command.kind == JOB_WARM:
-                j.reading = False
-                if command.error:
-                    j.error = command.error
-                chain_put(&self.ready, command.job)
+                self._resume(command.job, command.error)
             elif command.kind == JOB_CANCEL:
                 self._stop(command.job, command.error)
             else:
@@ -174,15 +162,19 @@ cdef class Pump:
 
     cdef void _start(self, job_command_t *command) noexcept nogil:
         cdef job_t *j = &self.jobs[command.job]
-        cdef epoll_event event
         j.fd, j.file, j.offset, j.end = command.fd, command.file, command.offset, command.end
         j.warm, j.error, j.reading = j.offset, ECANCELED if self.halted else 0, False
         self.live += 1
-        event.events = EPOLLOUT | EPOLLET
-        event.data.u64 = command.job
-        if epoll_ctl(self.epoll, EPOLL_CTL_ADD, j.fd, &event) < 0 and j.error == 0:
+        self._watch(command.job, EPOLL_CTL_ADD)
+        if j.error:
+            self._end(command.job)
+
+    cdef void _watch(self, int32_t job, int how) noexcept nogil:
+        cdef job_t *j = &self.jobs[job]
+        cdef epoll_event event
+        event.events, event.data.u64 = EPOLLOUT, job
+        if epoll_ctl(self.epoll, how, j.fd, &event) < 0 and j.error == 0:
             j.error = errno
-        chain_put(&self.ready, command.job)
 
     cdef void _stop(self, int32_t job, int error) noexcept nogil:
         # One that the reader has ends when that is done with it.
@@ -190,40 +182,43 @@ cdef class Pump:
         if j.fd >= 0 and j.error == 0:
             j.error = error
             if not j.reading:
-                chain_put(&self.ready, job)
+                self._end(job)
+
+    cdef void _resume(self, int32_t job, int error) noexcept nogil:
+        cdef job_t *j = &self.jobs[job]
+        j.reading = False
+        if error:
+            j.error = error
+        self._watch(job, EPOLL_CTL_ADD)
+        if j.error:
+            self._end(job)
 
     cdef void _slice(self, int32_t job) noexcept nogil:
         cdef job_t *j = &self.jobs[job]
         cdef int64_t size = min(<int64_t>PUMP_SLICE, j.end - j.offset)
         cdef int64_t at = j.offset
         cdef ssize_t n
-        chain_remove(&self.ready, job)
-        if j.error == 0 and j.offset + size == j.end and not file_unchanged(j.file):
+        if j.offset + size == j.end and not file_unchanged(j.file):
             j.error = ESTALE                           # the last part of a file that changed is never given away
-        if j.error or size == 0:
-            self._end(job)
-            return
-        if not self._is_warm(j):
+        elif size and not self._is_warm(j):
             self._read(job)
             return
-        n = sendfile(j.fd, j.file.fd, &at, size)
-        if n > 0:
-            j.offset += n
-            atomic_add(&j.sent, n, RELAXED)
-        elif n == 0:
-            j.error = ESTALE                           # it became shorter
-        elif errno == EAGAIN:
-            return                                     # the next edge brings it back
-        elif errno != EINTR:
-            j.error = errno
+        elif size:
+            n = sendfile(j.fd, j.file.fd, &at, size)
+            if n > 0:
+                j.offset += n
+                atomic_add(&j.sent, n, RELAXED)
+            elif n == 0:
+                j.error = ESTALE                       # it became shorter
+            elif errno != EAGAIN and errno != EINTR:
+                j.error = errno
         if j.error or j.offset == j.end:
             self._end(job)
-        else:
-            chain_put(&self.ready, job)
 
     cdef bint _is_warm(self, job_t *j) noexcept nogil:
-        # Whether the window of the next slice is in memory; it is looked for at both ends only.
-        cdef int64_t size = min(<int64_t>PUMP_WINDOW, j.end - j.offset)
+        # Whether the next slice is in memory; it is looked for at both ends only, and where it was left in part not
+        # again.
+        cdef int64_t size = min(<int64_t>PUMP_SLICE, j.end - j.offset)
         if j.offset < j.warm:
             return True
         if is_cold(j.file.fd, j.offset) or is_cold(j.file.fd, j.offset + size - 1):
@@ -235,18 +230,18 @@ cdef class Pump:
         cdef job_t *j = &self.jobs[job]
         cdef job_read_t ask
         ask.job, ask.fd, ask.offset = job, j.file.fd, j.offset
-        ask.size = min(<int64_t>PUMP_WINDOW, j.end - j.offset)
+        ask.size = min(<int64_t>PUMP_SLICE, j.end - j.offset)
         j.reading = True
         j.warm = j.offset + ask.size
+        self._watch(job, EPOLL_CTL_DEL)                # a connection in error would be told of all the time
         self.cold.put(&ask)
 
     cdef void _end(self, int32_t job) noexcept nogil:
         cdef job_t *j = &self.jobs[job]
         cdef job_end_t end
-        cdef epoll_event event
-        memset(&event, 0, sizeof(event))
         end.job, end.error, end.sent = job, j.error, atomic_load(&j.sent, RELAXED)
-        epoll_ctl(self.epoll, EPOLL_CTL_DEL, j.fd, &event)
+        if not j.reading:
+            self._watch(job, EPOLL_CTL_DEL)
         c_close(j.fd)
         file_drop(j.file)
         j.fd, j.file = -1, NULL

@@ -169,7 +169,6 @@ cdef extern from *:
     int eventfd(unsigned int initial, int flags) nogil
     enum:
         EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
-        EPOLLET
         EFD_CLOEXEC, EFD_NONBLOCK
     struct pollfd:
         int fd
