@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address
 from typing import Any, Final, Protocol
@@ -35,6 +36,7 @@ from fastboot.services.http_message import Version, content_type, framing_fault,
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS
+from fastboot.services.turns import Turns
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -139,13 +141,14 @@ class HttpService:
         self._manager: Manager | None = None
         self._pump, self._own_pump = pump, pump is None
         self._lister: ThreadPoolExecutor | None = None
+        self._turns: Turns | None = None
         self._log = structlog.get_logger(component="http")
 
     async def start(self) -> None:
         """Serve from now on. Raises FastbootError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
         loop = asyncio.get_running_loop()
-        self._pump = self._pump or start_pump()
+        self._pump, self._turns = self._pump or start_pump(), Turns()
         self._lister = ThreadPoolExecutor(1, "http-list")
         self._manager = Manager(self)
         self._servers = [await loop.create_server(self._manager, sock=sock, backlog=BACKLOG) for sock in sockets]
@@ -220,6 +223,8 @@ class HttpService:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request. For aiohttp."""
+        assert self._turns is not None  # there is no request before `start`
+        await self._turns.wait()
         response = await self._answer(request)
         if "Upgrade" in request.headers:
             response.force_close()  # aiohttp's parser takes nothing that follows for a request
@@ -227,8 +232,11 @@ class HttpService:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self._counters["requests"] += 1
-        peer, own = _ends(request)
-        if self._crowded(peer):
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        if connection.peer is None:
+            raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
+        if self._crowded(connection.peer):
             self._counters["refused_crowded"] += 1
             response = _text(503, "too many connections")
             response.force_close()
@@ -242,8 +250,8 @@ class HttpService:
         path = _path(request.raw_path)
         if path is None:
             return self.malformed("this is no path")
-        address = IPv4Address(peer)
-        client = Client(address, IPv4Address(own), "http", self._mac_of(address))
+        address = _address(connection.peer)
+        client = Client(address, _address(connection.own), "http", self._mac_of(address))
         found = await self._resolve(path, client)
         if isinstance(found, Source):
             return await self._send(request, path, client, found)
@@ -328,14 +336,16 @@ class HttpService:
     ) -> web.StreamResponse:  # fmt: skip
         size = sum(piece.size if isinstance(piece, Source) else len(piece) for piece in pieces)
         self._counters[f"status_{status}"] += 1
-        response = web.StreamResponse(status=status, headers={**headers, "Server": "fastboot"})
-        response.content_length = size
-        if request.method == "HEAD":
+        response: web.StreamResponse | None = None
+        if request.method == "HEAD" or size > SMALL:
+            response = web.StreamResponse(status=status, headers={**headers, "Server": "fastboot"})
+            response.content_length = size
+        if response is not None and request.method == "HEAD":
             return response
         began = time.monotonic()
         transfer = self._transfers[id(request)] = Transfer(client, _printable(path), size)
         try:
-            if size <= SMALL:
+            if response is None:
                 body = b"".join([await self._read(piece) for piece in pieces])
                 response = _response(status, headers, body)
                 transfer.sent = size
@@ -343,7 +353,7 @@ class HttpService:
                 await self._stream(request, response, pieces, transfer)
         except OSError as error:
             self._failed(client, path, _reason(error), bytes=transfer.octets)
-            if not response.prepared:
+            if response is None or not response.prepared:
                 return _text(503 if error.errno == errno.ESTALE else 500, _reason(error))
             if request.transport is not None:
                 # A client must never take a part for the whole: its connection ends with a reset.
@@ -434,7 +444,7 @@ class Manager(web.Server):
         if peer is None or self._service.is_flood(peer[0]):
             transport.abort()
             return
-        handler.peer = peer[0]
+        handler.peer, handler.own = peer[0], transport.get_extra_info("sockname")[0]
         self._service.opened(handler.peer)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
@@ -452,6 +462,8 @@ class Connection(web.RequestHandler):
         self._service = service
         self.peer: str | None = None
         """The client's address while its connection is counted."""
+        self.own = ""
+        """The address of ours that it asked."""
 
     def handle_error(
         self,
@@ -465,12 +477,7 @@ class Connection(web.RequestHandler):
         return self._service.broken(request, exc)
 
 
-def _ends(request: web.BaseRequest) -> tuple[str, str]:
-    """Return the client's address and the one of ours that it asked."""
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
-    return transport.get_extra_info("peername")[0], transport.get_extra_info("sockname")[0]
+_address = lru_cache(1024)(IPv4Address)
 
 
 def _path(target: str) -> str | None:
@@ -521,7 +528,7 @@ def _link(path: str) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _reason(error: OSError) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 from typing import Final
 
 MAX_RANGES: Final = 256
@@ -41,7 +42,7 @@ class Version:
 
     @property
     def last_modified(self) -> str:
-        return formatdate(self.modified, usegmt=True)
+        return _http_date(self.modified)
 
 
 def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bool) -> str | None:
@@ -57,6 +58,11 @@ def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bo
     if version == (1, 0) and has_coding:
         return "HTTP/1.0 has no Transfer-Encoding (RFC 9112 section 6.1)"
     return None
+
+
+@lru_cache(1024)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def content_type(name: str) -> str:

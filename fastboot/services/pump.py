@@ -11,11 +11,13 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Final, Protocol
 
 from fastboot import _core
 from fastboot._core import Source
 from fastboot.services.source_file import SLICE, TCP_NOTSENT_LOWAT, SourceFile
+from fastboot.services.turns import Turns
 
 MOST_THREADS: Final = 4
 UNSENT: Final = 256 * 1024 * 1024
@@ -93,7 +95,7 @@ class Lane:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self.sendings: dict[int, LaneSending] = {}
-        self._loop = loop
+        self._loop, self._turns = loop, Turns()
         self._core = _core.Pump()
         self._threads = [
             threading.Thread(target=self._send, name=name, daemon=True),
@@ -123,7 +125,9 @@ class Lane:
 
     def _ended(self) -> None:
         for job, error, octets in self._core.ends():
-            self.sendings.pop(job).end(octets, error)
+            sending = self.sendings.pop(job)
+            sending.end(octets)
+            self._turns.run(partial(finish, sending.done, error))
 
 
 class LaneSending:
@@ -141,9 +145,9 @@ class LaneSending:
             self._cancelled = True
             self._core.cancel(self._job, error)
 
-    def end(self, octets: int, error: int) -> None:
+    def end(self, octets: int) -> None:
+        """Let go of the core, where another has the place now."""
         self._core, self._octets = None, octets
-        finish(self.done, error)
 
 
 class LoopPump:
