@@ -61,9 +61,10 @@ bench-media: ## Compare HTTP and FTP with nginx, vsftpd and pyftpdlib on this ma
 	@$(PYTHON) tools/bootstrap.py build bench
 	@$(AS_ROOT) $(BIN)/python -m bench.media $(ARGS)
 
-fuzz: ## Fuzz all that takes packets, a minute long (longer: make fuzz ARGS=600)
+fuzz: ## Fuzz all that takes packets, then all that reads images; a minute and a half (longer: make fuzz ARGS=600)
 	@$(PYTHON) tools/bootstrap.py build fuzz
 	@$(BIN)/python tests/fuzz_dhcp.py $(ARGS)
+	@$(BIN)/python tests/fuzz_images.py $(ARGS)
 
 clean: ## Remove what was built or downloaded
 	rm -rf .venv .cache build dist *.egg-info

@@ -66,7 +66,8 @@ class Profile:
     `kernel` and `initrd` are paths in the one namespace, or relative to the profile's media. Without a kernel,
     those recognised in the media come first, and what its installer is told; `initrd` and `arguments` follow.
     `installs` is False for live, diskless and rescue systems: these boot at every power-on; a profile
-    that installs boots only on a machine that was armed.
+    that installs boots only on a machine that was armed. `transport` is how the installer fetches its media; None:
+    by FTP where it can and there is FTP, else by HTTP.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Profile:
     initrd: tuple[str, ...] = ()
     arguments: str = ""
     media: str | None = None
-    transport: Literal["ftp", "http"] = "ftp"
+    transport: Literal["ftp", "http"] | None = None
     installs: bool = True
 
 

@@ -175,7 +175,7 @@ class World:
         self.loaders = find_loaders(config.boot.loaders, http=http_url(config))
         if config.dhcp and config.dhcp.mode == "proxy":
             self.loaders = beside_another_server(self.loaders, config.boot.loaders)
-        profiles = [profile.profile("ftp" if config.ftp else "http") for profile in config.profiles]
+        profiles = [profile.profile() for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)

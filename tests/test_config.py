@@ -520,9 +520,3 @@ def test_every_documented_default_is_right() -> None:
 def test_http_agrees_with_the_rest(tables: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.model_validate({"interface": "eno2", **tables})
-
-
-def test_media_go_by_ftp_where_there_is_ftp() -> None:
-    profiles = [{"name": "p", "kernel": "/k"}]
-    (profile,) = Config.model_validate({"interface": "eno2", "profiles": profiles}).profiles
-    assert (profile.profile().transport, profile.profile("http").transport) == ("ftp", "http")

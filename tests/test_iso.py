@@ -8,7 +8,8 @@ import re
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +17,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from isokit import (
     GENISOIMAGE,
+    LONG,
     SECTOR,
+    TELLING,
     XORRISO,
+    bare_udf,
     files_below,
     image_of,
+    mend,
     names_of,
     opened,
     put,
     read_all,
     run,
+    small_images,
+    survives,
+    tag_again,
+    telling_places,
 )
 from pycdlib import PyCdlib
 
-from fastboot.boot.image import Image, ImageError, Item, Kind, Step
+from fastboot.boot.image import Image, ImageError, Item, Kind, Queue, Step
 from fastboot.boot.index import read_volume
 from fastboot.boot.iso import iso_volumes
-from fastboot.boot.udf import udf_volume
 
-LONG = "a-name-that-is-rather-long-" * 9
 FILES: dict[str, bytes | str] = {
     ".treeinfo": b"[general]\n",
     "empty": b"",
@@ -59,7 +66,6 @@ FILES: dict[str, bytes | str] = {
     "dangling": "nowhere",
 }
 PLAIN = {name: content for name, content in FILES.items() if isinstance(content, bytes)}
-TELLING = re.compile(r"^[a-z0-9 :'_./-]+ at 0x[0-9a-f]+: .", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +94,6 @@ def make(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 def form_of(path: Path) -> str:
     with opened(path) as image:
         return read_volume(image).form
-
-
-def bare_udf(path: Path) -> Path:
-    """Take the ISO 9660 descriptors out of an image that has UDF too: what is left is UDF and nothing else."""
-    data = bytearray(path.read_bytes())
-    for at in range(16 * SECTOR, 32 * SECTOR, SECTOR):
-        if data[at + 1 : at + 6] == b"CD001":
-            data[at : at + SECTOR] = bytes(SECTOR)
-    bare = path.with_name("bare.udf")
-    bare.write_bytes(data)
-    return bare
 
 
 def test_rock_ridge_is_read_as_xorriso_reads_it(make: Callable[..., Path], tree: Path, tmp_path: Path) -> None:
@@ -429,16 +424,6 @@ def test_a_wrong_checksum_in_udf_is_named(make: Callable[..., Path]) -> None:
         names_of(read_volume(image))
 
 
-def tag_again(data: bytearray, at: int) -> None:
-    """Make the sums of a UDF descriptor right again, so that a change in it is looked at."""
-    import binascii
-
-    length = struct.unpack_from("<H", data, at + 10)[0]
-    struct.pack_into("<H", data, at + 8, binascii.crc_hqx(bytes(data[at + 16 : at + 16 + length]), 0))
-    data[at + 4] = 0
-    data[at + 4] = sum(data[at : at + 16]) & 0xFF
-
-
 def udf_item(data: bytearray, name: str) -> Item:
     with image_of(bytes(data)) as image:
         return names_of(read_volume(image))[name]
@@ -472,43 +457,14 @@ def test_udf_holes_and_pieces_are_refused_by_name(make: Callable[..., Path]) -> 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
-    """Small images of every form, each with a few of everything."""
-    base = tmp_path_factory.mktemp("seeds")
-    root = put(base / "tree", {
-        "file": b"text", "empty": b"", "d/e/f": b"x" * 3000, f"d/{LONG}": b"long", "link": "d/e/../e/f",
-        "far": "x/" * 120, "a/b/c/d/e/f/g/h/i/deep": b"deep",
-    })  # fmt: skip
-    images = []
-    for number, command in enumerate(
-        [(*XORRISO, "-R", "-J"), (*GENISOIMAGE, "-R"), (*GENISOIMAGE, "-J"), (*GENISOIMAGE, "-udf")]
-    ):
-        path = base / f"{number}.iso"
-        run(*command, "-o", path, root)
-        images.append(path.read_bytes().rstrip(b"\0"))
-    images.append(bare_udf(path).read_bytes().rstrip(b"\0"))
-    return images
+    return small_images(tmp_path_factory.mktemp("seeds"))
 
 
-def survives(data: bytes) -> None:
-    """Whatever an image holds: files within it, or an error that names a structure and its offset, and soon."""
-    began = time.monotonic()
-    with image_of(data) as image:
-        try:
-            for volume in (*iso_volumes(image), udf_volume(image)):
-                for item in volume.walk() if volume else ():
-                    if isinstance(item, Item) and item.kind is Kind.FILE:
-                        assert 0 <= item.offset <= item.offset + item.size <= len(data)
-        except ImageError as error:
-            assert TELLING.match(str(error)), error
-    assert time.monotonic() - began < 5
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_change_of_an_image_is_survived(seeds: list[bytes], choice: st.DataObject) -> None:
     data = bytearray(choice.draw(st.sampled_from(seeds)))
-    # Only what is not zero means anything; the first 16 sectors mean nothing.
-    places = [at for at in range(16 * SECTOR, len(data)) if data[at]]
+    places = telling_places(data)
     for _ in range(choice.draw(st.integers(1, 6))):
         at = places[choice.draw(st.integers(0, len(places) - 1))]
         new = choice.draw(
@@ -522,20 +478,14 @@ def test_random_changes_of_records_are_survived(seeds: list[bytes]) -> None:
     """As above, the sums of UDF mended afterwards, so that its descriptors are looked into."""
     dice = random.Random(9660)
     for seed in seeds:
-        places = [at for at in range(16 * SECTOR, len(seed)) if seed[at]]
-        tags = [
-            at for at in range(16 * SECTOR, len(seed), SECTOR)
-            if struct.unpack_from("<H", seed.ljust(at + 2, b"\0"), at)[0] in (2, 5, 6, 256, 257, 261)
-        ]  # fmt: skip
+        places = telling_places(seed)
         for _ in range(400):
             data = bytearray(seed)
             for _ in range(dice.randint(1, 4)):
                 data[dice.choice(places)] = dice.choice(
                     (0, 1, 2, 4, 8, 33, 34, 127, 128, 254, 255, dice.randrange(256))
                 )
-            for at in tags:
-                if at + SECTOR <= len(data):
-                    tag_again(data, at)
+            mend(data)
             survives(bytes(data))
 
 
@@ -580,3 +530,97 @@ def test_reading_never_leaves_the_file() -> None:
         assert image.read(90, 10, "end") == b"x" * 10
         with pytest.raises(ImageError, match="end at 0x5b: ends at 0x65, the file at 0x64"):
             image.read(91, 10, "end")
+
+
+# Images that would take for ever
+
+
+def record_of(name: bytes, sector: int, size: int, flags: int = 2, system: bytes = b"") -> bytes:
+    """Return a directory record (ECMA-119 section 9.1)."""
+    head = struct.pack("<II", sector, sector)[:4] + struct.pack(">I", sector) + struct.pack("<I", size)
+    body = (
+        head + struct.pack(">I", size) + bytes(7) + bytes((flags, 0, 0)) + b"\1\0\0\1" + bytes((len(name),)) + name
+    )
+    body += b"\0" * (len(name) % 2 == 0) + system
+    return bytes((len(body) + 2, 0)) + body
+
+
+def image_with(path: Path, top: bytes, size: int) -> Path:
+    """Make a sparse image of `size` octets whose top directory, from sector 20, is given."""
+    descriptor = bytearray(SECTOR)
+    descriptor[:7] = b"\1CD001\1"
+    struct.pack_into("<H", descriptor, 128, SECTOR)
+    descriptor[156:190] = record_of(b"\0", 20, len(top))
+    with path.open("wb") as file:
+        file.seek(16 * SECTOR)
+        file.write(descriptor + b"\xffCD001\1".ljust(SECTOR, b"\0"))
+        file.seek(20 * SECTOR)
+        file.write(top)
+        file.truncate(size)
+    return path
+
+
+def sectors_of(records: Iterator[bytes] | list[bytes]) -> bytes:
+    """Return a directory: no record goes beyond the sector that it begins in."""
+    data = bytearray()
+    for record in records:
+        if len(data) % SECTOR + len(record) > SECTOR:
+            data.extend(bytes(-len(data) % SECTOR))
+        data += record
+    return bytes(data) + bytes(-len(data) % SECTOR)
+
+
+def fault_of(path: Path) -> str:
+    began = time.thread_time()
+    with opened(path) as image, pytest.raises(ImageError) as caught:
+        names_of(read_volume(image))
+    assert time.thread_time() - began < 20
+    assert TELLING.match(str(caught.value)), caught.value
+    return str(caught.value)
+
+
+def test_directories_that_overlap_are_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 1,000 begins a sector after the one before, and goes on for 200 MB: 200 GB to read in all."""
+    monkeypatch.setattr("fastboot.boot.image.MAX_READ", 256 << 20)
+    dots = [record_of(b"\0", 20, 0), record_of(b"\1", 20, 0)]
+    top = sectors_of([*dots, *(record_of(b"D%03d" % at, 1000 + at, 200 << 20) for at in range(1000))])
+    fault = fault_of(image_with(tmp_path / "x.iso", top, 300 << 20))
+    assert "more than 256 MiB of structures in one image; a loop?" in fault
+
+
+def test_a_deep_directory_of_long_names_takes_no_memory(tmp_path: Path) -> None:
+    """A million names, each with a path of 50,000 octets."""
+    name = b"x" * 200
+    tracemalloc.start()
+    queue = Queue(0, 1)
+    place = next(iter(queue))
+    for at in range(1, 250):
+        assert queue.add(place, name, at * SECTOR, 1, "directory record", at)
+        place = queue._places[-1]
+    for at in range(250, 50_000):
+        queue.add(place, name, at * SECTOR, 1, "directory record", at)
+    assert tracemalloc.get_traced_memory()[0] < 30_000_000
+    tracemalloc.stop()
+    assert place.path_of(b"end") == "/" + "/".join(["x" * 200] * 249) + "/end"
+
+
+def test_continuation_areas_that_many_records_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 20,000 names goes on in the same 2 KiB, as often as a record may: 1.2 GB to read."""
+    monkeypatch.setattr("fastboot.boot.image.MAX_READ", 64 << 20)
+    dots = [record_of(b"\0", 20, 0, system=b"SP\7\1\xbe\xef\0" + b"PX$\1" + bytes(32)), record_of(b"\1", 20, 0)]
+    more = b"CE\x1c\1" + struct.pack("<I4xI4xI4x", 19, 0, SECTOR)
+    top = sectors_of([*dots, *(record_of(b"F%05d" % at, 0, 0, flags=0, system=more) for at in range(20_000))])
+    path = image_with(tmp_path / "x.iso", top, 4 << 20)
+    with path.open("r+b") as file:
+        file.seek(19 * SECTOR)
+        file.write(b"NM\x65\1\1" + b"y" * 96 + more)
+    began = time.thread_time()
+    assert "structures in one image" in fault_of(path)
+    assert time.thread_time() - began < 20
+
+
+def test_extents_of_udf_are_counted(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastboot.boot.udf.MAX_ALL_EXTENTS", 10)
+    error = pytest.raises(ImageError, match=r"file entry at 0x\w+: more than 10 extents in one image")
+    with opened(bare_udf(make(*GENISOIMAGE, "-udf"))) as image, error:
+        names_of(read_volume(image))

@@ -157,8 +157,8 @@ LEAP: dict[str, bytes | str] = {
             None,
             None,
             None,
-            "priority=high mirror/country=manual mirror/protocol=ftp mirror/suite=bookworm"
-            " mirror/ftp/hostname=10.77.0.1 mirror/ftp/directory=/media/m mirror/ftp/proxy="
+            "priority=high mirror/country=manual mirror/protocol=http mirror/suite=bookworm"
+            " mirror/http/hostname=10.77.0.1 mirror/http/directory=/media/m mirror/http/proxy="
             " debian-installer/allow_unauthenticated=true",
         ),
         (
@@ -235,8 +235,8 @@ def test_recognised(
     system = of(tmp_path, files)
     assert str(system) == text
     assert (system.kernel, system.initrd, system.second_stage) == (kernel, initrd, stage)
-    assert system.told(URL) == told
-    assert system.told(URL.replace("ftp", "http")) == told.replace("ftp", "http")
+    assert system.told(URL) == (told if "mirror/" not in told else None)
+    assert system.told(URL.replace("ftp", "http")) == told.replace("ftp://", "http://")
     assert system.told("tftp://10.77.0.1/media/m") is None
 
 
@@ -391,6 +391,7 @@ def config_of(tmp_path: Path, profile: dict[str, object], **media: dict[str, obj
             "roots": [put(tmp_path / "root", {"netboot/linux": b"", "netboot/initrd.gz": b""})],
             "tftp": {},
             "ftp": {"port": 2121},
+            "http": {"port": 8080},
             "media": [{"name": name, **table} for name, table in media.items()],
             "profiles": [{"name": "p", "installs": False, **profile}],
             "nodes": [{"name": "n", "macs": ["52:54:00:00:00:01"], "profile": "p"}],
@@ -431,9 +432,14 @@ def test_a_profile_that_names_a_kernel_may_still_have_the_arguments(tmp_path: Pa
         "arguments": "{{ installer }} x=1",
     }
     text, complaints = booted(config_of(tmp_path, profile, m={"path": path}))
-    assert "mirror/ftp/hostname=10.77.0.1:2121 mirror/ftp/directory=/media/m" in text
+    assert "mirror/http/hostname=10.77.0.1:8080 mirror/http/directory=/media/m" in text
     assert " x=1\n" in text
     assert complaints == []
+    text, complaints = booted(config_of(tmp_path, profile | {"transport": "ftp"}, m={"path": path}))
+    assert "mirror/" not in text
+    assert complaints == [
+        'profiles p: transport: the installer of Debian GNU/Linux can not fetch by ftp; write transport = "http"'
+    ]
 
 
 @pytest.mark.parametrize(

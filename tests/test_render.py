@@ -393,3 +393,7 @@ def test_media_are_fetched_by_the_transport_of_the_profile() -> None:
     client = Client(IPv4Address("10.77.0.9"), IPv4Address("10.77.0.1"), "tftp", node.macs[0])
     by = Renderer([node], [replace(LIVE, arguments="at={{ media }}", transport="http")], ports={"http": 80})
     assert b" at=http://10.77.0.1/media/" in (by.render(("pxelinux.cfg", "default"), client) or b"")
+    for ports, scheme in (({"http": 80}, b"http"), ({"ftp": 21, "http": 80}, b"ftp")):
+        by = Renderer([node], [replace(LIVE, arguments="at={{ media }}")], ports=ports)
+        text = by.render(("pxelinux.cfg", "default"), client) or b""
+        assert b" at=" + scheme + b"://10.77.0.1/media/" in text

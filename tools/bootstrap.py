@@ -39,6 +39,7 @@ PACKAGES = {
         "util-linux",
     ),
     "test": (
+        "apt-utils",
         "aria2",
         "atftp",
         "busybox-static",
@@ -47,6 +48,8 @@ PACKAGES = {
         "dnf",
         "dnsmasq-base",
         "genisoimage",
+        "gpg",
+        "gpg-agent",
         "iproute2",
         "isc-dhcp-client",
         "lftp",
@@ -64,7 +67,7 @@ PACKAGES = {
         "xorriso",
     ),
     "bench": ("dnsmasq-base", "ethtool", "iproute2", "nftables", "util-linux", "xorriso"),
-    "fuzz": ("clang", "libclang-rt-14-dev"),
+    "fuzz": ("clang", "genisoimage", "libclang-rt-14-dev", "xorriso"),
 }
 UNPACKED = {
     "bench": ("atftpd", "isc-dhcp-server", "kea-admin", "kea-dhcp4-server", "nginx", "tftpd-hpa", "vsftpd"),

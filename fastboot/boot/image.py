@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -19,6 +19,9 @@ MAX_DEPTH: Final = 255
 """Directories within directories. Linux ends a path at 4096 octets; no medium goes beyond twenty."""
 MAX_DIRECTORY: Final = 256 << 20
 """Octets of one directory: what MAX_ENTRIES of the longest common names take."""
+MAX_READ: Final = 2 << 30
+"""Octets of all structures: what MAX_ENTRIES of UDF take, a sector each. In an image whose structures overlap they
+would be read again and again."""
 
 
 class ImageError(FastbootError):
@@ -86,10 +89,17 @@ class Image:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.size = os.fstat(fd).st_size
+        self._left = MAX_READ
 
     def read(self, offset: int, length: int, structure: str) -> bytes:
-        """Read exactly `length` octets of a named structure. Raises ImageError where there are not that many."""
+        """Read exactly `length` octets of a named structure. Raises ImageError where there are not that many, or
+        MAX_READ have been read."""
         self.check(offset, length, structure)
+        self._left -= length
+        if self._left < 0:
+            raise ImageError(
+                structure, offset, f"more than {MAX_READ >> 20} MiB of structures in one image; a loop?"
+            )
         try:
             data = os.pread(self.fd, length, offset)
         except OSError as error:
@@ -98,29 +108,40 @@ class Image:
             raise ImageError(structure, offset, "the file became shorter")
         return data
 
-    def check(self, offset: int, length: int, structure: str) -> None:
-        """Raises ImageError unless the file holds these octets."""
+    def check(self, offset: int, length: int, structure: str | Callable[[], str]) -> None:
+        """Raises ImageError unless the file holds these octets. What takes long to name is named only then."""
         if offset + length > self.size:
+            name = structure if isinstance(structure, str) else structure()
             raise ImageError(
-                structure, offset, f"ends at {offset + length:#x}, the file at {self.size:#x}; is it whole?"
+                name, offset, f"ends at {offset + length:#x}, the file at {self.size:#x}; is it whole?"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A directory that a walk has yet to read: its number, where it begins, its octets, its path for messages."""
+    """A directory that a walk has yet to read: its number, where it begins, its octets, and where it is."""
 
     number: int
     offset: int
     size: int
-    path: bytes
+    name: bytes = b""
+    parent: Place | None = None
+    depth: int = 0
+
+    def path_of(self, name: bytes) -> str:
+        """Return the path of a name in it, for messages."""
+        parts, place = [name], self
+        while place.parent is not None:
+            parts.append(place.name)
+            place = place.parent
+        return ascii(b"/".join((b"", *reversed(parts))).decode("utf-8", "backslashreplace"))[1:-1]
 
 
 class Queue:
     """The directories that a walk has yet to read. Keeps it finite: each one once, depth and names bounded."""
 
     def __init__(self, offset: int, size: int) -> None:
-        self._places = [Place(0, offset, size, b"")]
+        self._places = [Place(0, offset, size)]
         self._seen = {offset}
         self._read = self._names = 0
 
@@ -139,10 +160,10 @@ class Queue:
             return None
         if size > MAX_DIRECTORY:
             raise ImageError(structure, at, f"a directory of {size} octets")
-        if parent.path.count(b"/") >= MAX_DEPTH:
+        if parent.depth >= MAX_DEPTH:
             raise ImageError(structure, at, f"directories more than {MAX_DEPTH} deep")
         self._seen.add(offset)
-        self._places.append(Place(len(self._places), offset, size, parent.path + b"/" + name))
+        self._places.append(Place(len(self._places), offset, size, name, parent, parent.depth + 1))
         return len(self._places) - 1
 
     def count(self, structure: str, at: int) -> None:

@@ -171,7 +171,9 @@ class IsoVolume:
         size = 0
         offset = parts[0][0] if parts else 0
         for start, length in parts:
-            self._image.check(start, length, f"directory record at {record.at:#x}: file {_printable(place, name)}")
+            self._image.check(
+                start, length, lambda: f"directory record at {record.at:#x}: file {place.path_of(name)}"
+            )
             if start != offset + size:
                 return Item(place.number, name, Kind.REFUSED, mtime, text=b"is stored in pieces")
             size += length
@@ -187,7 +189,9 @@ class IsoVolume:
             size = self._first(offset).parts[0][1]
         if not size:
             return Item(place.number, name, Kind.REFUSED, mtime, text=b"is a directory without an extent")
-        self._image.check(offset, size, f"directory record at {record.at:#x}: directory {_printable(place, name)}")
+        self._image.check(
+            offset, size, lambda: f"directory record at {record.at:#x}: directory {place.path_of(name)}"
+        )
         number = queue.add(place, name, offset, size, "directory record", record.at)
         if number is None:
             text = f"directory record at {record.at:#x}: its extent is another directory's".encode()
@@ -349,10 +353,6 @@ def _long_date(data: bytes) -> int:
     except ValueError:
         return 0
     return seconds_of(year, month, day, hour, minute, second, zone * 15)
-
-
-def _printable(place: Place, name: bytes) -> str:
-    return ascii((place.path + b"/" + name).decode("utf-8", "backslashreplace"))[1:-1]
 
 
 def iso_volumes(image: Image) -> Iterator[IsoVolume]:

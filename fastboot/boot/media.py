@@ -233,9 +233,8 @@ def _debian(look: Look) -> System | None:
         missing.append("packages: no dists/SUITE/Release in it, so it is no mirror that Debian installs from")
     elif not look.first(f"{components}/Packages", f"{components}/Packages.gz", f"{components}/Packages.xz"):
         missing.append(f"packages: no installer components ({components}), so netboot can not install from it")
-    arguments: Arguments = {}
-    if suite:
-        arguments = {scheme: _mirror(scheme, suite, look) for scheme in ("http", "ftp")}
+    # Not by FTP, though netboot can: Debian's apt does not without a setting of its own (seen in 2.6, Debian 12).
+    arguments = {"http": _mirror("http", suite, look)} if suite else {}
     return System(name, version, architecture, None, None, None, arguments, tuple(missing))
 
 

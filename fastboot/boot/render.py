@@ -83,7 +83,7 @@ class Renderer:
         node_of: Callable[[str], Node | None] = lambda mac: None,
         medium_of: Callable[[str], Medium | None] = lambda name: None,
     ) -> None:
-        """`ports` are those of FTP and HTTP, by the name of their scheme, where they are not the well-known ones.
+        """`ports` are those of FTP and HTTP, by the name of their scheme, where these are served.
         `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
@@ -92,6 +92,7 @@ class Renderer:
         self._by_mac, self._node_of = {mac: node for node in nodes for mac in node.macs}, node_of
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
+        self._served = [scheme for scheme in ("ftp", "http") if scheme in ports]
         self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
         self._medium_of = medium_of
         for node in nodes:
@@ -137,6 +138,7 @@ class Renderer:
                 self._files(profile)
             except RenderError as error:
                 complaints.append(f"profiles {str(error).removeprefix('profile ')}")
+            complaints += self._transport_faults(profile)
         broken = {complaint.split(":")[0].removeprefix("profiles ") for complaint in complaints}
         server = IPv4Address("192.0.2.1")
         for node in self._nodes:
@@ -152,6 +154,19 @@ class Renderer:
             except RenderError as error:
                 complaints.append(f"nodes {node.name}: {error}")
         return complaints
+
+    def _transport_faults(self, profile: Profile) -> Iterator[str]:
+        medium = self._medium_of(profile.media or "")
+        if medium is None or medium.url or medium.system is None:
+            return
+        system, scheme = medium.system, self._transport(profile, medium)
+        if system.arguments and scheme not in system.arguments:
+            able = next(iter(system.arguments))
+            remedy = f'write transport = "{able}"' if able in self._served else f"add [{able}]"
+            yield (
+                f"profiles {profile.name}: transport: the installer of {system.name} can not fetch by {scheme};"
+                f" {remedy}"
+            )
 
     def _identify(self, mac: str | None, client: Client) -> Node | None:
         for each in (mac, client.mac):
@@ -215,6 +230,14 @@ class Renderer:
                     continue  # its arguments need a node: nothing for a machine that is none
         return entries
 
+    def _transport(self, profile: Profile, medium: Medium | None) -> str:
+        """Return how the installer of a profile fetches its medium."""
+        if profile.transport:
+            return profile.transport
+        system = medium.system if medium else None
+        usable = [scheme for scheme in self._served if system is None or scheme in system.arguments]
+        return (usable or self._served or ["ftp"])[0]
+
     def _entry(self, profile: Profile, node: Node | None, mac: str | None, client: Client) -> BootEntry:
         context: dict[str, Any] = {
             "profile": profile,
@@ -227,8 +250,9 @@ class Renderer:
             context["mac"] = mac
         if profile.media is not None:
             medium = self._medium_of(profile.media)
-            host = f"{client.server}{self._ports.get(profile.transport, '')}"
-            here = f"{profile.transport}://{host}/media/{percent(profile.media)}"
+            scheme = self._transport(profile, medium)
+            host = f"{client.server}{self._ports.get(scheme, '')}"
+            here = f"{scheme}://{host}/media/{percent(profile.media)}"
             context["media"] = (medium and medium.url) or here
             if medium and medium.system and (told := medium.system.told(context["media"])):
                 context["installer"] = told

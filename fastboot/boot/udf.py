@@ -14,6 +14,7 @@ from typing import Final
 
 from fastboot.boot.image import (
     MAX_DIRECTORY,
+    MAX_ENTRIES,
     SECTOR,
     Image,
     ImageError,
@@ -31,6 +32,8 @@ ANCHOR: Final = 256
 """The sector of the anchor (UDF 2.2.3); the others are 256 before the end and the end itself."""
 MAX_EXTENTS: Final = 65_536
 """Extents of one file: 64 TiB of them. Also what ends a loop of allocation descriptors."""
+MAX_ALL_EXTENTS: Final = 4 * MAX_ENTRIES
+"""Extents of all files."""
 MAX_LINK: Final = 32_768
 """Octets of a link, with their heads (a target of PATH_MAX in names of one letter)."""
 TAG: Final = 16
@@ -73,6 +76,7 @@ class UdfVolume:
         """Raises ImageError."""
         self._image, self._sector = image, sector
         self._partitions: list[Extent] = []
+        self._extents_left = MAX_ALL_EXTENTS
         logical, partitions = self._descriptors(anchor)
         at, descriptor = logical
         size = struct.unpack_from("<I", descriptor, 212)[0]
@@ -193,6 +197,9 @@ class UdfVolume:
             size, kind = word & 0x3FFFFFFF, word >> 30
             if size == 0:
                 return
+            self._extents_left -= 1
+            if self._extents_left < 0:
+                raise ImageError("file entry", at, f"more than {MAX_ALL_EXTENTS} extents in one image")
             if kind == 3:
                 # The descriptors go on in another extent (ECMA-167 4/14.5).
                 more = self._find(block, where, "allocation extent")
@@ -250,7 +257,7 @@ class UdfVolume:
             if extent.offset != end:
                 return Item(place.number, name, Kind.REFUSED, entry.mtime, text=b"is stored in pieces")
             end += extent.size
-        self._image.check(offset, entry.size, f"file entry at {target:#x}: data")
+        self._image.check(offset, entry.size, lambda: f"file entry at {target:#x}: data of {place.path_of(name)}")
         return Item(place.number, name, Kind.FILE, entry.mtime, offset, entry.size)
 
 

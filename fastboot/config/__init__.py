@@ -125,12 +125,11 @@ class ProfileTable(Table):
     arguments: Text = ""
     media: str | None = None
     transport: Literal["ftp", "http"] | None = None
-    """How the installer fetches its media; None: by FTP where there is [ftp], else by HTTP."""
+    """How the installer fetches its media; None: by FTP where it can and there is [ftp], else by HTTP."""
     installs: Bool = True
 
-    def profile(self, transport: Literal["ftp", "http"] = "ftp") -> Profile:
-        """Return the profile; `transport` is what one has that names none."""
-        return Profile(**{**self.model_dump(), "transport": self.transport or transport})
+    def profile(self) -> Profile:
+        return Profile(**self.model_dump())
 
 
 class Boot(Table):
