@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 
 from fastboot.boot.catalog import is_below
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
-from fastboot.boot.loaders import HEEDING
 from fastboot.boot.policy import by_tftp_only
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
@@ -94,14 +93,8 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
             if file and is_below(file, place):
                 yield Finding("warning", f"{file}: is in {place}, so every client can read it; move it elsewhere")
     yield from _state_findings(config.state)
-    if config.dhcp and config.dhcp.mode == "proxy":
-        for class_, loader in world.loaders.by_class.items():
-            if loader == f"boot/{HEEDING.get(class_)}" and class_ not in config.boot.loaders:
-                yield Finding(
-                    "note",
-                    f"boot.loaders.{class_}: {loader}, which heeds a proxy; it is not signed, so for Secure Boot"
-                    " name another, and make this one the other server's next-server (fastboot boot-options)",
-                )
+    for text in world.loaders.notes:
+        yield Finding("note", text)
     for text in world.catalog.check():
         yield Finding("warning" if _may_be_meant(text, world) else "error", text)
     yield from _loader_findings(world)
@@ -228,6 +221,7 @@ def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Fin
 
 
 def _loader_findings(world: World) -> Iterator[Finding]:
+    said = "\n".join(world.loaders.complaints)
     for key, loader in world.policy.boot_files():
         scheme = urlsplit(loader).scheme
         if not scheme and (refusal := world.catalog.lacks(loader)):
@@ -237,6 +231,11 @@ def _loader_findings(world: World) -> Iterator[Finding]:
             http = f"http-{class_.removeprefix('uefi-')}"
             text = f"{key}: {loader}: PXE firmware fetches by TFTP only; a URL is for {http} or ipxe"
             yield Finding("warning", text)
+        chain = world.chains.of(class_, loader)
+        if chain.flaw and chain.flaw not in said:
+            yield Finding("warning", f"{key}: {loader}: {chain.flaw}")
+        if chain.doubt:
+            yield Finding("note", f"{key}: {chain.doubt}")
 
 
 def _option_findings(config: Config, world: World) -> Iterator[Finding]:

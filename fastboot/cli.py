@@ -33,6 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastboot import __version__, leaseimport
+from fastboot.boot.chain import COLUMNS, rows
 from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
@@ -72,6 +73,7 @@ class Firmware(StrEnum):
     BIOS = "bios"
     UEFI = "uefi"
     UEFI_HTTP = "uefi-http"
+    UEFI_SECURE = "uefi-secure"
 
 
 class LeaseState(StrEnum):
@@ -161,20 +163,25 @@ def serve(
 
 @app.command()
 def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
-    """Find everything that would fail, before it fails. Exit code 1 where something would."""
+    """Find everything that would fail, before it fails, and show what each machine boots by which protocol.
+
+    Exit code 1 where something would fail.
+    """
     settings = load(config)
     path = config.absolute()
-    findings = list(before_drop(settings))
+    findings, chains = list(before_drop(settings)), list[dict[str, str]]()
     try:
         world = World(settings)
         read_media(settings, world.shelf, world.indexer)
         findings += after_drop(settings, world, path)
+        chains += rows(world.policy.boot_files(), world.chains)
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
     counts = Counter(finding.level for finding in findings)
     if as_json:
         print_json([{"level": finding.level, "text": finding.text} for finding in findings])
     else:
+        print_table(chains, COLUMNS)
         for finding in findings:
             print(f"{finding.level}: {finding.text}")
         well = not (counts["error"] or counts["warning"])
@@ -351,13 +358,16 @@ def demo(
     firmware: Annotated[Firmware, typer.Option(help="What the virtual machine boots with.")] = Firmware.BIOS,
     nic: Annotated[str, typer.Option(help="The QEMU model of its network card.")] = "virtio-net-pci",
     proxy: Annotated[bool, typer.Option("--proxy", help="Let another DHCP server give the addresses.")] = False,
+    http: Annotated[
+        bool, typer.Option("--http", help="Serve HTTP as well: what speaks it goes on by it.")
+    ] = False,
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the logs of a success as well.")] = False,
 ) -> None:
     """Boot a bare virtual machine from a real server on a private network, and show what happens."""
     from fastboot.lab.demo import run as rehearse
 
-    sys.exit(rehearse(firmware.value, nic=nic, proxy=proxy, as_json=as_json, keep=keep))
+    sys.exit(rehearse(firmware.value, nic=nic, proxy=proxy, http=http, as_json=as_json, keep=keep))
 
 
 @app.command()

@@ -146,7 +146,8 @@ class Plan:
     address of the receiving interface. `options` are sent as given, in this order, beside those that the subnet
     and the protocol require; those of `asked` only to a client that asks for them or does not say what it wants
     (option 55). An option given here replaces one of the same code. Lease seconds: 60 to 0xFFFFFFFF (infinite);
-    None means the subnet's. `remark` says why a machine gets less than it asked for; it is told once.
+    None means the subnet's. `remark` says why a machine gets less than it asked for; it is told once. `chain` says
+    in events what is fetched from the boot file on, and by which protocol.
     """
 
     loader: str | None = None
@@ -157,6 +158,7 @@ class Plan:
     scope: Scope = Scope.CLASS
     asked: tuple[tuple[int, bytes], ...] = ()
     remark: str = ""
+    chain: str = ""
 
 
 Verdict = Plan | Ignore | None

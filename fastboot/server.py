@@ -19,10 +19,12 @@ from typing import Protocol
 from fastboot import __version__
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, refuse_secrets
+from fastboot.boot.chain import Chains
 from fastboot.boot.firmware import SERVER
 from fastboot.boot.indexer import Indexer
-from fastboot.boot.loaders import beside_another_server, find_loaders
+from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
+from fastboot.boot.program import Program, Programs
 from fastboot.boot.render import Renderer
 from fastboot.boot.shelf import Medium, Progress, Shelf
 from fastboot.boot.tree import Entry
@@ -166,20 +168,22 @@ class World:
         config: Config,
         node_of: Callable[[str], Node | None] = lambda mac: None,
         indexer: Indexer | None = None,
+        programs: Programs | None = None,
     ) -> None:
         """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
-        finds is kept. Raises ConfigError."""
+        finds is kept. `programs` knows boot programs that were looked at before. Raises ConfigError."""
         refuse_secrets(config)
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
-        self.loaders = find_loaders(config.boot.loaders, http=http_url(config))
-        if config.dhcp and config.dhcp.mode == "proxy":
-            self.loaders = beside_another_server(self.loaders, config.boot.loaders)
+        self._programs = programs or Programs()
+        url, proxy = http_url(config), config.dhcp is not None and config.dhcp.mode == "proxy"
+        self.loaders = find_loaders(config.boot.loaders, http=url, proxy=proxy, programs=self._programs)
+        self.chains = Chains(self._program, url is not None, proxy)
         profiles = [profile.profile() for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)
-        self.policy = Policy(config, self.nodes, self.loaders)
+        self.policy = Policy(config, self.nodes, self.loaders, self.chains, url)
         self.indexer = indexer or Indexer(config.state / "media", keep=False)
         self.shelf = Shelf(config, self.indexer)
         self.catalog = Catalog(config, self.loaders, self.renderer, self.shelf)
@@ -189,6 +193,10 @@ class World:
 
     def _medium(self, name: str) -> Medium | None:
         return self.shelf.get(name)
+
+    def _program(self, path: str) -> Program | None:
+        source = self.catalog.public(path)
+        return self._programs.of(source) if isinstance(source, Source) else None
 
 
 class Server:
@@ -217,7 +225,8 @@ class Server:
         self._decide, self._resolve = decide, resolve
         self._load = load
         self._indexer = Indexer(config.state / "media")
-        self._world = self._old = World(config, self._node_behind, self._indexer)
+        self._programs = Programs()
+        self._world = self._old = World(config, self._node_behind, self._indexer, self._programs)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -329,7 +338,7 @@ class Server:
                 if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
                     raise NeedsRestart(fixed)
                 # Thousands of nodes take longer than the loop may be busy.
-                world = await asyncio.to_thread(World, config, self._node_behind, self._indexer)
+                world = await asyncio.to_thread(World, config, self._node_behind, self._indexer, self._programs)
                 try:
                     await world.shelf.prepare(self._tell)
                     self._adopt(config, world)

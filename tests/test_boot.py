@@ -104,7 +104,8 @@ def test_a_bare_machine_boots_and_fetches_its_media(
     code, result = run(command, directory)
     expect_success(code, result, directory)
     http = {"boot/snponly.efi", "boot/boot.ipxe", "lab/linux", "lab/initrd.gz"}
-    loaders = {"bios": {"boot/boot.ipxe"}, "uefi": {"boot/grubx64.efi"}, "uefi-http": set()}
+    chain = {"boot/shimx64.efi", "boot/grubx64.efi", "grub/grub.cfg"}
+    loaders = {"bios": {"boot/boot.ipxe"}, "uefi": chain, "uefi-http": set()}
     assert loaders[firmware] <= set(result["server"]["tftp"]), "the loader that this firmware should be given"
     assert set(result["server"]["http"]) == (http if firmware == "uefi-http" else set())
     assert bool(result["server"]["tftp"]) == (firmware != "uefi-http")
@@ -161,6 +162,74 @@ def test_a_machine_boots_pxelinux_without_root(
     code, result = run([*unshared[:3], sys.executable, "-c", PXELINUX], directory)
     expect_success(code, result, directory)
     assert {"boot/pxelinux.0", "boot/ldlinux.c32"} <= set(result["server"]["tftp"])
+
+
+LPXELINUX = """
+import sys
+from fastboot.lab import demo
+
+script = "#!ipxe\\nset 210:string http://${next-server}/boot/\\nchain tftp://${next-server}/boot/lpxelinux.0"
+loaders, files = {"ipxe": "lab/chain.ipxe"}, {"lab/chain.ipxe": script}
+sys.exit(demo.run("bios", loaders=loaders, files=files, http=True, as_json=True))
+"""
+
+
+@pytest.mark.long
+def test_a_machine_boots_lpxelinux_by_http(directory: Path, machine_needs: Callable[..., None]) -> None:
+    """With option 210 as the policy sends it to a PXE ROM; QEMU's is iPXE, so here a script sets it."""
+    machine_needs("bios")
+    code, result = run([sys.executable, "-c", LPXELINUX], directory)
+    expect_success(code, result, directory)
+    assert set(result["server"]["tftp"]) == {"lab/chain.ipxe", "boot/lpxelinux.0"}
+    http = {"boot/ldlinux.c32", "boot/pxelinux.cfg/01-52-54-00-77-00-01", "lab/linux", "lab/initrd.gz"}
+    assert set(result["server"]["http"]) == http
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("firmware", "tftp", "http"),
+    [
+        ("bios", set(), {"boot/boot.ipxe", "lab/linux", "lab/initrd.gz"}),
+        (
+            "uefi",
+            {"boot/shimx64.efi", "boot/grubx64.efi", "grub/grub.cfg", "grub/x86_64-efi/http.mod"},
+            {"lab/linux", "lab/initrd.gz"},
+        ),
+        (
+            "uefi-secure",
+            {"boot/shimx64.efi", "boot/grubx64.efi", "grub/grub.cfg", "lab/linux", "lab/initrd.gz"},
+            set(),
+        ),
+    ],
+)
+def test_what_speaks_http_goes_on_by_http(
+    firmware: Firmware, tftp: set[str], http: set[str], directory: Path, machine_needs: Callable[..., None]
+) -> None:
+    """iPXE does; Debian's GRUB with a module that it loads, which Secure Boot, enforced here, forbids."""
+    machine_needs(firmware)
+    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--http", "--json"]
+    code, result = run(command, directory)
+    expect_success(code, result, directory)
+    assert (set(result["server"]["tftp"]), set(result["server"]["http"])) == (tftp, http)
+
+
+# Half a minute without news is enough to know that the firmware took nothing.
+UNSIGNED = """
+import sys
+from dataclasses import replace
+from fastboot.lab import demo, story
+
+story.STEPS = tuple(replace(step, limit=40) for step in story.STEPS)
+sys.exit(demo.run("uefi-secure", loaders={"uefi-x64": "boot/snponly.efi"}, as_json=True))
+"""
+
+
+@pytest.mark.long
+def test_secure_boot_refuses_what_is_not_signed(directory: Path, machine_needs: Callable[..., None]) -> None:
+    machine_needs("uefi-secure")
+    code, result = run([sys.executable, "-c", UNSIGNED], directory)
+    assert (code, result["failed_step"]) == (1, "kernel"), explain(result)
+    assert set(result["server"]["tftp"]) == {"boot/snponly.efi"}
 
 
 SPOILED = """

@@ -382,7 +382,7 @@ def test_check_explains_the_proxy(lab: Lab) -> None:
     notes = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "note"]
     assert notes[0].startswith("dhcp.mode: proxy: another host must give the addresses on lo (127.0.0.1/8).")
     assert "boot-options" in notes[0]
-    assert any(note.startswith("boot.loaders.uefi-x64: boot/snponly.efi, which heeds a proxy") for note in notes)
+    assert any(note.startswith("boot.loaders.uefi-x64: snponly.efi is taken, not ") for note in notes)
 
 
 @pytest.mark.parametrize("program", ["dnsmasq", "dhcpd", "kea", "windows"])

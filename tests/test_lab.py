@@ -308,7 +308,7 @@ def silent_step(story: Story) -> None:
         (server_sent_fewer, "files that the server says it sent by FTP: 2, expected 3"),
         (transfer_failed, "ftp.failed /media/demo/b: changed"),
         (no_second_lease, "two DHCPACKs"),
-        (short_kernel, "octets of the kernel sent by TFTP: 7, expected 8"),
+        (short_kernel, "octets of the kernel that the server says it sent: 7, expected 8"),
         (silent_step, "never seen: boot loader sent"),
     ],
 )

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastboot.boot.chain import Chains
 from fastboot.boot.firmware import ARCHITECTURES, NO_PXEDHCP, RASPBERRY_MENU, SCRIPT, SKIP_DISCOVERY, class_of
-from fastboot.boot.loaders import LOADERS, Loaders, find_loaders
+from fastboot.boot.loaders import CHOICES, Loaders, find_loaders
 from fastboot.boot.policy import Policy
+from fastboot.boot.program import Kind, Program
 from fastboot.config import Config, Dhcp
 from fastboot.model import IGNORE, BootRequest, ConfigError, Node, Plan, Scope, Stage, Verdict
 from fastboot.server import http_url
@@ -167,7 +169,7 @@ def test_every_assigned_architecture_has_a_class() -> None:
     assert http == {0x0F, 0x10, 0x11, 0x12, 0x13, 0x14, 0x17, 0x18, 0x1A, 0x1C, 0x1E, 0x26, 0x28}
     shared = {name for name in IANA.values() if list(IANA.values()).count(name) > 1}
     assert shared == {"uefi-x64", "http-x64"}, "EBC is sent by x64 machines"
-    assert set(LOADERS) <= set(IANA.values())
+    assert set(CHOICES) <= set(IANA.values())
 
 
 @pytest.mark.parametrize("code", [code for code, name in IANA.items() if not name.startswith("http-")])
@@ -557,6 +559,32 @@ def test_who_speaks_http_is_sent_there_where_files_are_served_by_it(tmp_path: Pa
     for port, url in ((80, "http://{server}"), (8080, "http://{server}:8080"), (0, None)):
         assert http_url(Config(interface="lo", http={"port": port})) == url  # type: ignore[arg-type]
     assert http_url(Config(interface="lo")) is None  # type: ignore[arg-type]
+
+
+def test_lpxelinux_is_sent_on_by_http() -> None:
+    """Option 210 is put before every name that it fetches: its modules, its configuration, the kernel."""
+    programs = {"boot/lpxelinux.0": Program(Kind.LPXELINUX), "lab/l.0": Program(Kind.LPXELINUX)}
+
+    def ask(more: str, http: str | None = "http://{server}:8080") -> Plan:
+        document = tomllib.loads(BASE)
+        merge(document, tomllib.loads(more))
+        config = Config.model_validate(document)
+        loaders = Loaders(config.boot.loaders)
+        chains = Chains(programs.get, http is not None)
+        plan = Policy(config, config.all_nodes(), loaders, chains, http).decide(BIOS_ROM)
+        assert isinstance(plan, Plan)
+        return plan
+
+    plan = ask('boot.loaders.bios = "boot/lpxelinux.0"')
+    assert plan.options == ((210, b"http://10.77.0.1:8080/boot/"),)
+    assert plan.chain == "lpxelinux.0 by TFTP, pxelinux.cfg, kernel, initrd by HTTP"
+    assert ask('boot.loaders.bios = "/lab/l.0"').options == ((210, b"http://10.77.0.1:8080/lab/"),)
+    assert ask('boot.loaders.bios = "boot/pxelinux.0"').options == ()
+    assert ask('boot.loaders.bios = "boot/lpxelinux.0"', http=None).options == ()
+    own = ask('boot.loaders.bios = "boot/lpxelinux.0"\n[dhcp.options]\npxelinux-path-prefix = "tftp://h/"')
+    assert own.options == (), "what is set for the subnet, and comes with it"
+    elsewhere = ask('boot.loaders.bios = "boot/lpxelinux.0"\ndhcp.next_server = "10.77.0.9"')
+    assert (elsewhere.options, elsewhere.chain) == ((), ""), "of another machine's files nothing is known"
 
 
 def test_the_value_for_proxies_ends() -> None:

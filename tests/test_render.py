@@ -385,7 +385,20 @@ def test_a_loader_goes_on_as_it_came() -> None:
     assert "initrd --name initrd0 http://10.77.0.1:8080/" in text
     text = (by.render(("boot", "grub", "grub.cfg"), client) or b"").decode()
     assert "linux (http,10.77.0.1:8080)'/" in text
-    assert "tftp" not in text
+    assert "tftp" not in text and "insmod" not in text
+    text = (by.render(("boot", "pxelinux.cfg", "default"), client) or b"").decode()
+    assert "LINUX http://10.77.0.1:8080/media/tree/images/linux\n" in text
+    assert "INITRD http://10.77.0.1:8080/media/tree/images/a.gz,http://10.77.0.1:8080/b.gz\n" in text
+    assert "::" not in text
+
+
+def test_grub_that_came_by_tftp_goes_on_by_http_where_it_can() -> None:
+    by = Renderer(NODES, (LIVE, INSTALL), ports={"http": 8080})
+    text = file(OF_MAC["grub"], by=by)
+    assert "if insmod http; then set here='http,10.77.0.1:8080'; else set here='tftp,10.77.0.1'; fi" in text
+    assert "linux ($here)'/media/tree/images/linux'" in text
+    assert "initrd ($here)'/media/tree/images/a.gz' ($here)'/b.gz'" in text
+    assert "insmod" not in file(OF_MAC["grub"]), "no HTTP is served"
 
 
 def test_media_are_fetched_by_the_transport_of_the_profile() -> None:

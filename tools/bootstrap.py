@@ -35,6 +35,7 @@ PACKAGES = {
         "ovmf",
         "pxelinux",
         "qemu-system-x86",
+        "shim-signed",
         "syslinux-common",
         "util-linux",
     ),

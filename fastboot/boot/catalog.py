@@ -191,9 +191,12 @@ class Catalog:
 
     def lacks(self, path: str) -> Refusal | None:
         """Return why nobody would get a file, None for one that is there."""
-        nobody = Client(IPv4Address(0), IPv4Address(0), "tftp")
-        found = self.resolve(path, nobody)
+        found = self.public(path)
         return found if isinstance(found, Refusal) else None
+
+    def public(self, path: str) -> Source | Refusal:
+        """Open what a path names for anybody."""
+        return self.resolve(path, Client(IPv4Address(0), IPv4Address(0), "tftp"))
 
     def _open(self, path: Path, key: str) -> Directory | None:
         try:
@@ -205,12 +208,15 @@ class Catalog:
         return None
 
     def _loader_layers(self, loaders: Loaders | None) -> Layers:
-        directories: dict[Path, dict[str, str]] = {}
-        for name, path in (loaders.files if loaders else {}).items():
-            directories.setdefault(path.parent, {})[name] = path.name
+        places: dict[tuple[Parts, Path], dict[str, str]] = {}
+        if loaders:
+            paths = {**{f"boot/{name}": path for name, path in loaders.files.items()}, **loaders.modules}
+            for place, path in paths.items():
+                *mount, name = place.split("/")
+                places.setdefault((tuple(mount), path.parent), {})[name] = path.name
         return [
-            Layer(("boot",), tree, files)
-            for directory, files in directories.items()
+            Layer(mount, tree, files)
+            for (mount, directory), files in places.items()
             if (tree := self._open(directory, "boot.loaders"))
         ]
 

@@ -78,6 +78,8 @@ ALONE: Final = frozenset({"opal", "rpiboot", ONIE, "uboot", "uboot-arm32", "uboo
 
 PXE_CLIENT, HTTP_CLIENT = b"PXEClient", b"HTTPClient"
 VENDOR_OPTIONS, VENDOR_CLASS, TFTP_SERVER, DEFAULT_URL, IPXE_OPTIONS = 43, 60, 66, 114, 175
+PATH_PREFIX: Final = 210
+"""What PXELINUX puts before the names of files (RFC 5071 section 5)."""
 SERVER: Final = "{server}"
 """In boot files and in options it stands for the address of the machine's file server."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Network
 from typing import Final
 from urllib.parse import urlsplit
 
+from fastboot.boot.chain import Chain, Chains, path_here
 from fastboot.boot.firmware import (
     ALONE,
     ANSWERS,
@@ -18,6 +20,7 @@ from fastboot.boot.firmware import (
     IPXE_SCHEMES,
     NO_PXEDHCP,
     ONIE,
+    PATH_PREFIX,
     PXE_CLIENT,
     SCRIPT,
     SERVER,
@@ -27,7 +30,8 @@ from fastboot.boot.firmware import (
     class_of,
     user_classes,
 )
-from fastboot.boot.loaders import LOADERS, Loaders
+from fastboot.boot.loaders import CHOICES, Loaders
+from fastboot.boot.program import Kind
 from fastboot.config import ClassTable, Config
 from fastboot.config.faults import unknown
 from fastboot.config.options import overlay
@@ -46,18 +50,32 @@ def is_program(loader: str) -> bool:
 class Policy:
     """Who gets which boot file and options. `decide` is a pure function of the request."""
 
-    def __init__(self, config: Config, nodes: Sequence[Node], loaders: Loaders) -> None:
-        """`nodes` are all that are known, `loaders` those of the system and of the configuration.
+    def __init__(
+        self,
+        config: Config,
+        nodes: Sequence[Node],
+        loaders: Loaders,
+        chains: Chains | None = None,
+        http: str | None = None,
+    ) -> None:
+        """`nodes` are all that are known, `loaders` those of the system and of the configuration, `chains` what
+        these go on with. `http` is the URL of the one namespace where it is served by HTTP.
 
         Raises ConfigError for a class that there is not, and for a boot file that its class can not be given.
         """
         self._unknown = config.boot.unknown
         self._names = {**ARCHITECTURES, **config.boot.architectures}
         self._loaders, self._nodes = loaders.by_class, tuple(nodes)
+        self._chains, self._http = chains, http
         dhcp = config.dhcp
         self._classes = dhcp.classes if dhcp else ()
         self._groups = {group.name: group.settings(group.loader) for group in config.groups}
         self._servers = {subnet.network: subnet.next_server for subnet in dhcp.served()} if dhcp else {}
+        self._prefixed = {
+            subnet.network
+            for subnet in (dhcp.served() if dhcp else ())
+            if any(option.code == PATH_PREFIX for option in subnet.options)
+        }
         self._elsewhere = dhcp is not None and dhcp.next_server is not None
         self._proxy = dhcp is not None and dhcp.mode != "server"
         self._sole = dhcp is not None and not self._proxy and not dhcp.known_servers
@@ -72,7 +90,7 @@ class Policy:
     @property
     def firmware(self) -> frozenset[str]:
         """The names of the classes of firmware."""
-        return frozenset({*self._names.values(), *LOADERS, IPXE, ONIE, *ALONE})
+        return frozenset({*self._names.values(), *CHOICES, IPXE, ONIE, *ALONE})
 
     def boot_files(self) -> Iterator[tuple[str, str]]:
         """Yield every boot file that a machine may be told to fetch from here, with its key."""
@@ -102,7 +120,10 @@ class Policy:
         next_server = next((each.next_server for each in reversed(layers) if each.next_server), None)
         server = str(next_server or self._servers.get(request.network) or request.server)
         loader, remark = self._loader(request, class_, layers)
-        options = overlay(self._needed(request, class_, loader), *(each.options for each in layers))
+        elsewhere = server != str(request.server)
+        chain = self._chains.of(class_ or "", loader) if self._chains and loader and not elsewhere else None
+        needed = [*self._needed(request, class_, loader), *self._prefix(chain, loader, request.network)]
+        options = overlay(needed, *(each.options for each in layers))
         return Plan(
             loader.replace(SERVER, server) if loader and class_ != ONIE else None,
             node.address if node else None,
@@ -112,6 +133,7 @@ class Policy:
             Scope.MACHINE if node else Scope.CLASS,
             _filled((each for each in options if not each.always), server),
             remark,
+            str(chain) if chain else "",
         )
 
     def class_of(self, request: BootRequest) -> str | None:
@@ -179,6 +201,12 @@ class Policy:
             # Its installer; as a boot file the same name would be tried at every server that it knows of.
             needed.append((DEFAULT_URL, loader.encode()))
         yield from (Option(code, value, always=True) for code, value in needed)
+
+    def _prefix(self, chain: Chain | None, loader: str | None, network: IPv4Network) -> Iterator[Option]:
+        """Yield what sends lpxelinux on by HTTP: a URL before the names of all that it fetches."""
+        if self._http and loader and chain and chain.kind is Kind.LPXELINUX and network not in self._prefixed:
+            directory = (path_here(loader) or "").strip("/").rpartition("/")[0]
+            yield Option(PATH_PREFIX, f"{self._http}/{directory}/".encode(), always=True)
 
     def _class_faults(self) -> Iterator[str]:
         firmware = self.firmware

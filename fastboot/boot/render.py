@@ -93,7 +93,9 @@ class Renderer:
         self._by_address = {node.address: node for node in nodes if node.address}
         self._nodes, self._unknown = nodes, unknown
         self._served = [scheme for scheme in ("ftp", "http") if scheme in ports]
-        self._ports = {scheme: f":{port}" for scheme, port in ports.items() if port != WELL_KNOWN[scheme]}
+        self._ports = {
+            scheme: "" if port == WELL_KNOWN[scheme] else f":{port}" for scheme, port in ports.items() if port
+        }
         self._medium_of = medium_of
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
@@ -272,6 +274,15 @@ class Renderer:
     ) -> str:
         # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
         protocol, server = client.protocol, f"{client.server}{self._ports.get(client.protocol, '')}"
+
+        http = (
+            f"http,{client.server}{self._ports['http']}" if "http" in self._ports and protocol != "http" else None
+        )
+        device = "$here" if http else f"{protocol},{server}"
+
+        def url(path: str) -> str:
+            return path if "://" in path else f"{protocol}://{server}{percent(path)}"
+
         return self._templates[language].render(
             note=_printable(note),
             default=default,
@@ -280,8 +291,12 @@ class Renderer:
             timeout=MENU_SECONDS,
             vendors=VENDORS,
             mac=mac,
-            url=lambda path: path if "://" in path else f"{protocol}://{server}{percent(path)}",
-            grub=lambda path: _grub_url(path) if "://" in path else f"({protocol},{server}){_quote(path)}",
+            url=url,
+            grub=lambda path: _grub_url(path) if "://" in path else f"({device}){_quote(path)}",
+            here=f"{protocol},{server}",
+            http=http,
+            # By TFTP, `::` keeps a name from being joined to the directory of the loader.
+            pxelinux=lambda path: f"::{path}" if protocol == "tftp" and "://" not in path else url(path),
         )
 
 
@@ -307,7 +322,6 @@ def _load_templates() -> dict[str, Template]:
         "quote": _quote,
         "words": _words,
         "script": _script,
-        "pxelinux": _pxelinux,
     }
     environment = _sandbox(PackageLoader("fastboot.boot"), filters)
     return {language: environment.get_template(f"{language}.j2") for language in NAMES}
@@ -357,11 +371,6 @@ def _grub_url(url: str) -> str:
     if parts.scheme not in ("http", "tftp") or not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.netloc):
         raise RenderError(f"{url}: GRUB speaks http and tftp only; another machine must serve it by one of them")
     return f"({parts.scheme},{parts.netloc}){_quote(unquote(parts.path))}"
-
-
-def _pxelinux(path: str) -> str:
-    """Name a file as PXELINUX does: `::` keeps it from being joined to the directory of the loader."""
-    return path if "://" in path else f"::{path}"
 
 
 def _script(text: str) -> str:

@@ -35,6 +35,7 @@ FIRMWARE: Final = {
     "bios": "a BIOS",
     "uefi": "UEFI firmware",
     "uefi-http": "UEFI firmware that boots by HTTP",
+    "uefi-secure": "UEFI firmware that enforces Secure Boot",
 }
 
 
@@ -46,18 +47,20 @@ def run(
     loaders: Mapping[str, str] | None = None,
     files: Mapping[str, str] | None = None,
     settings: str = "",
+    http: bool = False,
     as_json: bool = False,
     keep: bool = False,
 ) -> int:
     """Boot one machine and tell how it went; returns the exit code.
 
     Moves this process into a namespace of its own: call it once, in a process with one thread. `nic` is one of
-    `initrd.NICS`; `proxy`, `loaders`, `files` and `settings` are those of a Scenario. `keep` leaves the logs of a
-    success behind too.
+    `initrd.NICS`; `proxy`, `loaders`, `files`, `settings`, `http` are those of a Scenario. `keep` leaves the logs
+    of a success behind too.
     """
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
-    result = Result(Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}, settings), directory)
+    scenario = Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}, settings, http)
+    result = Result(scenario, directory)
     code = _CAN_NOT
     try:
         require(result.scenario)

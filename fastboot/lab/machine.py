@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from fastboot.lab.namespace import LabError, spawn, stop
 
-Firmware = Literal["bios", "uefi", "uefi-http"]
+Firmware = Literal["bios", "uefi", "uefi-http", "uefi-secure"]
 
 _DISK = 1 << 30
 OVMF: Final = (
@@ -23,7 +23,18 @@ OVMF: Final = (
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),  # Fedora
     ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),  # SUSE
 )
+SECURE: Final = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"),
+    ("/usr/share/qemu/ovmf-x86_64-smm-ms-code.bin", "/usr/share/qemu/ovmf-x86_64-smm-ms-vars.bin"),
+)
+"""The same with Microsoft's keys in the variables, so that Secure Boot is on."""
 _CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-~])|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def images(firmware: Firmware) -> tuple[tuple[str, str], ...]:
+    """Return where distributions have a UEFI firmware: its code and its variables."""
+    return SECURE if firmware == "uefi-secure" else OVMF
 
 
 def plain(text: str) -> str:
@@ -103,15 +114,17 @@ class Machine:
         ]
 
     def _uefi(self) -> list[str]:
-        for code, variables in OVMF:
+        # Variables that only the firmware can write take system management mode (OvmfPkg/README).
+        secure = ["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
+        # Without PXE, HTTP Boot is what is left (OvmfPkg's PlatformBootManagerLib).
+        http = ["-machine", "pc", "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"]
+        machine = {"uefi-secure": secure, "uefi-http": http}.get(self.hardware.firmware, ["-machine", "pc"])
+        for code, variables in images(self.hardware.firmware):
             if Path(code).exists() and Path(variables).exists():
                 own = self.directory / "uefi-variables.fd"
                 shutil.copyfile(variables, own)
-                # Without PXE, HTTP Boot is what is left (OvmfPkg's PlatformBootManagerLib).
-                pxe = ["-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"]
                 return [
-                    *("-machine", "pc"),
-                    *(pxe if self.hardware.firmware == "uefi-http" else []),
+                    *machine,
                     *("-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"),
                     *("-drive", f"if=pflash,format=raw,unit=1,file={own}"),
                 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastboot.lab import initrd, media
-from fastboot.lab.machine import OVMF, Firmware, Hardware, Machine
+from fastboot.lab.machine import Firmware, Hardware, Machine, images
 from fastboot.lab.namespace import LabError
 from fastboot.lab.network import Network, Router
 from fastboot.lab.other import OtherServer
@@ -36,13 +36,18 @@ _SETTLE = 5.0
 class Scenario:
     """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration, `files` texts that its root
     holds besides kernel and initrd, `settings` TOML that ends its configuration. `proxy`: another host gives the
-    addresses."""
+    addresses. `http`: files are served by HTTP too, as they must be where the firmware boots by it."""
 
     hardware: Hardware
     proxy: bool = False
     loaders: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
+    http: bool = False
+
+    @property
+    def serves_http(self) -> bool:
+        return self.http or self.hardware.firmware == "uefi-http"
 
 
 @dataclass(slots=True)
@@ -111,11 +116,14 @@ def missing(firmware: Firmware, proxy: bool = False) -> list[str]:
         roms = ("/usr/lib/ipxe/qemu", "/usr/share/qemu", "/usr/share/ipxe/qemu")
         needs["ipxe-qemu"] = any(Path(rom, "pxe-virtio.rom").exists() for rom in roms)
     else:
-        needs["ovmf"] = any(Path(code).exists() for code, _ in OVMF)
-        grub = ("grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed")
-        ipxe = ("ipxe", "/usr/lib/ipxe/snponly.efi")
-        package, loader = grub if firmware == "uefi" and not proxy else ipxe
-        needs[package] = Path(loader).exists()
+        needs["ovmf"] = any(Path(code).exists() for code, _ in images(firmware))
+        signed = {
+            "shim-signed": "/usr/lib/shim/shimx64.efi.signed",
+            "grub-efi-amd64-signed": "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed",
+        }
+        ipxe = firmware == "uefi-http" or (proxy and firmware == "uefi")
+        loaders = {"ipxe": "/usr/lib/ipxe/snponly.efi"} if ipxe else signed
+        needs |= {package: Path(loader).exists() for package, loader in loaders.items()}
     if proxy:
         needs["dnsmasq-base"] = bool(shutil.which("dnsmasq"))
     return [package for package, here in needs.items() if not here]
@@ -232,7 +240,7 @@ def disagreements(result: Result) -> list[str]:
         return faults
     faults += [f"never seen: {step.title}" for step in STEPS if step.name not in story.reached]
     files = len(manifest.files)
-    by, sent = ("HTTP", story.http) if result.scenario.hardware.firmware == "uefi-http" else ("TFTP", story.tftp)
+    sent = {**story.tftp, **story.http}
     told = (
         ("files with the right digest on the machine", checked.matched, files),
         ("files on the machine", checked.files, files),
@@ -240,9 +248,10 @@ def disagreements(result: Result) -> list[str]:
         ("the digest of the whole tree on the machine", checked.digest, manifest.digest()),
         ("files that the server says it sent by FTP", len(story.sent), files),
         ("octets that the server says it sent by FTP", sum(story.sent.values()), manifest.octets),
-        (f"octets of the kernel sent by {by}", sent.get(KERNEL), _size(result, KERNEL)),
-        (f"octets of the initrd sent by {by}", sent.get(INITRD), _size(result, INITRD)),
+        ("octets of the kernel that the server says it sent", sent.get(KERNEL), _size(result, KERNEL)),
+        ("octets of the initrd that the server says it sent", sent.get(INITRD), _size(result, INITRD)),
         ("at least two DHCPACKs, to the firmware and to Linux", story.acks >= 2, True),
+        ("Linux was started with Secure Boot", story.secure, result.scenario.hardware.firmware == "uefi-secure"),
     )
     return faults + [f"{what}: {found}, expected {wanted}" for what, found, wanted in told if found != wanted]
 
@@ -265,7 +274,7 @@ probe = 1
 network = "{hosts}"
 pools = ["{hosts[100]}-{hosts[199]}"]'''
     loaders = "".join(f"{name} = {json.dumps(path)}\n" for name, path in scenario.loaders.items())
-    http = "\n[http]\n" if scenario.hardware.firmware == "uefi-http" else ""
+    http = "\n[http]\n" if scenario.serves_http else ""
     return f"""\
 interface = "{interface}"
 roots = [{json.dumps(str(directory / "boot"))}]

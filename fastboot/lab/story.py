@@ -113,6 +113,8 @@ class Story:
     faults: list[str] = field(default_factory=list)
     """What went wrong, in the machine's or the server's words."""
     checked: Checked | None = None
+    secure: bool = False
+    """The machine's kernel says that Secure Boot is on."""
     failed: bool = False
 
     def __post_init__(self) -> None:
@@ -170,6 +172,8 @@ class Story:
         word, _, rest = rest.strip().partition(" ")
         if word in ("linux", "address", "connected"):
             self._reach(word, at, rest)
+        elif word == "secure":
+            self.secure = True
         elif word in ("fetching", "fetched"):
             self.files, self.octets = (int(number) for number in rest.split())
             self._reach("first" if word == "fetching" else "last", at, f"{self.files} files")

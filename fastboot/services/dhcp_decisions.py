@@ -155,12 +155,12 @@ class Decisions:
     def _remark(self, request: BootRequest, plan: Plan) -> None:
         if plan.remark and plan.remark not in self._remarked and len(self._remarked) < REMARKS:
             self._remarked.add(plan.remark)
-            about = About(request.stage.value, request.architecture, plan.loader)
+            about = About.of(request, plan)
             details = {"text": plan.remark, "interface": request.interface, **about.details()}
             self._emit(Event(time.time(), "dhcp.loader_warning", request.mac, details=details))
 
     def _tag(self, request: BootRequest, plan: Plan) -> int:
-        about = About(request.stage.value, request.architecture, plan.loader)
+        about = About.of(request, plan)
         tag = self._tags.get(about)
         if tag is None:
             tag = len(self._tags) + 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
 from fastboot._core import RESPONDER_COUNTERS, DhcpFacts
 from fastboot.config import relay_id_text
-from fastboot.model import Event, Node
+from fastboot.model import BootRequest, Event, Node, Plan
 from fastboot.services.links import Link
 
 Fact = tuple[str, bytes, int, int, int, int, bytes]
@@ -28,11 +28,15 @@ class About:
     stage: str
     architecture: int | None
     loader: str | None
+    chain: str | None
+
+    @classmethod
+    def of(cls, request: BootRequest, plan: Plan) -> About:
+        return cls(request.stage.value, request.architecture, plan.loader, plan.chain or None)
 
     def details(self) -> dict[str, object]:
         """Return what is known, as an event's details."""
-        known = {"stage": self.stage, "architecture": self.architecture, "loader": self.loader}
-        return {key: value for key, value in known.items() if value is not None}
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

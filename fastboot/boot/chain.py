@@ -1,0 +1,203 @@
+"""The chain of a boot: who fetches what, by which protocol, from the boot file to the kernel.
+
+A chain follows from the boot file alone: from what the program is, and what it can speak. So it is known of the
+loader that was chosen here and of one that the configuration names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from fastboot.boot.firmware import IPXE, SCRIPT, SERVER
+from fastboot.boot.program import Kind, Program
+
+Look = Callable[[str], Program | None]
+"""What a file of the one namespace is, by its path; None for one that is not there."""
+
+TFTP, HTTP = "TFTP", "HTTP"
+SYSTEM: Final = "kernel, initrd"
+COLUMNS: Final = ("for", "who", "fetches", "by", "which is", "signed by", "why")
+"""Of `rows`."""
+GRUB_TARGETS: Final = {"grubx64.efi": "x86_64-efi", "grubaa64.efi": "arm64-efi", "grubia32.efi": "i386-efi"}
+"""What GRUB calls the platform of a file, and the directory of its modules."""
+_CPU: Final = re.compile(r"(?:x64|aa64|ia32)(?=\.efi$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A step of a chain. `by` fetches `files` by `transport`; `why` it is so. `program` is what the file is."""
+
+    by: str
+    files: str
+    transport: str
+    why: str = ""
+    program: Program | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What happens after a boot file was named. `flaw` is why it ends before an operating system, `doubt` what
+    Secure Boot will not like."""
+
+    hops: tuple[Hop, ...]
+    flaw: str = ""
+    doubt: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(f"{hop.files.rpartition('/')[2]} by {hop.transport}" for hop in self.hops)
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the boot file is."""
+        program = self.hops[0].program
+        return program.kind if program else None
+
+
+class Chains:
+    """The chains that boot files begin.
+
+    `http`: files are served by HTTP too. `proxy`: another server gives the addresses.
+    """
+
+    def __init__(self, look: Look, http: bool = False, proxy: bool = False) -> None:
+        self._look, self._http, self._proxy = look, http, proxy
+
+    def of(self, class_: str, boot_file: str) -> Chain:
+        """Return the chain of a boot file for a class of machines, "*" for any."""
+        scheme, path = urlsplit(boot_file).scheme, path_here(boot_file)
+        transport = scheme.upper() or TFTP
+        if class_ == IPXE:
+            ours = path is not None and path.strip("/") == SCRIPT
+            hops = [Hop("iPXE", boot_file, transport, "iPXE can" if transport == HTTP else "")]
+            hops += [Hop("iPXE", SYSTEM, transport, "as the script came")] if ours else []
+            return Chain(tuple(hops))
+        program = self._look(path.strip("/")) if path is not None else None
+        first = Hop("firmware", boot_file, transport, _why_first(class_, transport), program)
+        if program is None or path is None:
+            return Chain((first,))
+        rest = {
+            Kind.SHIM: self._shim,
+            Kind.GRUB: self._grub,
+            Kind.IPXE: self._ipxe,
+            Kind.PXELINUX: self._pxelinux,
+            Kind.LPXELINUX: self._lpxelinux,
+        }.get(program.kind or Kind.LINUX)
+        if rest is None:
+            return Chain((first,))
+        chain = rest(program, path.strip("/"), transport)
+        return Chain((first, *chain.hops), chain.flaw, chain.doubt)
+
+    def _shim(self, shim: Program, path: str, transport: str) -> Chain:
+        cpu = found[0] if (found := _CPU.search(path)) else "x64"
+        beside = f"{path.rpartition('/')[0]}/grub{cpu}.efi".strip("/")
+        grub = self._look(beside)
+        if grub is None:
+            return Chain((), f"{beside} is missing, which it loads next")
+        chain = self._grub(grub, beside, transport)
+        hop = Hop("shim", beside, transport, "shim takes it from where it came from", grub)
+        doubt = chain.doubt
+        if altered := [file for file, each in ((path, shim), (beside, grub)) if each.altered]:
+            doubt = f"{altered[0]} was altered after it had been signed, so Secure Boot refuses it"
+        elif not shim.signers:
+            doubt = f"{path} is not signed, so Secure Boot refuses it"
+        elif not grub.signers:
+            doubt = f"{beside} is not signed, so with Secure Boot {path} refuses it"
+        elif not shim.trusts(grub):
+            doubt = f"{beside} is signed by {' and '.join(grub.signers)}, whom {path} does not know"
+        return Chain((hop, *chain.hops), chain.flaw, doubt)
+
+    def _grub(self, grub: Program, path: str, transport: str) -> Chain:
+        flaw = ""
+        if transport == HTTP and "http" not in grub.modules:
+            flaw = f"{grub} has no module http, so it would end at its prompt"
+        elif transport == TFTP and self._proxy and not _heeds_a_proxy(grub):
+            flaw = (
+                f"{grub} asks who gave the address for its files, whatever a proxy says (2.12 and later do not);"
+                " where Secure Boot needs it, name it, and have the other server name fastboot as next-server:"
+                " fastboot boot-options prints how"
+            )
+        module = http_module(path, grub)
+        system, why = transport, "as it came itself"
+        if transport == TFTP and self._http:
+            if "http" in grub.modules:
+                system, why = HTTP, "it has the module http"
+            elif self._look(module) is not None:
+                system, why = f"{HTTP}, with Secure Boot {TFTP}", f"it loads /{module}, which Secure Boot forbids"
+            else:
+                why = "it has no module http"
+        hops = (Hop("GRUB", "grub.cfg", transport, "as it came itself"), Hop("GRUB", SYSTEM, system, why))
+        return Chain(hops, flaw, "" if grub.signers else f"{path} is not signed, so Secure Boot refuses it")
+
+    def _ipxe(self, ipxe: Program, path: str, transport: str) -> Chain:
+        by, why = (HTTP, "iPXE can") if self._http else (TFTP, "no HTTP is served")
+        unsigned = path.endswith(".efi") and not ipxe.signers
+        hops = (Hop("iPXE", SCRIPT, by, why), Hop("iPXE", SYSTEM, by, "as the script came"))
+        return Chain(hops, doubt=f"{path} is not signed, so Secure Boot refuses it" if unsigned else "")
+
+    def _pxelinux(self, program: Program, path: str, transport: str) -> Chain:
+        why = "PXELINUX speaks nothing else"
+        return Chain((Hop("PXELINUX", f"pxelinux.cfg, {SYSTEM}", TFTP, why),))
+
+    def _lpxelinux(self, program: Program, path: str, transport: str) -> Chain:
+        if not self._http:
+            hop = Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", TFTP, "no HTTP is served")
+            return Chain((hop,), "no HTTP is served, which is all that it can more than pxelinux.0")
+        return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", HTTP, "by DHCP option 210"),))
+
+
+def http_module(path: str, grub: Program) -> str:
+    """Return where a GRUB, by its path, looks for the module that speaks HTTP; "" where nobody knows."""
+    target = GRUB_TARGETS.get(path.rpartition("/")[2])
+    return f"{grub.prefix}/{target}/http.mod".strip("/") if target and grub.prefix else ""
+
+
+def path_here(boot_file: str) -> str | None:
+    """Return the path in the one namespace of a boot file, None where it is another machine's."""
+    parts = urlsplit(boot_file)
+    if not parts.scheme:
+        return boot_file
+    host = parts.netloc.partition(":")[0]
+    return unquote(parts.path) if host == SERVER else None
+
+
+def rows(boot_files: Iterator[tuple[str, str]], chains: Chains) -> Iterator[dict[str, str]]:
+    """Yield the hops of all chains for people: `boot_files` are keys of the configuration and what they name."""
+    for key, boot_file in boot_files:
+        class_ = key.rpartition(".")[2]
+        for at, hop in enumerate(chains.of(class_, boot_file).hops):
+            program = hop.program
+            yield dict(
+                zip(
+                    COLUMNS,
+                    (
+                        "" if at else key.removeprefix("boot.loaders."),
+                        hop.by,
+                        hop.files,
+                        hop.transport,
+                        str(program) if program and program.kind else "",
+                        _signed(program) if program else "",
+                        hop.why,
+                    ),
+                    strict=True,
+                )
+            )
+
+
+def _signed(program: Program) -> str:
+    names = ", ".join(program.signers)
+    return f"{names}, but altered since" if program.altered else names
+
+
+def _why_first(class_: str, transport: str) -> str:
+    if class_.startswith("http-"):
+        return "UEFI HTTP Boot"
+    return "PXE firmware has nothing else" if transport == TFTP else ""
+
+
+def _heeds_a_proxy(grub: Program) -> bool:
+    numbers = re.findall(r"\d+", grub.version)[:2]
+    return [int(number) for number in numbers] >= [2, 12]
