@@ -95,7 +95,7 @@ def test_the_reload_command(lab: Lab, serve: Serve) -> None:
     serve()
     assert lab.run("reload").stdout == "reloaded: nothing changed\n"
     assert json.loads(lab.run("reload", "--json").stdout) == {"changed": []}
-    lab.edit(f"port = {lab.tftp}", f"port = {lab.tftp}\nthreads = 2")
+    lab.edit(f"port = {lab.tftp}", f"port = {lab.tftp}\nthreads = 5")
     done = lab.run("reload")
     assert (done.returncode, done.stderr) == (4, "fastboot: needs a restart: tftp.threads\n")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
+import struct
 import subprocess
 import time
 from collections.abc import Callable
@@ -16,9 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 from labkit import Lab, Serve, wait_for
-from tftpkit import HOST, OACK, Client, ack, error, number_of, op_of
+from tftpkit import HOST, OACK, Client, ack, error, number_of, op_of, rrq
 
 from fastboot.services.control import ControlClient
+from fastboot.services.links import IP_PKTINFO
 
 MIB = 1 << 20
 PIECE = MIB
@@ -173,6 +176,68 @@ def test_without_descriptors_requests_wait_and_transfers_go_on(lab: Lab, serve: 
     assert (
         sum(value for name, value in counters.items() if name.startswith("refused_")) == counters["refused_busy"]
     )
+
+
+# --- many at once
+
+
+class Crowd:
+    """Machines of 127.1.0.0/16, one for each address and socket: no process may open a socket for each of them."""
+
+    def __init__(self, sockets: int, server: tuple[str, int]) -> None:
+        self.server = server
+        self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(sockets)]
+        self.peers: dict[tuple[int, int], tuple[str, int]] = {}
+        for each in self.sockets:
+            each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+            each.settimeout(30)
+            each.bind(("", 0))
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+    def send(self, number: int, at: int, packet: bytes) -> None:
+        own = struct.pack("=iII", 0, socket.htonl(0x7F010000 + number), 0)
+        to = self.peers.get((number, at), self.server)
+        self.sockets[at].sendmsg([packet], [(socket.IPPROTO_IP, IP_PKTINFO, own)], 0, to)
+
+    def open(self, numbers: range) -> None:
+        """Begin a transfer at every address and socket, and be heard of."""
+        for number in numbers:
+            for at in range(len(self.sockets)):
+                self.send(number, at, rrq("fast", blksize=1408, tsize=0))
+            for at, each in enumerate(self.sockets):
+                while (number, at) not in self.peers:
+                    packet, (control, *_), _, peer = each.recvmsg(2048, 64)
+                    to = struct.unpack("=iII", control[2])[2]
+                    if op_of(packet) == OACK:
+                        self.peers[socket.ntohl(to) - 0x7F010000, at] = peer
+                self.send(number, at, ack(0))
+
+
+@pytest.mark.long
+def test_twenty_thousand_transfers_are_open_and_cost_two_kibibytes_each(lab: Lab, serve: Serve) -> None:
+    put(lab, "fast", FAST)
+    server = psutil.Process(serve().pid)
+    crowd = Crowd(200, (HOST, lab.tftp))
+    try:
+        crowd.open(range(1, 6))
+        before, descriptors = server.memory_info().rss, server.num_fds()
+        crowd.open(range(6, 101))
+        each = (server.memory_info().rss - before) / (95 * 200)
+        transfers = ControlClient(lab.state).get("/status")["transfers"]
+        print(f"{len(transfers)} transfers, {each:.0f} octets each")
+        assert len(transfers) == 20_000
+        assert each < 2048
+        assert server.num_fds() == descriptors
+        with Client((HOST, lab.tftp)) as one_more:
+            assert one_more.fetch("fast", blksize=1408) == FAST
+        for number, at in crowd.peers:
+            crowd.send(number, at, error(0))
+        until(lambda: not ControlClient(lab.state).get("/status")["transfers"], 60)
+    finally:
+        crowd.close()
 
 
 # --- the end

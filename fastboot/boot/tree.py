@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ REASONS: Final = {
 }
 SHORT: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of this host, not of the file: the same open may succeed a moment later."""
+
+CONTROLS: Final = re.compile(r"[\0-\x1f\x7f]")
 
 
 class RefusedName(OSError):
@@ -229,7 +232,7 @@ def _link_target(root: int, directory: str, name: str) -> str | None:
 
 def is_speakable(name: str) -> bool:
     """Whether a name has no control characters: others no client is to see or ask for."""
-    return not any(character < " " or character == "\x7f" for character in name)
+    return not CONTROLS.search(name)
 
 
 def refuse(reason: Reason) -> Refusal:

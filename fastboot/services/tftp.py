@@ -164,7 +164,7 @@ class TftpService:
         self._threads: list[threading.Thread] = []
         self._readers: list[threading.Thread] = []
         self._under_way: dict[Engine, dict[int, Asked]] = {engine: {} for engine in self._engines}
-        self._by_address: Counter[str] = Counter()
+        self._by_address: dict[str, int] = {}
         self._texts = Texts()
         self._answers: set[asyncio.Task[None]] = set()
         self._drained: dict[Engine, asyncio.Event] = {}
@@ -244,12 +244,12 @@ class TftpService:
         address = address_of(request.peer)
         client = Client(address, address_of(request.server), "tftp", self._mac_of(address))
         asked = Asked(request.peer, request.port, client, request.name.decode("utf-8", "surrogateescape"))
-        most = self._settings.max_per_address
-        if self._by_address[asked.peer] >= most:
+        most, under_way = self._settings.max_per_address, self._by_address.get(asked.peer, 0)
+        if under_way >= most:
             text = f"{most} transfers are on their way to this address"
             self._refuse(engine, request, asked, Refusal(Reason.CROWDED, text))
             return
-        self._by_address[asked.peer] += 1
+        self._by_address[asked.peer] = under_way + 1
         try:
             answer = self._resolve(asked.path, client)
             if isinstance(answer, Source) and not request.netascii:
@@ -331,9 +331,9 @@ class TftpService:
         self._tell(KINDS.get(end.outcome, "tftp.failed"), asked, **details)
 
     def _leave(self, asked: Asked) -> None:
-        self._by_address[asked.peer] -= 1
-        if not self._by_address[asked.peer]:
-            del self._by_address[asked.peer]
+        left = self._by_address.pop(asked.peer) - 1
+        if left:
+            self._by_address[asked.peer] = left
 
     def _noticed(self, engine: Engine, notice: TftpNotice) -> None:
         if notice.kind == "drained":

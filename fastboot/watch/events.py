@@ -118,10 +118,14 @@ class Hub:
         self._closed = False
 
     def emit(self, event: Event) -> None:
-        self.emit_all(Events((event,)))
+        self.counts[event.kind] += 1
+        self._spread(Events((event,)))
 
     def emit_all(self, batch: Batch) -> None:
         self.counts.update(batch.kinds())
+        self._spread(batch)
+
+    def _spread(self, batch: Batch) -> None:
         self._recent.put(batch)
         for subscription in self._subscriptions:
             self.dropped += subscription.put(batch)
