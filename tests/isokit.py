@@ -43,6 +43,21 @@ def put(root: Path, files: Mapping[str, bytes | str]) -> Path:
     return root
 
 
+def sparse_image(command: tuple[str, ...], root: Path, target: Path) -> Path:
+    """Write an image to a file without the zeros in it."""
+    with subprocess.Popen((*command, root), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as made:
+        assert made.stdout is not None
+        with target.open("wb") as file:
+            while data := made.stdout.read(1 << 20):
+                if data.count(0) == len(data):
+                    file.seek(len(data), os.SEEK_CUR)
+                else:
+                    file.write(data)
+            file.truncate()
+    assert made.returncode == 0
+    return target
+
+
 def files_below(root: Path) -> dict[str, bytes]:
     """Return what a directory holds, links not followed."""
     return {

@@ -100,7 +100,7 @@ class Dnf:
         conf = work / "dnf.conf"
         conf.write_text(
             f"[main]\ncachedir={work}/cache\nlogdir={work}/log\npersistdir={work}/persist\nreposdir={work}/none\n"
-            "plugins=0\ngpgcheck=0\nmodule_platform_id=platform:el9\n"
+            "plugins=1\ngpgcheck=0\nmodule_platform_id=platform:el9\n"
             + "".join(f"[{name}]\nname={name}\nbaseurl={media}/{name}\n" for name in REPOSITORIES)
         )
         self._command = (
@@ -111,6 +111,8 @@ class Dnf:
             "-q",
             f"--installroot={self.root}",
             "--releasever=9",
+            "--disableplugin=*",
+            "--enableplugin=download",
             "--forcearch=x86_64",
         )
 
@@ -134,6 +136,9 @@ async def test_dnf_installs_from_an_image_in_place(rocky: Path, tmp_path: Path, 
         found = await ask(dnf, "repoquery", "--qf", "%{name}-%{version}")
         assert set(found.split()) == {"lab-base-1.2.3", "libstdc++-lab-1.2.3", "lab-tools-1.2.3"}
         assert "Lab Group" in await ask(dnf, "group", "list", "--hidden")
+        await ask(dnf, "download", f"--destdir={tmp_path}", "libstdc++-lab")
+        package = tmp_path / "libstdc++-lab-1.2.3-4.el9.noarch.rpm"
+        assert "digests OK" in await ask(run, "rpm", "-K", "--nosignature", package)
         await ask(dnf, "install", "lab-tools")
         installed = await ask(run, "rpm", "--root", dnf.root, "-qa", "--qf", "%{NAME}\n")
         assert set(installed.split()) == {"lab-base", "libstdc++-lab", "lab-tools"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -13,6 +14,9 @@ import pytest
 
 from fastboot import config
 from fastboot.boot.catalog import Catalog
+from fastboot.boot.indexer import Indexer
+from fastboot.boot.shelf import Shelf
+from tests import isokit
 from tests.ftpkit import Running, serving
 
 
@@ -52,10 +56,23 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def catalog_of(tree: Path, work: Path | None = None) -> Catalog:
+    """Return a namespace with a tree as the medium "deb"; where `work` is given, an image of the tree."""
+    medium: dict[str, object] = {"name": "deb", "path": tree}
+    if work:
+        isokit.run(*isokit.XORRISO, "-R", "-J", "-joliet-long", "-o", work / "x.iso", tree)
+        medium = {"name": "deb", "iso": work / "x.iso"}
+    settings = config.Config.model_validate({"interface": "lo", "state": work or "/nowhere", "media": [medium]})
+    indexer = Indexer(settings.state / "media")
+    shelf = Shelf(settings, indexer)
+    asyncio.run(shelf.prepare(lambda kind, **details: None))
+    indexer.close()
+    return Catalog(settings, shelf=shelf)
+
+
 @pytest.fixture(scope="module")
 def server(tree: Path) -> Iterator[Running]:
-    settings = config.Config.model_validate({"interface": "lo", "media": [{"name": "deb", "path": tree}]})
-    catalog = Catalog(settings)
+    catalog = catalog_of(tree)
     try:
         with serving(catalog) as running:
             yield running
@@ -128,6 +145,16 @@ def test_lftp_mirrors_with_parallel_connections(
 ) -> None:
     script = f"set net:max-retries 1; {options} mirror --parallel=8 --use-pget-n=2 /media/deb got"
     run("lftp", "-e", f"{script}; quit", url, cwd=tmp_path)
+    assert content(tmp_path / "got") == content(tree)
+
+
+def test_lftp_mirrors_an_image(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    catalog = catalog_of(tree, tmp_path / "image")
+    with serving(catalog) as server:
+        script = "set net:max-retries 1; mirror --parallel=16 --use-pget-n=2 /media/deb got; quit"
+        run("lftp", "-e", script, f"ftp://{server.host}:{server.port}", cwd=tmp_path)
+    catalog.close()
     assert content(tmp_path / "got") == content(tree)
 
 

@@ -8,17 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fastboot import config
-from fastboot.boot.catalog import Catalog
 from tests.ftpkit import Memory
 from tests.httpkit import serving
-from tests.test_ftp_clients import run, tree  # noqa: F401 - a fixture
+from tests.test_ftp_clients import catalog_of, run, tree  # noqa: F401 - a fixture
 
 
-@pytest.fixture(scope="module")
-def url(tree: Path) -> Iterator[str]:  # noqa: F811
-    settings = config.Config.model_validate({"interface": "lo", "media": [{"name": "deb", "path": tree}]})
-    catalog = Catalog(settings)
+@pytest.fixture(scope="module", params=["directory", "image"])
+def url(request: pytest.FixtureRequest, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:  # noqa: F811
+    catalog = catalog_of(tree, tmp_path_factory.mktemp("image") if request.param == "image" else None)
     with serving(catalog) as running:
         yield f"http://{running.host}:{running.port}/media/deb"
         assert not running.of("http.failed")

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import struct
-import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from isokit import (
     read_all,
     run,
     small_images,
+    sparse_image,
     survives,
     tag_again,
     telling_places,
@@ -213,21 +213,6 @@ def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file.seek(at)
             file.write(b"mark")
     return root
-
-
-def sparse_image(command: tuple[str, ...], root: Path, target: Path) -> Path:
-    """Write an image to a file without the zeros in it."""
-    with subprocess.Popen((*command, root), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as made:
-        assert made.stdout is not None
-        with target.open("wb") as file:
-            while data := made.stdout.read(1 << 20):
-                if data.count(0) == len(data):
-                    file.seek(len(data), os.SEEK_CUR)
-                else:
-                    file.write(data)
-            file.truncate()
-    assert made.returncode == 0
-    return target
 
 
 @pytest.mark.parametrize(

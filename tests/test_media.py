@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import ftplib
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
+import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +25,7 @@ import psutil
 import pytest
 import uvloop
 from isokit import XORRISO, files_below, put, run
+from test_recognise import rhel
 from test_server import free_port, tftp_get, until
 
 from fastboot import server as server_module
@@ -538,6 +542,56 @@ async def test_replaced_by_something_else(iso: Path, tmp_path: Path, monkeypatch
         assert text_of(server.catalog.resolve("/media/lab/empty", CLIENT)) == b""
         replace(iso, {"images/kernel": b"new"})
         await until(events, "media.ready")
+
+
+async def test_media_of_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One server has the image; the other tells machines where that is, and serves nothing of it."""
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    iso = make_iso(tmp_path / "rocky.iso", rhel("Rocky Linux", "9.4"))
+    async with serving(tmp_path / "one", monkeypatch, rocky=iso) as (_, config):
+        assert config.http
+        url = f"http://127.0.0.1:{config.http.port}/media/rocky"
+        profile = {
+            "name": "p", "media": "rocky", "installs": False, "arguments": "inst.repo={{ media }}",
+            "kernel": "images/pxeboot/vmlinuz", "initrd": "images/pxeboot/initrd.img",
+        }  # fmt: skip
+        http = {"http": {"port": free_port(socket.SOCK_STREAM)}, "profiles": [profile]}
+        other = config_of(tmp_path / "two", http, rocky={"url": url + "/"})
+        async with Server(other) as server, aiohttp.ClientSession() as session:
+            assert other.http
+            (facts,) = server.media()
+            assert (facts["state"], facts["place"]) == ("elsewhere", url)
+            async with session.get(f"http://127.0.0.1:{other.http.port}/boot/boot.ipxe") as answer:
+                script = await answer.text()
+            async with session.get(f"http://127.0.0.1:{other.http.port}/media/rocky/.treeinfo") as answer:
+                assert answer.status == 404
+            assert f"inst.repo={url}" in script
+            (kernel,) = re.findall(r"^kernel (\S+) ", script, re.MULTILINE)
+            assert kernel == f"{url}/images/pxeboot/vmlinuz"
+            async with session.get(kernel) as answer:
+                assert await answer.read() == b"k"
+
+
+async def test_a_reload_starts_the_reader_beside_the_loop(
+    iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten milliseconds, in which no machine would get an answer."""
+    threads: list[threading.Thread] = []
+    popen = subprocess.Popen
+
+    def watched(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        threads.append(threading.current_thread())
+        return popen(*words, **options)
+
+    async with serving(tmp_path, monkeypatch) as (server, config):
+        monkeypatch.setattr(subprocess, "Popen", watched)
+        await server.reload(
+            config_of(tmp_path, config.model_dump(include={"tftp", "ftp", "http", "drain"}), lab=iso)
+        )
+        assert text_of(server.catalog.resolve("/media/lab/empty", CLIENT)) == b""
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 async def test_a_reload_reads_new_media(iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

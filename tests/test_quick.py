@@ -6,18 +6,21 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+import psutil
 import pytest
 from dhcpkit import DISCOVER, Namespace, Wire, message, need, wires
 from dhcpsite import Station
-from isokit import XORRISO, put, run
+from isokit import XORRISO, put, run, sparse_image
 from lankit import Listener, dnsmasq, lan
 from test_cli import is_mapped
 from test_recognise import rhel
@@ -113,6 +116,48 @@ async def test_serve_iso(wire: Wire, place: Path) -> None:
         "machines get a menu: their local disk after 10 s, or Rocky-9 where somebody chooses it",
         "DHCP gives 10.77.0.100-10.77.0.150",
     ]
+
+
+@pytest.mark.long
+def test_serve_iso_of_ten_gigabytes(wire: Wire, place: Path) -> None:
+    """20,000 files are served seconds after the command, a bar shows how far it is, only the index takes disk."""
+    need("curl", "script")
+    tree = put(place / "tree", rhel("Rocky Linux", "9.4"))
+    for number in range(20_000):
+        path = tree / f"Packages/{number // 1000:02}/package-{number}.rpm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(b"%d" % number)
+            file.truncate(530_000)
+    iso = sparse_image((*XORRISO, "-R", "-J", "-joliet-long", "-o", "-"), tree, place / "x.iso")
+    assert iso.stat().st_size > 10_000_000_000
+    words = ("--iso", iso, "--interface", "s0", "--pool", "10.77.0.100-10.77.0.150", "--state", place / "state")
+    command = " ".join(map(str, (*FASTBOOT, "serve", *words)))
+    log = place / "log"
+    began = time.monotonic()
+    with subprocess.Popen(
+        wire.server.command("script", "-qefc", command, str(log)), stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            while "ready" not in (shown := log.read_text(errors="replace") if log.exists() else ""):
+                assert process.poll() is None, shown
+                assert time.monotonic() < began + 60
+                time.sleep(0.05)
+            took = time.monotonic() - began
+            for number in (0, 9_999, 19_999):
+                for scheme in ("ftp", "http", "tftp"):
+                    got = fetch(
+                        wire, f"{scheme}://10.77.0.1/media/x/Packages/{number // 1000:02}/package-{number}.rpm"
+                    )
+                    assert got == (b"%d" % number).ljust(530_000, b"\0")
+        finally:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.terminate()
+    assert "reading x" in shown
+    assert re.search(r"\d+ files", shown)
+    assert sum(path.stat().st_blocks * 512 for path in (place / "state").rglob("*")) < 8 << 20
+    # The look for other DHCP servers takes four seconds of it.
+    assert took < 20, shown
 
 
 def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> None:

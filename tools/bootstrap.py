@@ -47,6 +47,7 @@ PACKAGES = {
         "createrepo-c",
         "curl",
         "dnf",
+        "dnf-plugins-core",
         "dnsmasq-base",
         "genisoimage",
         "gpg",
