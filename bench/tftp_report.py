@@ -92,17 +92,17 @@ def chart(found: Found) -> Iterator[str]:
 
 def generator(found: Found) -> Iterator[str]:
     """What the clients alone would sustain on a core of their own, beside the most that was measured."""
-    for offload in (False, True):
+    for cut in (False, True):
         rounds = [
             each
             for name, entry in found.items()
             for server in entry["rounds"].values()
             for each in server
-            if SCENARIOS[name].offload == offload and "mb_per_s" in SCENARIOS[name].columns
+            if SCENARIOS[name].cut == cut and "cpu_per_gb" in SCENARIOS[name].columns
         ]
         if rounds:
             best = max(rounds, key=lambda each: each["mb_per_s"])
-            cost, what = best["generator_cpu_per_gb"], " with offload" if offload else ""
+            cost, what = best["generator_cpu_per_gb"], ", windows cut by the kernel," if cut else ""
             yield (
                 f"\nthe most that was measured{what} is {best['mb_per_s']:.0f} MB/s; "
                 f"the clients took {cost:.3f} s/GB then: alone on a core they do {1e3 / cost:.0f} MB/s"

@@ -48,7 +48,7 @@ def run(scenario: Scenario, name: str, place: Path) -> Figures:
 
 
 def network(scenario: Scenario) -> Host:
-    host = Host(f"{CLIENT}/{PREFIX}", f"{SERVER}/{PREFIX}", scenario.link, offload=scenario.offload)
+    host = Host(f"{CLIENT}/{PREFIX}", f"{SERVER}/{PREFIX}", scenario.link, offload=not scenario.cut)
     for command in (silence("bench0"), host.inside(silence("bench1"))):
         subprocess.run(command, check=True)
     claim("bench0", CLIENTS)

@@ -13,8 +13,8 @@ class Scenario:
     """`clients` are switched on over `spread` seconds; each asks for `missing` names that are not there, then
     fetches one file of `octets`, asking for `blksize` and `window`. `loss` is the share of blocks, and of
     acknowledgements after the first, that never arrive. `link` is the rate of the server's port, as tc spells it.
-    `holds`: the clients stop in the middle. `offload`: windows cross the network whole, as with a network card
-    that cuts them into packets by itself; otherwise the kernel cuts them, and the server is charged for that.
+    `holds`: the clients stop in the middle. `cut`: the server's kernel cuts windows into packets; otherwise they
+    cross the network whole, as they reach a network card that cuts them by itself (tx-udp-segmentation).
     """
 
     name: str
@@ -28,7 +28,7 @@ class Scenario:
     loss: float = 0
     link: str | None = None
     holds: bool = False
-    offload: bool = False
+    cut: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -63,12 +63,12 @@ SCENARIOS: Final = {
         _bulk("lockstep100", "100 clients in lockstep, blksize 1408", 100, 3, blksize=1408),
         _bulk("lockstep500", "500 clients in lockstep, blksize 1408", 500, 1, blksize=1408),
         _bulk("window4", "100 clients, window 4, as UEFI asks", 100, 5, window=4),
-        _bulk("window16", "100 clients, window 16", 100, 5, window=16),
-        _bulk("window64", "100 clients, window 64", 100, 5, window=64),
-        _bulk("offload16", "100 clients, window 16, cut by the network card", 100, 10, window=16, offload=True),
-        _bulk("loss1", "50 clients in lockstep, 1 % loss", 50, 2, loss=0.01),
-        _bulk("loss4", "50 clients, window 4, 1 % loss", 50, 2, window=4, loss=0.01),
-        _bulk("loss16", "50 clients, window 16, 1 % loss", 50, 2, window=16, loss=0.01),
+        _bulk("window16", "100 clients, window 16", 100, 10, window=16),
+        _bulk("window64", "100 clients, window 64", 100, 10, window=64),
+        _bulk("cut16", "100 clients, window 16, cut by the kernel", 100, 5, window=16, cut=True),
+        _bulk("loss1", "50 clients in lockstep, 1 % loss", 50, 2, loss=0.01, cut=True),
+        _bulk("loss4", "50 clients, window 4, 1 % loss", 50, 2, window=4, loss=0.01, cut=True),
+        _bulk("loss16", "50 clients, window 16, 1 % loss", 50, 2, window=16, loss=0.01, cut=True),
         _bulk("link1", "500 clients in lockstep behind 1 Gb/s", 500, 1, blksize=1408, link="1gbit"),
         _bulk("link4", "300 clients, window 4, behind 1 Gb/s", 300, 2, window=4, link="1gbit"),
         _bulk("link16", "100 clients, window 16, behind 1 Gb/s", 100, 5, window=16, link="1gbit"),
