@@ -27,8 +27,9 @@ def of(pid: int, name: str = PREFIX) -> Path | None:
     return place / found[1] if found and place else None
 
 
-def make(pid: int) -> Path | None:
-    """Put a process, and what it will start, into a group of its own. None where we may not: without root."""
+def make() -> Path | None:
+    """Make a group, which a process joins by writing 0 to its `cgroup.procs`: before it starts others, which then
+    belong to it too. None where we may not: without root."""
     ours = of(os.getpid(), "")
     if ours is None:
         return None
@@ -36,12 +37,10 @@ def make(pid: int) -> Path | None:
         group = Path(tempfile.mkdtemp(prefix=PREFIX, dir=ours))
     except OSError:
         return None
-    try:
-        (group / "cgroup.procs").write_text(str(pid))
-    except OSError:
-        group.rmdir()
-        return None
-    return group
+    if os.access(group / "cgroup.procs", os.W_OK):
+        return group
+    group.rmdir()
+    return None
 
 
 def end(group: Path) -> None:

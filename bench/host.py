@@ -21,7 +21,10 @@ KEEPER = """
 import ctypes, os, signal, subprocess, sys
 PR_SET_CHILD_SUBREAPER = 36
 ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-server = subprocess.Popen(sys.argv[1:])
+if sys.argv[1]:
+    with open(sys.argv[1] + "/cgroup.procs", "w") as group:
+        group.write("0")
+server = subprocess.Popen(sys.argv[2:])
 signal.signal(signal.SIGTERM, lambda *_: server.terminate())
 while os.wait()[0] != server.pid:
     pass
@@ -86,13 +89,13 @@ def running(
     host: Host, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[int]:
     """Run a server inside the host; give the pid of its keeper, for `cpu_seconds` and `family`."""
-    keeper = [*DIES_WITH_US, sys.executable, "-c", KEEPER]
+    group = groups.make()
+    keeper = [*DIES_WITH_US, sys.executable, "-c", KEEPER, str(group or "")]
     with log.open("ab") as out:
         child = subprocess.Popen(
             [*keeper, *DIES_WITH_US, *host.inside(command)], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
-    group = groups.make(child.pid)
     try:
         yield child.pid
     finally:
