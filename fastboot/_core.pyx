@@ -32,7 +32,7 @@ from fastboot._native.dhcp cimport (
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.file cimport file_t
 from fastboot._native.job cimport (
-    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_AHEAD, PUMP_SLICE, PUMP_TURN, job_command_t, job_end_t,
+    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_SLICE, PUMP_TURN, job_command_t, job_end_t,
     job_read_t, job_t,
 )
 from fastboot._native.lease cimport (
@@ -61,9 +61,9 @@ from fastboot._native.sys cimport (
     EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP, F_DUPFD_CLOEXEC,
     IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC,
     O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN, POSIX_FADV_WILLNEED, PROT_READ, RELAXED,
-    RWF_NOWAIT, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, atomic_load, atomic_store, c_close, c_read, c_write,
-    cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fcntl, fstat, htonl, htons, in_addr,
-    in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs,
+    RWF_NOWAIT, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, atomic_load, atomic_store, c_close, c_open, c_read,
+    c_write, cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fcntl, fstat, htonl, htons,
+    in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs,
     open_how, poll, pollfd, posix_fadvise, pread, preadv2, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
     pthread_mutex_unlock, recvmmsg, sendfile, sendmmsg, sendmsg, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t,
     syscall,

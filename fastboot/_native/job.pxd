@@ -5,7 +5,6 @@ from fastboot._native.file cimport file_t
 
 cdef enum:
     PUMP_SLICE = 1048576       # octets of one sendfile at most (its socket takes less: pump.UNSENT), and of one read
-    PUMP_AHEAD = 4194304       # octets that the kernel is asked to read before they are needed
     PUMP_TURN = 16             # slices between two looks at what happened
 
     JOB_START = 1
@@ -17,6 +16,7 @@ cdef enum:
 cdef struct job_t:
     int fd                     # a descriptor of its own of the connection; -1: no job
     file_t *file               # counted
+    int own                    # of the file, read ahead by the kernel for this job alone; -1: all is in memory so far
     int64_t offset             # in the file, of the next octet
     int64_t end
     int64_t warm               # what lies before this was in memory
@@ -28,7 +28,7 @@ cdef struct job_command_t:
     uint8_t kind
     int32_t job
     int32_t error
-    int fd
+    int fd                     # of the connection; JOB_WARM: `own` of the job
     file_t *file
     int64_t offset
     int64_t end
@@ -40,6 +40,7 @@ cdef struct job_end_t:
 
 cdef struct job_read_t:        # what the reader is asked
     int32_t job                # negative: stop
-    int fd
+    int fd                     # of the file
+    int own                    # of the job
     int64_t offset
     int64_t size

@@ -71,6 +71,7 @@ cdef extern from *:
     long syscall(long number, ...) nogil
     long SYS_openat2
     int fstat(int fd, stat_t *buf) nogil
+    int c_open "open"(const char *path, int flags) nogil
     int c_close "close"(int fd) nogil
     int c_dup "dup"(int fd) nogil
     int fcntl(int fd, int cmd, ...) nogil

@@ -35,8 +35,8 @@ from fastboot.services.pump import Pump, start_pump
 BACKLOG = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
 ACCEPTS = 32
-PER_SESSION = 3
-"""Descriptors of a session: control, data, file."""
+PER_SESSION = 5
+"""Descriptors of a session: control, data, file, and the pump's own of the last two."""
 SPARE = 128
 
 

@@ -19,7 +19,6 @@ from fastboot._core import Source
 from fastboot.services.source_file import SLICE, TCP_NOTSENT_LOWAT, SourceFile
 from fastboot.services.turns import Turns
 
-MOST_THREADS: Final = 4
 UNSENT: Final = 256 * 1024 * 1024
 """Octets that the kernel is to hold unsent for all connections: its own 4 MB for each would be 2 GB for 500."""
 UNSENT_EACH: Final = (256 * 1024, 2 * 1024 * 1024)
@@ -64,10 +63,8 @@ class Pump(Protocol):
         """End everything that is on its way with ECANCELED."""
 
 
-def start_pump(threads: int | None = None) -> Pump:
-    """Return a pump of so many sending threads: by default as many as there are cores, at most 4; 0: the loop."""
-    if threads is None:
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+def start_pump(threads: int = 1) -> Pump:
+    """Return a pump of so many sending threads; 0: the loop sends."""
     return ThreadPump(threads) if threads else LoopPump()
 
 
