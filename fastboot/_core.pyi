@@ -138,6 +138,14 @@ class Crossing:
     def __new__(cls, record: int, capacity: int) -> Self: ...
 
 @disjoint_base
+class Interfaces:
+    """The interfaces that engines answer on. Engines that are given the same share the budget of blocks that are
+    under way through each."""
+
+    def __new__(cls, links: Sequence[tuple[int, int]]) -> Self:
+        """Take them as (interface index, MTU). Raises ValueError, MemoryError."""
+
+@disjoint_base
 class Engine:
     """Answers TFTP on its sockets, in the thread that calls run(). Requests go up as events, files come down by
     start(). What is not in memory is read by the threads that call read(), a piece of 1 MiB at a time, before
@@ -147,15 +155,15 @@ class Engine:
         cls,
         listen: Sequence[socket],
         data: Sequence[socket],
-        links: Sequence[tuple[int, int]],
+        interfaces: Interfaces,
         *,
         max_transfers: int = 32768,
         max_blksize: int = 1468,
         max_windowsize: int = 64,
     ) -> Self:
         """Requests are read from `listen`; blocks leave from `data`, or from `listen` too where it is empty (a
-        single port). The sockets are bound UDP sockets with IP_PKTINFO on. `links` are (interface index, MTU);
-        requests from other interfaces are dropped and counted. Raises ValueError, OSError, MemoryError."""
+        single port). The sockets are bound UDP sockets with IP_PKTINFO on. Requests from other `interfaces` are
+        dropped and counted. Raises ValueError, OSError, MemoryError."""
 
     def run(self) -> None:
         """Serve until halt(). Once. Runs without the GIL."""
@@ -192,11 +200,36 @@ def parse_tftp(packet: bytes) -> tuple[bytes, str, dict[str, int]] | None:
     section 5, RFC 2347). None where it is malformed."""
 
 @disjoint_base
+class TftpEgress:
+    """The interface that transfers share, on a virtual clock (nanoseconds), as the engine uses it."""
+
+    def __new__(cls, capacity: int, beside: TftpEgress | None = None) -> Self:
+        """One engine's part in an interface, for so many transfers; `beside` is another's part in the same."""
+
+    def turn(self, now: int) -> int | None:
+        """Return whose turn it is, as a number in the order that TftpModels were made with this egress. None where
+        nobody has blocks to send or the budget is spent. Who has the turn sends."""
+
+    @property
+    def budget(self) -> int:
+        """Blocks that may be under way."""
+
+    @property
+    def under_way(self) -> int: ...
+
+@disjoint_base
 class TftpModel:
     """The sender of one transfer on a virtual clock (nanoseconds), as the engine uses it."""
 
     def __init__(
-        self, size: int, *, blksize: int = 512, windowsize: int = 1, oack: bool = True, now: int = 0
+        self,
+        size: int,
+        *,
+        blksize: int = 512,
+        windowsize: int = 1,
+        oack: bool = True,
+        now: int = 0,
+        egress: TftpEgress | None = None,
     ) -> None: ...
     def send(self, now: int) -> range:
         """Send what may be sent; returns the block numbers, unwrapped. 0 is the OACK."""

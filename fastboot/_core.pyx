@@ -30,6 +30,10 @@ from fastboot._native.dhcp cimport (
     dhcp_reply_t, dhcp_size, dhcp_subnet, dhcp_value, dhcp_wants_credentials,
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
+from fastboot._native.egress cimport (
+    SPAN, delivery_t, egress_acknowledged, egress_budget, egress_count, egress_join, egress_leave, egress_next,
+    egress_ready, egress_sent, egress_t, egress_tick, flight_t,
+)
 from fastboot._native.file cimport file_t
 from fastboot._native.job cimport (
     JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_SLICE, PUMP_TURN, job_command_t, job_end_t,
@@ -71,15 +75,15 @@ from fastboot._native.sys cimport (
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
     TFTP_ACCESS, TFTP_ACK, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED, TFTP_RRQ,
-    TFTP_SENDING, TFTP_UNKNOWN_ID, TFTP_WRQ, ms, tftp_begin, tftp_due, tftp_emit_error, tftp_on_ack, tftp_on_sent,
-    tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
+    TFTP_SENDING, TFTP_UNKNOWN_ID, TFTP_WRQ, ms, tftp_begin, tftp_due, tftp_emit_error, tftp_in_flight, tftp_on_ack,
+    tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
 )
 from fastboot._native.transfer cimport (
     AHEAD, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,
     DROPPED_EVERY, END_CANCELLED, END_CHANGED, END_EVICTED, END_PROBE, END_REPLACED, END_SILENT, END_STOPPED,
     EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GRACE, MAX_LINKS, MAX_SOCKETS,
     MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE,
-    SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t, mtu_t, octets_done, octets_hash,
+    SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t, octets_done, octets_hash,
     piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
@@ -109,10 +113,13 @@ TftpNotice = namedtuple("TftpNotice", "kind interface error")
 
 include "_native/source.pxi"    # Source: what is sent
 include "_native/crossing.pxi"  # Crossing: how Python and a native thread talk
+include "_native/interfaces.pxi"  # Interfaces: those that blocks leave by
 include "_native/transfers.pxi"  # Transfers: all that are under way over TFTP, uses both
 include "_native/reader.pxi"    # Reader: has in memory what they will send, on Transfers
 include "_native/sender.pxi"    # Sender: batches of blocks, on Reader
 include "_native/engine.pxi"    # Engine: a thread that answers TFTP, on Sender
+include "_native/turns.pxi"     # TftpEgress: an egress on a virtual clock, for tests
+include "_native/model.pxi"     # TftpModel: a transfer on a virtual clock, for tests, on one
 include "_native/pump.pxi"      # Pump: files over TCP connections, beside the loop
 include "_native/network.pxi"   # Network: links, subnets, known machines
 include "_native/facts.pxi"     # DhcpFacts: what happened, for Python
@@ -239,53 +246,3 @@ def parse_tftp(bytes packet not None):
         ("octet", "netascii", "mail")[request.mode],
         {OPTIONS[request.order[i]]: request.options[request.order[i]].value for i in range(request.asked)},
     )
-
-
-cdef class TftpModel:
-    """See _core.pyi."""
-    cdef tftp_xfer_t x
-    cdef int64_t *sent
-
-    def __init__(self, int64_t size, *, uint32_t blksize=512, uint16_t windowsize=1, bint oack=True, int64_t now=0):
-        if self.sent != NULL or size < 0 or blksize < 8 or windowsize < 1:
-            raise ValueError("a TftpModel is one transfer of 0 octets or more")
-        self.sent = <int64_t *>calloc(windowsize, sizeof(int64_t))
-        if self.sent == NULL:
-            raise MemoryError
-        tftp_begin(&self.x, size, blksize, windowsize, oack, self.sent, now)
-
-    def __dealloc__(self):
-        free(self.sent)
-
-    def ack(self, int block, int64_t now):
-        return tftp_on_ack(&self.x, <uint16_t>block, now)
-
-    def timer(self, int64_t now):
-        tftp_on_timer(&self.x, now)
-
-    def send(self, int64_t now):
-        cdef int64_t count = tftp_due(&self.x)
-        first = self.x.next
-        if count > 0:
-            tftp_on_sent(&self.x, count, now)
-        return range(first, first + max(count, 0))
-
-    @property
-    def outcome(self):
-        return OUTCOMES[self.x.outcome]
-
-    @property
-    def base(self):
-        return self.x.base
-
-    @property
-    def deadline(self):
-        return self.x.deadline
-
-    @property
-    def srtt(self):
-        return self.x.srtt
-
-    @property
-    def repeats(self):
-        return self.x.repeats

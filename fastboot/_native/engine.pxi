@@ -7,14 +7,12 @@ cdef class Engine(Sender):
     cdef inbox_t *inbox
     cdef int next_socket
     cdef int64_t tell_drops      # not before
-    cdef mtu_t mtus[MAX_LINKS]
-    cdef int mtu_count
     cdef uint32_t max_blksize
     cdef uint16_t max_window
     cdef object sockets
     cdef bint ran
 
-    def __cinit__(self, listen not None, data not None, links not None, *, uint32_t max_transfers=32768,
+    def __cinit__(self, listen not None, data not None, Interfaces interfaces not None, *, uint32_t max_transfers=32768,
                   uint32_t max_blksize=1468, uint16_t max_windowsize=64):
         if not 1 <= max_transfers <= 65536:
             raise ValueError("max_transfers is 1 to 65536")
@@ -22,8 +20,8 @@ cdef class Engine(Sender):
             raise ValueError("max_blksize is 8 to 65464 (RFC 2348 section 2)")
         if not 1 <= max_windowsize <= BATCH_BLOCKS:
             raise ValueError(f"max_windowsize is 1 to {BATCH_BLOCKS}")
-        if not listen or len(listen) + len(data) > MAX_SOCKETS or len(links) > MAX_LINKS:
-            raise ValueError(f"an Engine takes 1 to {MAX_SOCKETS} sockets and {MAX_LINKS} links")
+        if not listen or len(listen) + len(data) > MAX_SOCKETS:
+            raise ValueError(f"an Engine takes 1 to {MAX_SOCKETS} sockets")
         self.inbox = <inbox_t *>memory_for(1, sizeof(inbox_t))
         self.max_blksize = max_blksize
         self.max_window = max_windowsize
@@ -33,12 +31,8 @@ cdef class Engine(Sender):
         self.commands = Crossing(sizeof(command_t), self.most_asked + 2 * max_transfers + 8)
         self.cold = Crossing(sizeof(piece_t), 2 * max_transfers)
         # Every question, an end for every answer and every slot, and notices.
-        self._make_room(max_transfers, 2 * self.most_asked + max_transfers + 16)
+        self._make_room(max_transfers, 2 * self.most_asked + max_transfers + 16, interfaces)
         self.sockets = (list(listen), list(data))
-        for link in links:
-            self.mtus[self.mtu_count].ifindex = link[0]
-            self.mtus[self.mtu_count].mtu = link[1]
-            self.mtu_count += 1
         for each in listen:
             self._add(each.fileno(), True, not data)
         for each in data:
@@ -121,9 +115,11 @@ cdef class Engine(Sender):
         cdef int n, i
         cdef int64_t now = now_ns()
         self.wheel.now = now // TICK
+        self.now = now
         while not self.halted:
             n = epoll_wait(self.epoll, ready, MAX_SOCKETS + 1, self._patience(now))
             now = now_ns()
+            self._tick(now)
             for i in range(n):
                 if ready[i].data.u64 == MAX_SOCKETS:
                     self._take_commands(now)
@@ -132,20 +128,24 @@ cdef class Engine(Sender):
                     self._set_blocked(<int>ready[i].data.u64, False)
                 if ready[i].events & (EPOLLIN | EPOLLERR):
                     self._receive(<int>ready[i].data.u64, now)
-                    self._flush(<int>ready[i].data.u64, now)
+                    self._flush(now)
             self._fire(now)
-            for i in range(self.endpoint_count):
-                self._flush(i, now)
+            self._flush(now)
         self._wake_readers()
 
     cdef int _patience(self, int64_t now) noexcept nogil:
-        # Milliseconds until the next timer; -1 without one.
+        # Milliseconds until something is to be done; -1 where nothing is.
         cdef int64_t tick = wheel_next(self.wheel)
-        cdef int64_t left
+        cdef int64_t left = tick - now // TICK
+        if self.unsent:
+            return 0
         if tick < 0:
-            return -1
-        left = tick - now // TICK
-        return <int>left if left > 0 else 0
+            left = -1
+        elif left < 0:
+            left = 0
+        if self.held and not 0 <= left < SPAN // TICK:
+            left = SPAN // TICK                        # by then what is lost no longer counts as under way
+        return <int>left
 
     # --- receiving ---
 
@@ -191,10 +191,7 @@ cdef class Engine(Sender):
         if s == NULL or s.socket != socket or s.state != SLOT_LIVE:
             self._stranger(socket, h, hash, op, now)
         elif op == TFTP_ACK:
-            if tftp_on_ack(&s.x, code, now):
-                chain_remove(&self.unproven, <int32_t>(s - self.slots))
-                self._progressed(s, now)
-            else:
+            if not self._acknowledged(s, code, now):
                 self.counts.stray_ack += 1
         elif op == TFTP_ERROR:
             # The size probe of EDK2 ends with ERROR 8; GRUB, PXELINUX and iPXE close early with ERROR 0.
@@ -210,7 +207,7 @@ cdef class Engine(Sender):
         # just finished: U-Boot starts its download over for every ERROR but 1 and 2.
         cdef recent_t *r = &self.recent[hash % RECENT]
         cdef in_pktinfo *info = pktinfo_of(h)
-        if info == NULL or self._mtu(info.ipi_ifindex) == 0:
+        if info == NULL or self.interfaces.find(info.ipi_ifindex) < 0:
             self.counts.foreign_interface += 1
             return
         if r.hash == hash and now - r.when < ms(RECENT_FOR):
@@ -226,12 +223,12 @@ cdef class Engine(Sender):
         cdef in_pktinfo *info = pktinfo_of(h)
         cdef uint64_t request_hash = octets_hash(data, n)
         cdef tftp_request_t request
-        cdef uint32_t mtu
+        cdef int interface
         if info == NULL:
             self.counts.malformed += 1
             return
-        mtu = self._mtu(info.ipi_ifindex)
-        if mtu == 0:
+        interface = self.interfaces.find(info.ipi_ifindex)
+        if interface < 0:
             self.counts.foreign_interface += 1
             return
         if info.ipi_addr.s_addr != info.ipi_spec_dst.s_addr:
@@ -259,7 +256,7 @@ cdef class Engine(Sender):
                 self._end(s, END_REPLACED, 0, now)
             else:
                 self._free(s, now)
-        self._open(socket, hash, h, info, mtu, data, n, request_hash, now)
+        self._open(socket, hash, h, info, interface, data, n, request_hash, now)
 
     cdef bint _is_copy(self, slot_t *s, uint64_t request_hash, int64_t now) noexcept nogil:
         # A request that repeats the one being served is answered again if it was not, else ignored: it was
@@ -275,7 +272,7 @@ cdef class Engine(Sender):
         return True
 
     cdef void _open(
-        self, int socket, uint64_t hash, msghdr *h, in_pktinfo *info, uint32_t mtu, const uint8_t *data, size_t n,
+        self, int socket, uint64_t hash, msghdr *h, in_pktinfo *info, int interface, const uint8_t *data, size_t n,
         uint64_t request_hash, int64_t now,
     ) noexcept nogil:
         cdef uint8_t *kept = <uint8_t *>malloc(n)
@@ -295,8 +292,7 @@ cdef class Engine(Sender):
         s.request_length = <uint16_t>n
         s.request_hash = request_hash
         s.local = info.ipi_spec_dst
-        s.ifindex = info.ipi_ifindex
-        s.mtu = mtu
+        s.interface = interface
         s.socket = self._pick_socket(socket)
         self.counts.requests += 1
         self.asked += 1
@@ -306,7 +302,7 @@ cdef class Engine(Sender):
         event.length = s.request_length
         event.peer = s.peer
         event.local = s.local
-        event.ifindex = s.ifindex
+        event.ifindex = info.ipi_ifindex
         self.told.put(&event)
 
     cdef int _pick_socket(self, int socket) noexcept nogil:
@@ -317,13 +313,6 @@ cdef class Engine(Sender):
             self.next_socket = (self.next_socket + 1) % self.endpoint_count
             if self.endpoints[self.next_socket].data:
                 return self.next_socket
-
-    cdef uint32_t _mtu(self, int ifindex) noexcept nogil:
-        cdef int i
-        for i in range(self.mtu_count):
-            if self.mtus[i].ifindex == ifindex:
-                return self.mtus[i].mtu
-        return 0
 
     # --- Python's answers ---
 
@@ -380,7 +369,8 @@ cdef class Engine(Sender):
         cdef int64_t *sent
         cdef int64_t tsize = -1 if command.unsized else command.size
         tftp_parse_request(&request, s.request, s.request_length)
-        transfer_negotiate(s, &request, self.max_blksize, self.max_window, tsize, &blksize, &window)
+        transfer_negotiate(
+            s, &request, self.interfaces.mtus[s.interface], self.max_blksize, self.max_window, tsize, &blksize, &window)
         sent = <int64_t *>calloc(window, sizeof(int64_t))
         if sent == NULL:
             self._too_late(command, END_SILENT)
@@ -393,5 +383,6 @@ cdef class Engine(Sender):
         s.state = SLOT_LIVE
         tftp_begin(&s.x, command.size, blksize, window, s.packet_length > 0, sent, now)
         chain_put(&self.unproven, <int32_t>(s - self.slots))
+        egress_join(&self.egresses[s.interface], 1)
         self._look_ahead(s, 0)                         # the disk works while the OACK is under way
         self._progressed(s, now)

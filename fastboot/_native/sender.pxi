@@ -1,29 +1,34 @@
-# Sender: the way out. What the ready transfers of a socket may send is planned into one batch, sent by one call, and
-# counted as sent only when the kernel took it; what it refused is planned again or ends its transfer.
+# Sender: the way out. What transfers may send is planned, in the order of their turns, into a batch for each socket,
+# sent by one call, and counted as sent only when the kernel took it; what it refused is planned again or ends its
+# transfer.
 
 @cython.internal
 cdef class Sender(Reader):
-    cdef outbox_t *batch         # empty outside of _flush
+    cdef outbox_t *outboxes      # one for each socket, empty outside of _flush
+    cdef int64_t planned         # blocks in them
+    cdef bint unsent             # they had no room for all
+    cdef bint held               # an egress waits for its budget
+    cdef int64_t now             # of the last _tick
     cdef int epoll               # tells when a full socket has room again, and the Engine what came in
     cdef bint segmentation
 
     def __cinit__(self):
         self.epoll = -1
         self.segmentation = True
-        self.batch = <outbox_t *>memory_for(1, sizeof(outbox_t))
+        self.outboxes = <outbox_t *>memory_for(MAX_SOCKETS, sizeof(outbox_t))
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
 
     def __dealloc__(self):
-        if self.batch != NULL and self.epoll >= 0:     # without a batch, nothing is open yet
+        if self.outboxes != NULL and self.epoll >= 0:     # without those, nothing is open yet
             c_close(self.epoll)
-        free(self.batch)
+        free(self.outboxes)
 
     cdef int _add(self, int fd, bint requests, bint data) except -1:
         cdef endpoint_t *e = &self.endpoints[self.endpoint_count]
         e.fd = fd
-        e.ready.ties = self.ties
+        e.waiting.ties = self.ties
         e.requests = requests
         e.data = data
         self._watch(self.endpoint_count, fd)
@@ -41,31 +46,59 @@ cdef class Sender(Reader):
     cdef void _set_blocked(self, int socket, bint blocked) noexcept nogil:
         cdef endpoint_t *e = &self.endpoints[socket]
         cdef epoll_event event
+        cdef int32_t i
         if e.blocked == blocked:
             return
         e.blocked = blocked
         event.events = EPOLLIN | EPOLLOUT if blocked else EPOLLIN
         event.data.u64 = socket
         epoll_ctl(self.epoll, EPOLL_CTL_MOD, e.fd, &event)
+        while e.waiting.first and not blocked:
+            i = e.waiting.first - 1
+            chain_remove(&e.waiting, i)
+            self._make_ready(&self.slots[i])
 
-    cdef void _flush(self, int socket, int64_t now) noexcept nogil:
-        # Everything that the slots of one socket may send, in as few calls as possible; round robin, one
-        # batch's share per slot and turn.
-        cdef endpoint_t *e = &self.endpoints[socket]
+    cdef void _tick(self, int64_t now) noexcept nogil:
+        cdef int i
+        for i in range(self.interfaces.count):
+            if self.egresses[i].held:
+                self.counts.held_back_us += (now - self.now) // 1000
+            egress_tick(&self.egresses[i], now)
+        self.now = now
+
+    cdef void _flush(self, int64_t now) noexcept nogil:
+        # A batch for each socket at most: what comes in meanwhile is heard before the next, so that whoever gets little
+        # need not wait for whoever gets much.
+        cdef int i
+        self.unsent = self.held = False
+        for i in range(self.interfaces.count):
+            self._fill(&self.egresses[i], now)
+            self.held = self.held or self.egresses[i].held
+        if self.planned:
+            self.planned = 0
+            for i in range(self.endpoint_count):
+                self._send(i, now)
+
+    cdef void _fill(self, egress_t *e, int64_t now) noexcept nogil:
+        cdef int64_t before = self.planned
+        cdef int32_t i = egress_next(e, 0)
         cdef slot_t *s
-        while e.ready.first and not e.blocked:
-            s = &self.slots[e.ready.first - 1]
-            if not self._plan(s, now):
-                self._send(socket, now)
-                continue
-            chain_remove(&e.ready, <int32_t>(s - self.slots))
-        self._send(socket, now)
+        while i >= 0:
+            s = &self.slots[i]
+            if self.endpoints[s.socket].blocked:
+                chain_put(&self.endpoints[s.socket].waiting, i)
+            elif not self._plan(s, now):
+                self._make_ready(s)
+                self.unsent = True
+                return
+            i = egress_next(e, self.planned - before)
 
     cdef bint _plan(self, slot_t *s, int64_t now) noexcept nogil:
-        # Put what the slot may send into the batch. False: no room, send first and ask again.
+        # Put what the slot may send into its socket's batch. False: no room, send first and ask again.
+        cdef outbox_t *b = &self.outboxes[s.socket]
         cdef int64_t first, due, count, most
         if s.state == SLOT_REFUSED or (s.state == SLOT_LIVE and s.x.base == 0 and s.x.next == 0):
-            if self.batch.n == BATCH or self.batch.segments == BATCH_BLOCKS:
+            if b.n == BATCH or b.segments == BATCH_BLOCKS:
                 return False
             self._add_packet(s)
             return True
@@ -82,9 +115,8 @@ cdef class Sender(Reader):
         if not (self.segmentation and s.segmented):
             most = 1
         # A slot's blocks go into one batch or wait for the next: no part of a window is planned twice.
-        if due > 0 and (BATCH_BLOCKS - self.batch.segments < due
-                        or BATCH - self.batch.n < (due + most - 1) // most):
-            if self.batch.n:
+        if due > 0 and (BATCH_BLOCKS - b.segments < due or BATCH - b.n < (due + most - 1) // most):
+            if b.n:
                 return False
             if due > BATCH * most:
                 due = BATCH * most
@@ -97,69 +129,74 @@ cdef class Sender(Reader):
 
     cdef void _add_packet(self, slot_t *s) noexcept nogil:
         cdef msghdr *h = self._message(s, 1, 0)
-        outbox_add(self.batch, h, s.packet, s.packet_length)
+        outbox_add(&self.outboxes[s.socket], h, s.packet, s.packet_length)
 
     cdef void _add_blocks(self, slot_t *s, int64_t first, int64_t count) noexcept nogil:
-        cdef int used = self.batch.segments
+        cdef outbox_t *b = &self.outboxes[s.socket]
+        cdef int used = b.segments
         cdef msghdr *h = self._message(s, count, <uint16_t>(s.x.blksize + 4) if count > 1 else 0)
         cdef uint8_t *header
         cdef int64_t block, at, n
         for block in range(first, first + count):
-            header = self.batch.headers[used]
+            header = b.headers[used]
             used += 1
             header[0] = 0
             header[1] = TFTP_DATA
             header[2] = (block >> 8) & 0xff
             header[3] = block & 0xff
-            outbox_add(self.batch, h, header, 4)
+            outbox_add(b, h, header, 4)
             at = (block - 1) * s.x.blksize
             n = s.x.size - at
             if n > s.x.blksize:
                 n = s.x.blksize
             if n > 0:
-                outbox_add(self.batch, h, s.file.map + s.offset + at, n)
+                outbox_add(b, h, s.file.map + s.offset + at, n)
 
     cdef msghdr *_message(self, slot_t *s, int64_t count, uint16_t segment) noexcept nogil:
+        self.planned += count
         return outbox_message(
-            self.batch, <int32_t>(s - self.slots), <int32_t>count, &s.peer, s.peer_length, s.local, segment)
+            &self.outboxes[s.socket], <int32_t>(s - self.slots), <int32_t>count, &s.peer, s.peer_length, s.local,
+            segment)
 
     cdef void _send(self, int socket, int64_t now) noexcept nogil:
-        cdef outbox_t *b = self.batch
+        cdef outbox_t *b = &self.outboxes[socket]
         cdef int done = 0, n, i
-        if b.n == 0:
-            return
         while done < b.n:
             n = sendmmsg(self.endpoints[socket].fd, &b.messages[done], b.n - done, MSG_DONTWAIT)
             self.counts.batches += 1
             if n > 0:
                 for i in range(done, done + n):
-                    self._sent(&self.slots[b.owners[i]], b.counts[i], now)
+                    self._sent(b, i, now)
                 done += n
             elif errno == EAGAIN or errno == ENOBUFS:
-                # What is left is planned again when there is room; its slots keep their place in the queue.
+                # What is left is planned again when there is room.
                 self.counts.socket_full += 1
                 for i in range(done, b.n):
-                    chain_put(&self.endpoints[socket].ready, b.owners[i])
+                    chain_put(&self.endpoints[socket].waiting, b.owners[i])
                 self._set_blocked(socket, True)
                 break
             elif errno != EINTR:
-                done = self._failed(done, errno, now)
+                done = self._failed(b, done, errno, now)
         b.n = b.segments = b.vectors_used = 0
 
-    cdef void _sent(self, slot_t *s, int32_t count, int64_t now) noexcept nogil:
+    cdef void _sent(self, outbox_t *b, int at, int64_t now) noexcept nogil:
+        cdef slot_t *s = &self.slots[b.owners[at]]
+        cdef int32_t count = b.counts[at]
+        cdef int64_t repeats = s.x.repeats
         if s.state == SLOT_REFUSED:
             self._free(s, now)
         elif s.state == SLOT_LIVE:
-            self.counts.blocks += count
             tftp_on_sent(&s.x, count, now)
+            self.counts.blocks += count
+            self.counts.repeats += s.x.repeats - repeats
+            egress_sent(&self.egresses[s.interface], &s.flight, count, tftp_in_flight(&s.x))
             self._arm(s)
-            if tftp_due(&s.x) > 0:
+            if tftp_due(&s.x) > 0 and (at + 1 == b.n or b.owners[at + 1] != b.owners[at]):
                 self._make_ready(s)
 
-    cdef int _failed(self, int at, int error, int64_t now) noexcept nogil:
+    cdef int _failed(self, outbox_t *b, int at, int error, int64_t now) noexcept nogil:
         # One message was refused. Returns which to try next: where the slot is planned anew or ends, not the
         # rest of its blocks in this batch.
-        cdef outbox_t *b = self.batch
         cdef int32_t index = b.owners[at]
         cdef slot_t *s = &self.slots[index]
         cdef bint segmented = b.counts[at] > 1
@@ -174,14 +211,14 @@ cdef class Sender(Reader):
                 self.segmentation = False
                 memset(&event, 0, sizeof(event))
                 event.kind = EVENT_NO_SEGMENTATION
-                event.ifindex = s.ifindex
+                event.ifindex = self.interfaces.indices[s.interface]
                 event.code = <uint16_t>error
                 self.told.put(&event)
             self._make_ready(s)
         else:
             # As if lost on the wire: a firewall's EPERM, no route for a moment. The timer goes on.
             self.counts.send_failed += 1
-            self._sent(s, b.counts[at], now)
+            self._sent(b, at, now)
             return at + 1
         while at < b.n and b.owners[at] == index:
             at += 1

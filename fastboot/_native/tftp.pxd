@@ -217,6 +217,7 @@ cdef struct tftp_xfer_t:
     int64_t size           # octets in all
     int64_t srtt           # 0 until a round trip was seen
     int64_t rttvar
+    int64_t trip           # that the last acknowledgement showed; 0 where it showed none
     int64_t interval       # of the timer; doubled by each expiry until a round trip is seen again (Karn)
     int64_t deadline
     int64_t quiet_until    # no gap report is believed before: it would be about an older copy
@@ -226,6 +227,7 @@ cdef struct tftp_xfer_t:
     uint32_t blksize
     uint16_t window
     uint8_t outcome
+    uint8_t expiries       # of the timer, since something was acknowledged; 2 is many
     bint proven            # something came back from this address
     bint rewound           # the window going out repeats blocks
 
@@ -238,11 +240,12 @@ cdef inline void tftp_begin(
     x.blksize = blksize
     x.window = window
     x.sent = sent
-    x.srtt = x.rttvar = x.quiet_until = x.repeats = 0
+    x.srtt = x.rttvar = x.trip = x.quiet_until = x.repeats = 0
     x.interval = ms(FIRST_INTERVAL)
     x.heard = now
     x.deadline = now + x.interval
     x.outcome = TFTP_SENDING
+    x.expiries = 0
     x.proven = x.rewound = False
 
 cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
@@ -256,6 +259,11 @@ cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
     if end > x.last + 1:
         end = x.last + 1
     return end - x.next
+
+cdef inline int64_t tftp_in_flight(const tftp_xfer_t *x) noexcept nogil:
+    # Blocks; none where nothing came back, or not lately: made-up addresses and machines that are switched off would
+    # hold back the others.
+    return x.next - x.base if x.proven and x.expiries < 2 else 0
 
 cdef inline int64_t tftp_interval(tftp_xfer_t *x) noexcept nogil:
     if x.window == 1 and <uint16_t>x.base == 65535 and x.interval < ms(WRAP_INTERVAL):
@@ -286,6 +294,7 @@ cdef inline void tftp_rewind(tftp_xfer_t *x) noexcept nogil:
 cdef inline void tftp_sample(tftp_xfer_t *x, int64_t rtt) noexcept nogil:
     # RFC 6298 section 2
     cdef int64_t off
+    x.trip = rtt
     if x.srtt == 0:
         x.srtt = rtt
         x.rttvar = rtt // 2
@@ -305,6 +314,7 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
     # False: an acknowledgement of nothing that was sent, or of what is long past: ignored.
     cdef int64_t n = x.base + <int16_t>(block - <uint16_t>x.base)
     cdef int64_t sent
+    x.trip = 0
     if x.outcome != TFTP_SENDING or n < 0 or n < x.base - 1 or n >= x.high:
         return False
     x.heard = now
@@ -314,6 +324,7 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
         if sent > 0:
             tftp_sample(x, now - sent)
         x.base = n + 1
+        x.expiries = 0
         if x.next < x.base:        # about to be repeated, but it had arrived
             x.next = x.base
             x.rewound = x.next < x.high
@@ -335,6 +346,9 @@ cdef inline void tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
     cdef int64_t silence = now - x.heard
     if x.outcome != TFTP_SENDING or now < x.deadline:
         return
+    if x.next == x.base:           # held back by us: the client has nothing to say
+        x.deadline = now + tftp_interval(x)
+        return
     if x.high > x.last and silence >= ms(PATIENCE_LAST):
         x.outcome = TFTP_UNCONFIRMED
         return
@@ -343,4 +357,5 @@ cdef inline void tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
         return
     x.interval = x.interval * 2 if x.interval < ms(MOST_INTERVAL // 2) else ms(MOST_INTERVAL)
     x.deadline = now + tftp_interval(x)
+    x.expiries += x.expiries < 2
     tftp_rewind(x)

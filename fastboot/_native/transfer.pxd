@@ -3,6 +3,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from fastboot._native.chain cimport chain_t
+from fastboot._native.egress cimport flight_t
 from fastboot._native.file cimport file_t
 from fastboot._native.sys cimport in_addr, sockaddr_storage
 from fastboot._native.tftp cimport (
@@ -65,6 +66,7 @@ cdef enum:
 
 cdef struct slot_t:
     tftp_xfer_t x
+    flight_t flight
     file_t *file
     int64_t offset         # of the range in the file
     int64_t known          # octets of the range, from its start, that were in memory
@@ -73,8 +75,7 @@ cdef struct slot_t:
     sockaddr_storage peer
     uint32_t peer_length
     in_addr local          # the address of ours that was asked: replies come from there (NIC ROMs, EDK2)
-    int ifindex
-    uint32_t mtu
+    int interface          # by number in Interfaces
     uint64_t id            # (generation << 32) | index
     int64_t began
     uint16_t request_length
@@ -93,11 +94,7 @@ cdef struct endpoint_t:
     bint data              # blocks leave from here
     bint blocked           # its buffer is full: wait for EPOLLOUT
     uint32_t dropped       # packets that found it full, as the kernel counts them
-    chain_t ready          # slots that have something to send from here
-
-cdef struct mtu_t:
-    int ifindex
-    uint32_t mtu
+    chain_t waiting        # slots that wait for that
 
 cdef struct recent_t:
     uint64_t hash
@@ -157,6 +154,8 @@ cdef struct counts_t:
     uint64_t socket_full
     uint64_t timeouts
     uint64_t blocks
+    uint64_t repeats
+    uint64_t held_back_us
     uint64_t batches
     uint64_t cold          # pieces of files that had to be read from disk
 
@@ -175,13 +174,13 @@ cdef inline int64_t octets_done(tftp_xfer_t *x) noexcept nogil:
 
 
 cdef inline void transfer_negotiate(
-    slot_t *s, tftp_request_t *r, uint32_t max_blksize, uint32_t max_window, int64_t tsize, uint32_t *blksize,
-    uint32_t *window,
+    slot_t *s, tftp_request_t *r, uint32_t mtu, uint32_t max_blksize, uint32_t max_window, int64_t tsize,
+    uint32_t *blksize, uint32_t *window,
 ) noexcept nogil:
     # What is granted of what was asked, and the OACK that says so. tsize < 0 leaves that out.
     cdef uint32_t most = max_blksize
-    if most > s.mtu - 32 and s.mtu > 40:               # IPv4, UDP and TFTP headers
-        most = s.mtu - 32
+    if most > mtu - 32 and mtu > 40:                   # IPv4, UDP and TFTP headers
+        most = mtu - 32
     blksize[0] = 512
     if r.options[TFTP_BLKSIZE].asked:
         blksize[0] = most

@@ -14,7 +14,11 @@ cdef class Transfers:
     cdef table_t table           # by the client's address and port
     cdef wheel_t *wheel
     cdef recent_t *recent
-    cdef tie_t *ties             # of the ready, then of the unproven
+    cdef Interfaces interfaces
+    cdef egress_t *egresses      # one for each of those
+    cdef wheel_t *turns          # theirs
+    cdef hand_t *hands           # in them
+    cdef tie_t *ties             # of those that wait for a socket, then of the unproven
     cdef chain_t unproven        # LIVE, and nothing came back from their clients yet
     cdef endpoint_t endpoints[MAX_SOCKETS]
     cdef int endpoint_count
@@ -26,7 +30,7 @@ cdef class Transfers:
         self.wheel = <wheel_t *>memory_for(1, sizeof(wheel_t))
         self.recent = <recent_t *>memory_for(RECENT, sizeof(recent_t))
 
-    cdef int _make_room(self, uint32_t max_transfers, uint32_t events) except -1:
+    cdef int _make_room(self, uint32_t max_transfers, uint32_t events, Interfaces interfaces) except -1:
         # calloc leaves pages that no transfer used untouched, so a big table costs address space only.
         cdef uint32_t places = 4
         cdef uint32_t i
@@ -40,8 +44,16 @@ cdef class Transfers:
         self.table.places = <place_t *>memory_for(places, sizeof(place_t))
         self.table.mask = places - 1
         self.wheel.hands = <hand_t *>memory_for(max_transfers, sizeof(hand_t))
+        self.hands = <hand_t *>memory_for(max_transfers, sizeof(hand_t))
+        self.egresses = <egress_t *>memory_for(interfaces.count, sizeof(egress_t))
+        self.turns = <wheel_t *>memory_for(interfaces.count, sizeof(wheel_t))
+        self.interfaces = interfaces
+        for i in range(<uint32_t>interfaces.count):
+            self.turns[i].hands = self.hands           # a transfer is in one of them
+            self.egresses[i].turns = &self.turns[i]
+            self.egresses[i].delivery = &interfaces.deliveries[i]
         for i in range(max_transfers):
-            self.wheel.hands[i].tick = -1
+            self.wheel.hands[i].tick = self.hands[i].tick = -1
             self.free[i] = max_transfers - 1 - i
         self.free_count = max_transfers
         self.told = Crossing(sizeof(event_t), events)
@@ -61,6 +73,9 @@ cdef class Transfers:
             free(self.wheel.hands)
         free(self.wheel)
         free(self.free)
+        free(self.egresses)
+        free(self.turns)
+        free(self.hands)
         free(self.ties)
         free(self.table.places)
         free(self.recent)
@@ -123,6 +138,7 @@ cdef class Transfers:
         s.peer_length = length
         s.state = SLOT_WAITING
         s.segmented = True
+        s.flight.beyond = -1
         s.began = now
         s.x.deadline = now + ms(PATIENCE_ANSWER)
         table_put(&self.table, hash, i)
@@ -146,13 +162,26 @@ cdef class Transfers:
         wheel_set(self.wheel, <int32_t>(s - self.slots), s.x.deadline // TICK + 1)
 
     cdef void _make_ready(self, slot_t *s) noexcept nogil:
-        chain_put(&self.endpoints[s.socket].ready, <int32_t>(s - self.slots))
+        cdef int64_t due = tftp_due(&s.x) if s.state == SLOT_LIVE else 1
+        egress_ready(&self.egresses[s.interface], &s.flight, <int32_t>(s - self.slots), due)
+
+    cdef bint _acknowledged(self, slot_t *s, uint16_t block, int64_t now) noexcept nogil:
+        # False: an acknowledgement of nothing under way.
+        cdef egress_t *e = &self.egresses[s.interface]
+        cdef int64_t base = s.x.base
+        if not tftp_on_ack(&s.x, block, now):
+            return False
+        chain_remove(&self.unproven, <int32_t>(s - self.slots))
+        egress_acknowledged(e, &s.flight, s.x.base - base, s.x.trip)
+        self._progressed(s, now)
+        return True
 
     cdef void _progressed(self, slot_t *s, int64_t now) noexcept nogil:
         # After anything that moved a live transfer: it ended, or it may have blocks to send.
         if s.x.outcome != TFTP_SENDING:
             self._end(s, s.x.outcome, 0, now)
             return
+        egress_count(&self.egresses[s.interface], &s.flight, tftp_in_flight(&s.x))
         if tftp_due(&s.x) > 0:
             self._make_ready(s)
         self._arm(s)
@@ -183,11 +212,15 @@ cdef class Transfers:
         cdef int32_t i = <int32_t>(s - self.slots)
         cdef uint64_t hash = peer_hash(&s.peer, s.peer_length)
         cdef recent_t *r = &self.recent[hash % RECENT]
+        cdef egress_t *e = &self.egresses[s.interface]
         r.hash = hash
         r.when = now
+        if s.state == SLOT_LIVE:
+            egress_join(e, -1)
+        egress_leave(e, &s.flight, i)
         table_remove(&self.table, hash, i)
         wheel_remove(self.wheel, i)
-        chain_remove(&self.endpoints[s.socket].ready, i)
+        chain_remove(&self.endpoints[s.socket].waiting, i)
         chain_remove(&self.unproven, i)
         self._release(s)
         self.free[self.free_count] = i

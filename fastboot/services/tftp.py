@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from fastboot import config
-from fastboot._core import Engine, Source, TftpEnd, TftpNotice, TftpRequest
+from fastboot._core import Engine, Interfaces, Source, TftpEnd, TftpNotice, TftpRequest
 from fastboot.boot.tree import refusal_of
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
@@ -150,11 +150,12 @@ class TftpService:
         self._sockets = tuple(sockets)
         # A machine talks to its own addresses through the loopback interface.
         mtus = {socket.if_nametoindex("lo"): 65536} | {link.index: link.mtu for link in links}
+        interfaces = Interfaces(list(mtus.items()))
         self._engines = tuple(
             Engine(
                 [each.listen],
                 each.data,
-                list(mtus.items()),
+                interfaces,
                 max_transfers=settings.max_transfers,
                 max_blksize=settings.max_blksize,
                 max_windowsize=settings.max_windowsize,
