@@ -689,6 +689,9 @@ def test_bounce_is_refused(server: Running) -> None:
             assert raw(f"EPRT |1|127.0.0.2|{port}|").startswith("501")
             assert raw("PORT 127,0,0,1,0,25").startswith("501")
             assert raw("EPRT |1|127.0.0.1|1023|").startswith("501")
+            assert raw(f"EPRT |2|::ffff:127.0.0.2|{port}|").startswith(("501", "522"))
+            assert raw(f"PORT 0,0,0,0,{port // 256},{port % 256}").startswith("501")
+            assert raw(f"EPRT |1|localhost|{port}|").startswith("501")
             for nonsense in (
                 "PORT 1,2,3",
                 "PORT 127,0,0,1,999,999",

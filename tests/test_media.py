@@ -161,6 +161,28 @@ async def test_names_that_are_refused(
     catalog.close()
 
 
+async def test_names_that_lead_out_of_an_image(tmp_path: Path, indexer: Indexer) -> None:
+    """Rock Ridge may write anything as a name. What is none is neither listed nor found, and `check` says so."""
+    iso = make_iso(
+        tmp_path / "x.iso", {"d/dd": b"1", "d/a_b": b"2", "d/z": b"3", "d/new_line": b"4", "d/fine": b"5"}
+    )
+    data = iso.read_bytes()
+    for old, new in ((b"dd", b".."), (b"a_b", b"a/b"), (b"z", b"."), (b"new_line", b"new\nline")):
+        head = b"NM" + bytes((5 + len(old), 1, 0))
+        assert data.count(head + old) == 1
+        data = data.replace(head + old, head + new)
+    iso.write_bytes(data)
+    catalog, _ = await prepared(config_of(tmp_path, lab=iso), indexer)
+    listed = catalog.list("/media/lab/d", CLIENT)
+    assert isinstance(listed, list)
+    assert [entry.name for entry in listed] == ["fine"]
+    for path in ("d/..", "d/a/b", "d/new\nline", "d/dd", "d/./z"):
+        assert isinstance(catalog.resolve(f"/media/lab/{path}", CLIENT), Refusal)
+    said = [line.removeprefix(f"{iso}/d/") for line in catalog.check() if line.startswith(str(iso))]
+    assert said == [f"{name}: is no name of a file; it is never served" for name in (".", "..", "a/b")]
+    catalog.close()
+
+
 async def test_check_names_what_is_not_served(iso: Path, tmp_path: Path, indexer: Indexer) -> None:
     (tmp_path / "bad.iso").write_bytes(b"no image" * 10_000)
     config = config_of(
