@@ -22,7 +22,8 @@ from fastboot.model import Client as Asker
 from fastboot.model import Reason, Refusal
 from fastboot.services.http import Limits
 from fastboot.services.http_message import Version, precondition, ranges
-from tests.ftpkit import Memory, Running, descriptors
+from fastboot.services.http_pages import page
+from tests.ftpkit import Item, Memory, Running, descriptors
 from tests.httpkit import Answer, Client, serving
 
 BIG = random.Random(5).randbytes(3_000_001)
@@ -428,6 +429,16 @@ def test_directories_are_listed(client: Client) -> None:
     (link,) = re.findall(rb'href="(/pool/[^"]*)"', page.body)
     assert client.get(link.decode()).body == b"awkward"
     assert client.get("/", method="HEAD").status == 200
+
+
+def test_files_of_a_time_that_no_date_can_tell() -> None:
+    """The end of 9999 in an image, a zone west of Greenwich: it is served all the same."""
+    late = Source.of_bytes("f", b"x").slice(0, 1, "f", 253402300800 + 80_000)
+    with serving(Memory({"/d/f": late})) as server, Client((server.host, server.port)) as client:
+        answer = client.get("/d/f")
+        assert (answer.status, answer.field(b"Last-Modified")) == (200, b"Fri, 31 Dec 9999 23:59:59 GMT")
+    text = "".join(page("/", [Item("f", False, 1, late.mtime)]))
+    assert "9999-12-31" in text
 
 
 def test_names_are_text_in_a_page() -> None:

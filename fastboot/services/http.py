@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import html
 import os
 import secrets
 import socket
@@ -23,7 +22,6 @@ from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address
 from typing import Any, Final, Protocol
-from urllib.parse import quote, unquote
 
 import structlog
 from aiohttp import web
@@ -32,7 +30,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from fastboot import config, model
 from fastboot._core import Source
 from fastboot.model import Client, Event, Reason, Refusal
-from fastboot.services.http_message import Version, content_type, framing_fault, precondition, ranges
+from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
+from fastboot.services.http_pages import Entry, page, printable
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS
@@ -55,19 +54,6 @@ STATUS: Final[Mapping[Reason, int]] = {
     Reason.BUSY: 503,
     Reason.CROWDED: 503,
 }
-
-
-class Entry(Protocol):
-    """What the catalog tells of a path."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def is_dir(self) -> bool: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime(self) -> float: ...
 
 
 class Catalog(Protocol):
@@ -247,7 +233,7 @@ class HttpService:
         hosts = request.headers.getall("Host", ())
         if fault := framing_fault(request.version, hosts, "Transfer-Encoding" in request.headers):
             return self.malformed(fault)
-        path = _path(request.raw_path)
+        path = path_of(request.raw_path)
         if path is None:
             return self.malformed("this is no path")
         address = _address(connection.peer)
@@ -286,7 +272,7 @@ class HttpService:
             return found if isinstance(found, Source | Refusal) else await found
         except Exception:
             # The catalog may be an embedder's: its fault ends one request.
-            self._log.exception("the catalog failed", path=_printable(path))
+            self._log.exception("the catalog failed", path=printable(path))
             return Refusal(Reason.BROKEN, "can not be read")
 
     async def _list(self, path: str, client: Client) -> web.Response:
@@ -297,7 +283,7 @@ class HttpService:
         if len(entries) > LISTING:
             return _text(500, f"more than {LISTING} entries")
         self._counters["listings"] += 1
-        text = "".join(_page(path, entries))
+        text = "".join(page(path, entries))
         return _response(200, {"Content-Type": "text/html; charset=utf-8"}, text.encode("utf-8", "replace"))
 
     # --- files
@@ -305,7 +291,7 @@ class HttpService:
     async def _send(
         self, request: web.BaseRequest, path: str, client: Client, source: Source
     ) -> web.StreamResponse:
-        version = Version(_tag(source), int(source.mtime))
+        version = version_of(source)
         headers = {
             "ETag": version.tag,
             "Last-Modified": version.last_modified,
@@ -343,7 +329,7 @@ class HttpService:
         if response is not None and request.method == "HEAD":
             return response
         began = time.monotonic()
-        transfer = self._transfers[id(request)] = Transfer(client, _printable(path), size)
+        transfer = self._transfers[id(request)] = Transfer(client, printable(path), size)
         try:
             if response is None:
                 body = b"".join([await self._read(piece) for piece in pieces])
@@ -415,7 +401,7 @@ class HttpService:
         self._tell("http.failed", client, path, reason=reason, **facts)
 
     def _tell(self, kind: str, client: Client, path: str, **details: object) -> None:
-        facts = {"peer": str(client.address), "path": _printable(path), **details}
+        facts = {"peer": str(client.address), "path": printable(path), **details}
         self._emit(Event(time.time(), kind, mac=client.mac, details=facts))
 
 
@@ -480,22 +466,6 @@ class Connection(web.RequestHandler):
 _address = lru_cache(1024)(IPv4Address)
 
 
-def _path(target: str) -> str | None:
-    """Return the path that a request target names, percent-decoded, undecodable octets as surrogates (PEP 383)."""
-    if not target.startswith("/"):
-        scheme, _, rest = target.partition("://")  # the absolute form (RFC 9112 section 3.2.2)
-        if scheme.lower() != "http" or not rest:
-            return None
-        target = "/" + rest.partition("/")[2]
-    return unquote(target.partition("?")[0].partition("#")[0], errors="surrogateescape")
-
-
-def _tag(source: Source) -> str:
-    # The change time can not be set back, so two versions never share a tag.
-    _, inode, _, _, changed = source.identity
-    return f'"{inode:x}-{changed:x}-{source.offset:x}-{source.size:x}"'
-
-
 def _multipart(
     source: Source, parts: Sequence[tuple[int, int]], boundary: str, type_: str
 ) -> Iterator[Source | bytes]:
@@ -504,31 +474,6 @@ def _multipart(
         yield f"\r\n--{boundary}\r\n{fields}\r\n\r\n".encode()
         yield source.slice(start, end - start)
     yield f"\r\n--{boundary}--\r\n".encode()
-
-
-def _page(path: str, entries: Sequence[Entry]) -> Iterator[str]:
-    """Yield a directory as HTML. Its links are absolute, for it is shown with and without a slash at its end."""
-    base = "/" + "/".join(part for part in path.split("/") if part)
-    title = html.escape(_printable(base))
-    yield f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1><pre>\n"
-    if base != "/":
-        yield f'<a href="{_link(base.rpartition("/")[0] + "/")}">../</a>\n'
-    for entry in entries:
-        name = entry.name + "/" * entry.is_dir
-        link = _link(f"{base.rstrip('/')}/{name}")
-        size = "-" if entry.is_dir else str(entry.size)
-        when = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.mtime))
-        pad = " " * max(1, 60 - len(name))
-        yield f'<a href="{link}">{html.escape(_printable(name))}</a>{pad}{when} {size:>12}\n'
-    yield "</pre></body></html>\n"
-
-
-def _link(path: str) -> str:
-    return html.escape(quote(path, errors="surrogateescape"))
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
 
 
 def _reason(error: OSError) -> str:

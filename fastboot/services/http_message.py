@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
 from typing import Final
+from urllib.parse import unquote
+
+from fastboot._core import Source
 
 MAX_RANGES: Final = 256
 """Ranges in one request: librepo asks zchunk repositories for 255 at once. More get the whole file."""
@@ -25,6 +28,8 @@ TYPES: Final[Mapping[str, str]] = {
     "xml": "application/xml",
     "yaml": "text/plain; charset=utf-8",
 }
+LAST_SECOND: Final = 253402300799
+"""The end of the year 9999, the last that a date of HTTP can write."""
 OTHER: Final = "application/octet-stream"
 _HOST: Final = re.compile(r"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII)
 _RANGES: Final = re.compile(r"bytes\s*=\s*(?P<specs>[\d\s,-]+)", re.IGNORECASE)
@@ -63,6 +68,24 @@ def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bo
 @lru_cache(1024)
 def _http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
+
+
+def path_of(target: str) -> str | None:
+    """Return the path that a request target names, percent-decoded, undecodable octets as surrogates (PEP 383)."""
+    if not target.startswith("/"):
+        scheme, _, rest = target.partition("://")  # the absolute form (RFC 9112 section 3.2.2)
+        if scheme.lower() != "http" or not rest:
+            return None
+        target = "/" + rest.partition("/")[2]
+    return unquote(target.partition("?")[0].partition("#")[0], errors="surrogateescape")
+
+
+def version_of(source: Source) -> Version:
+    """Return the version of a file that a Source was opened on."""
+    # The change time can not be set back, so two versions never share a tag.
+    _, inode, _, _, changed = source.identity
+    tag = f'"{inode:x}-{changed:x}-{source.offset:x}-{source.size:x}"'
+    return Version(tag, int(min(source.mtime, LAST_SECOND)))
 
 
 def content_type(name: str) -> str:
