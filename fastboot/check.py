@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from fastboot.boot.catalog import is_below
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
 from fastboot.boot.policy import by_tftp_only
+from fastboot.boot.program import Kind
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
@@ -236,6 +237,19 @@ def _loader_findings(world: World) -> Iterator[Finding]:
             yield Finding("warning", f"{key}: {loader}: {chain.flaw}")
         if chain.doubt:
             yield Finding("note", f"{key}: {chain.doubt}")
+    yield from _kernel_findings(world)
+
+
+def _kernel_findings(world: World) -> Iterator[Finding]:
+    """Look at kernels that the shims of this system would not start with Secure Boot."""
+    shims = {path: world.program(path) for path in world.loaders.by_class.values()}
+    for key, path in world.renderer.paths():
+        kernel = world.program(path) if key.endswith(": kernel") else None
+        for name, shim in shims.items() if kernel and kernel.kind is Kind.LINUX else ():
+            if kernel and shim and shim.kind is Kind.SHIM and not shim.trusts(kernel):
+                signed = f"signed by {' and '.join(kernel.signers)}" if kernel.signers else "not signed"
+                text = f"{key}: {path} is {signed}, so with Secure Boot the chain of {name} does not start it"
+                yield Finding("note", text)
 
 
 def _option_findings(config: Config, world: World) -> Iterator[Finding]:

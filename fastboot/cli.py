@@ -33,7 +33,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastboot import __version__, leaseimport
-from fastboot.boot.chain import COLUMNS, rows
+from fastboot.boot.chain import COLUMNS, Chain, rows
 from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
@@ -169,19 +169,24 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     """
     settings = load(config)
     path = config.absolute()
-    findings, chains = list(before_drop(settings)), list[dict[str, str]]()
+    findings, chains = list(before_drop(settings)), dict[str, Chain]()
     try:
         world = World(settings)
         read_media(settings, world.shelf, world.indexer)
         findings += after_drop(settings, world, path)
-        chains += rows(world.policy.boot_files(), world.chains)
+        chains = {key: world.chains.of(key.rpartition(".")[2], file) for key, file in world.policy.boot_files()}
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
     counts = Counter(finding.level for finding in findings)
     if as_json:
-        print_json([{"level": finding.level, "text": finding.text} for finding in findings])
+        told = [{"level": finding.level, "text": finding.text} for finding in findings]
+        boots = [
+            {"level": "note", "text": f"{key}: {chain}", "chain": list(rows(key, chain))}
+            for key, chain in chains.items()
+        ]
+        print_json(told + boots)
     else:
-        print_table(chains, COLUMNS)
+        print_table([row for key, chain in chains.items() for row in rows(key, chain)], COLUMNS)
         for finding in findings:
             print(f"{finding.level}: {finding.text}")
         well = not (counts["error"] or counts["warning"])

@@ -178,7 +178,7 @@ class World:
         self._programs = programs or Programs()
         url, proxy = http_url(config), config.dhcp is not None and config.dhcp.mode == "proxy"
         self.loaders = find_loaders(config.boot.loaders, http=url, proxy=proxy, programs=self._programs)
-        self.chains = Chains(self._program, url is not None, proxy)
+        self.chains = Chains(self.program, url is not None, proxy)
         profiles = [profile.profile() for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
@@ -194,7 +194,8 @@ class World:
     def _medium(self, name: str) -> Medium | None:
         return self.shelf.get(name)
 
-    def _program(self, path: str) -> Program | None:
+    def program(self, path: str) -> Program | None:
+        """Say what a file of the one namespace is, None where there is none."""
         source = self.catalog.public(path)
         return self._programs.of(source) if isinstance(source, Source) else None
 
@@ -434,7 +435,13 @@ class Server:
         config, sockets = self._config, self._sockets
         if config.tftp:
             self._tftp = self._services["tftp"] = tftp.TftpService(
-                config.tftp, sockets.links, self.resolve, self._emit, sockets.tftp, self._mac_of
+                config.tftp,
+                sockets.links,
+                self.resolve,
+                self._emit,
+                sockets.tftp,
+                self._mac_of,
+                http=http_url(config),
             )
         if config.ftp or config.http:
             self._pump = start_pump(config.senders)

@@ -223,11 +223,13 @@ def test_what_secure_boot_refuses() -> None:
 
 
 def test_the_table_of_check() -> None:
-    (first, second, *_) = rows(iter([("boot.loaders.uefi-x64", "boot/shimx64.efi")]), chains())
+    (first, second, *_) = rows("boot.loaders.uefi-x64", chains().of("uefi-x64", "boot/shimx64.efi"))
     assert (first["for"], first["fetches"], first["by"], first["which is"], first["signed by"]) == (
         "uefi-x64", "boot/shimx64.efi", "TFTP", "shim 15.8", "Microsoft",
     )  # fmt: skip
     assert (second["for"], second["who"], second["fetches"]) == ("", "shim", "boot/grubx64.efi")
+    (unsigned, *_) = rows("nodes n.loader", chains().of("loader", "boot/snponly.efi"))
+    assert (unsigned["for"], unsigned["signed by"]) == ("nodes n.loader", "nobody")
 
 
 # ---- what is chosen

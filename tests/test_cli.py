@@ -348,7 +348,8 @@ opal = "none.elf"
 """)
     done = lab.run("check", "--json")
     assert done.returncode == 1
-    found = {(finding["level"], finding["text"]) for finding in json.loads(done.stdout)}
+    findings = [finding for finding in json.loads(done.stdout) if "chain" not in finding]
+    found = {(finding["level"], finding["text"]) for finding in findings}
     for level, text in (
         ("error", "groups rack7.loader.uefi-x64: none.efi: no such file; name a file below a root, or a URL"),
         ("error", "boot.loaders.opal: none.elf: no such file; name a file below a root, or a URL"),
@@ -402,6 +403,23 @@ def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:
     assert done.returncode == 0, done.stdout
     serve()
     assert lab.run("check").returncode == 0, "the ports are those of the server itself"
+
+
+def test_check_shows_what_each_machine_boots(lab: Lab) -> None:
+    """The loaders of this system with their versions and signers, and one that the configuration names."""
+    assert Path("/usr/lib/shim/shimx64.efi.signed").exists(), "make setup installs shim-signed"
+    lab.edit("[tftp]", '[boot.loaders]\nbios = "boot/undionly.kpxe"\n[tftp]')
+    told = lab.run("check").stdout
+    lines = [line.split("\t") for line in told.splitlines() if "\t" in line]
+    shim, grub = (next(line for line in lines if name in line[2]) for name in ("shimx64.efi", "grubx64.efi"))
+    assert shim[:4] == ["uefi-x64", "firmware", "boot/shimx64.efi", "TFTP"]
+    assert shim[4].startswith("shim ") and "Microsoft" in shim[5]
+    assert grub[:4] == ["", "shim", "boot/grubx64.efi", "TFTP"]
+    assert grub[4].startswith("GRUB 2.") and grub[5] == "Debian Secure Boot CA"
+    assert next(line for line in lines if line[0] == "bios")[2:5] == ["boot/undionly.kpxe", "TFTP", "iPXE"]
+    (entry,) = (each for each in json.loads(lab.run("check", "--json").stdout) if "uefi-x64" in each["text"])
+    assert entry["text"].startswith("boot.loaders.uefi-x64: shimx64.efi by TFTP, grubx64.efi by TFTP, ")
+    assert [row["who"] for row in entry["chain"]] == ["firmware", "shim", "GRUB", "GRUB"]
 
 
 def test_media_are_read_by_the_user_that_serves(lab: Lab, serve: Serve) -> None:

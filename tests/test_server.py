@@ -308,6 +308,24 @@ async def test_a_reload_changes_limits(make: Make) -> None:
             await tftp_get(config.tftp.port, "file")
 
 
+async def test_what_is_too_big_for_tftp_is_named_by_http(make: Make, tmp_path: Path) -> None:
+    config = make()
+    assert config.tftp
+    directory = tmp_path / "one/root/a dir"
+    directory.mkdir()
+    (directory / "b%c").write_bytes(bytes(200))
+    port = free_port(socket.SOCK_STREAM)
+    tftp = {"port": config.tftp.port, "max_file": 100}
+    async with Server(make(tftp=tftp, http={"port": port})) as server:
+        events = server.events()
+        with pytest.raises(FileNotFoundError, match="too big"):
+            await tftp_get(config.tftp.port, "/a dir//b%c")
+        told = (await until(events, "tftp.refused")).details
+        assert told["http"] == f"http://127.0.0.1:{port}/a%20dir/b%25c"
+        async with aiohttp.ClientSession() as session, session.get(str(told["http"])) as response:
+            assert await response.read() == bytes(200)
+
+
 async def test_a_wrong_configuration_keeps_the_old_one(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "lab.toml"
     path.write_text('interface = "lo"\nwrong = 1\n')

@@ -164,31 +164,24 @@ def path_here(boot_file: str) -> str | None:
     return unquote(parts.path) if host == SERVER else None
 
 
-def rows(boot_files: Iterator[tuple[str, str]], chains: Chains) -> Iterator[dict[str, str]]:
-    """Yield the hops of all chains for people: `boot_files` are keys of the configuration and what they name."""
-    for key, boot_file in boot_files:
-        class_ = key.rpartition(".")[2]
-        for at, hop in enumerate(chains.of(class_, boot_file).hops):
-            program = hop.program
-            yield dict(
-                zip(
-                    COLUMNS,
-                    (
-                        "" if at else key.removeprefix("boot.loaders."),
-                        hop.by,
-                        hop.files,
-                        hop.transport,
-                        str(program) if program and program.kind else "",
-                        _signed(program) if program else "",
-                        hop.why,
-                    ),
-                    strict=True,
-                )
-            )
+def rows(key: str, chain: Chain) -> Iterator[dict[str, str]]:
+    """Yield the hops of a chain for people; `key` is that of the configuration that names its boot file."""
+    for at, hop in enumerate(chain.hops):
+        program = hop.program
+        cells = (
+            "" if at else key.removeprefix("boot.loaders."),
+            hop.by,
+            hop.files,
+            hop.transport,
+            str(program) if program and program.kind else "",
+            _signed(program) if program and hop.files.endswith(".efi") else "",
+            hop.why,
+        )
+        yield dict(zip(COLUMNS, cells, strict=True))
 
 
 def _signed(program: Program) -> str:
-    names = ", ".join(program.signers)
+    names = ", ".join(program.signers) or "nobody"
     return f"{names}, but altered since" if program.altered else names
 
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Final
+from urllib.parse import quote
 
 import structlog
 
 from fastboot import config
 from fastboot._core import Engine, Interfaces, Source, TftpEnd, TftpNotice, TftpRequest
+from fastboot.boot.firmware import SERVER
 from fastboot.boot.tree import refusal_of
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
@@ -38,6 +40,7 @@ ALARM_EVERY = 10.0
 # U-Boot starts its download over, for ever, at any ERROR but 1 and 2.
 CODES: Final = {Reason.MISSING: 1, Reason.DIRECTORY: 1}
 NOT_SERVED = 2
+TOO_BIG: Final = Refusal(Reason.FORBIDDEN, "too big for TFTP here")
 KINDS: Final = {
     "done": "tftp.sent",
     "unconfirmed": "tftp.sent",
@@ -131,7 +134,7 @@ class TftpService:
     """Serves what `resolve` gives to any TFTP client (RFC 1350, 2347, 2348, 2349, 7440).
 
     `resolve` may return an awaitable. `mac_of` names the machine behind an address where it is known. The sockets
-    become the service's own and are closed by stop().
+    become the service's own and are closed by stop(). `http` is the URL of the same tree, where HTTP serves it.
     """
 
     def __init__(
@@ -142,8 +145,11 @@ class TftpService:
         emit: Callable[[Event], None],
         sockets: Sequence[Sockets],
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
+        *,
+        http: str | None = None,
     ) -> None:
         self._settings = settings
+        self._http = http
         self._resolve = resolve
         self._emit = emit
         self._mac_of = mac_of
@@ -291,7 +297,7 @@ class TftpService:
     def _start(self, engine: Engine, request: TftpRequest, asked: Asked, source: Source) -> None:
         """Send a file, unless it is too big. Raises OSError."""
         if self._settings.max_file and source.size > self._settings.max_file:
-            self._turn_away(engine, request, asked, Refusal(Reason.FORBIDDEN, "too big for TFTP here"))
+            self._turn_away(engine, request, asked, TOO_BIG, **self._elsewhere(asked))
             return
         # RFC 2349 section 3: the size that travels is not the file's in netascii.
         engine.start(request.id, source, tsize=not request.netascii)
@@ -307,11 +313,22 @@ class TftpService:
             self._turn_away(engine, request, asked, Refusal(Reason.BROKEN, "internal error"))
             log.error("resolve failed", path=asked.path, exc_info=error)
 
-    def _turn_away(self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal) -> None:
-        self._leave(asked)
-        self._refuse(engine, request, asked, refusal)
+    def _elsewhere(self, asked: Asked) -> dict[str, str]:
+        """Return where else a file is served, for an event."""
+        if self._http is None:
+            return {}
+        path = "/".join(quote(part, errors="surrogateescape") for part in asked.path.split("/") if part)
+        return {"http": f"{self._http.replace(SERVER, str(asked.client.server))}/{path}"}
 
-    def _refuse(self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal) -> None:
+    def _turn_away(
+        self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal, **details: str
+    ) -> None:
+        self._leave(asked)
+        self._refuse(engine, request, asked, refusal, **details)
+
+    def _refuse(
+        self, engine: Engine, request: TftpRequest, asked: Asked, refusal: Refusal, **details: str
+    ) -> None:
         self._refused[refusal.reason] += 1
         if refusal.reason is Reason.BUSY:
             # All firmware asks again where it hears nothing, and gives up at an ERROR.
@@ -320,7 +337,7 @@ class TftpService:
             return
         engine.refuse(request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
         kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
-        self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text)
+        self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text, **details)
 
     def _ended(self, engine: Engine, end: TftpEnd) -> None:
         asked = self._under_way[engine].pop(end.id, None)
