@@ -40,6 +40,7 @@ from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Progress, Shelf, describe, explain
 from fastboot.check import Finding, after_drop, before_drop, user_name, write_fault
 from fastboot.config import Config, NodeIndex, load
+from fastboot.lab.command import rehearse
 from fastboot.leaseset import choose
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
@@ -65,6 +66,7 @@ app = typer.Typer(
 )
 media_app = typer.Typer(invoke_without_command=True)
 app.add_typer(media_app, name="media")
+app.command()(rehearse)
 
 
 class Firmware(StrEnum):

@@ -362,7 +362,7 @@ def test_the_timeline_tells_when_and_how_long() -> None:
 
 
 async def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
-    server = ServerProcess("nonsense = 1\n", tmp_path)
+    server = ServerProcess.of("nonsense = 1\n", tmp_path)
     with pytest.raises(LabError, match="ended at once with exit code 2"):
         await server.start()
     await server.stop()

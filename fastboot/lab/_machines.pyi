@@ -99,3 +99,42 @@ class Machines:
     ) -> None:
         """Send a TFTP request and receive what it asks for. `probe`: leave with ERROR 8 once the size is told, as
         EDK2 does. `keep`: so many octets are handed over, the rest is only counted. Raises ValueError."""
+
+    def wire(self, fd: int, *, frames: bool, giaddr: int = 0) -> int:
+        """Name where DHCP packets leave and come: a packet socket of a link (`frames`), or the UDP socket of a
+        relay with the address `giaddr`, connected to the server. Returns its number. Raises ValueError for a
+        17th."""
+
+    def lease(
+        self,
+        machine: int,
+        wire: int,
+        discover: bytes,
+        request: bytes,
+        manner: Manner,
+        *,
+        collects: float = 0.0,
+        hasty: bool = False,
+    ) -> None:
+        """Ask for an address by these messages; the first offer's address and server go into options 50 and 54 of
+        the second. Of `manner` only `waits` count, anew for the REQUEST.
+
+        `collects`: the seconds since the DISCOVER that it waits for more offers; with `hasty` not after one that
+        says it is the only one. The outcome's `content` is the whole ACK, or with "error" the NAK; the machine
+        then has the address. Raises ValueError.
+        """
+
+    def dial(self, machine: int, server: int, port: int, *, patience: float = 60.0) -> None:
+        """Connect by TCP, after hanging up. `patience`: seconds without an octet that end whatever it waits
+        for. The outcome's "error" has the errno as its `code`. Raises OSError."""
+
+    def get(self, machine: int, request: bytes, *, head: bool = False, keep: int = 0) -> None:
+        """Send an HTTP request; the outcome's `code` is the status, `size` the Content-Length. `head`: no body."""
+
+    def say(self, machine: int, line: bytes) -> None:
+        """Send a line of FTP, or none, and wait for a reply: `code` and `content`."""
+
+    def retrieve(self, machine: int, port: int, line: bytes, *, keep: int = 0) -> None:
+        """Send RETR, receive what comes by a connection to `port`, and the reply after it (`code`)."""
+
+    def hang_up(self, machine: int) -> None: ...

@@ -12,6 +12,9 @@ cdef enum:                      # what a machine does
     IDLE = 0
     PAUSING
     FETCHING                    # a file by TFTP
+    TALKING                     # by TCP
+    SELECTING                   # an address by DHCP (RFC 2131 section 4.4)
+    REQUESTING
 
 cdef enum:                      # how it ended; the order of ENDS
     END_DONE = 0

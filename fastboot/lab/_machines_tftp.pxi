@@ -4,7 +4,7 @@
 cdef enum:
     WAYS = 4
     BATCH = 64                  # datagrams of a system call
-    ROOM = 65536                # octets of one, with all that UDP_GRO put together
+    WIDE = 65536                # octets of one, with all that UDP_GRO put together
     LINE = 512                  # octets of a request (RFC 2347)
     CONTROL = 64
     UDP_SOCKET = 1              # in the high half of an epoll tag
@@ -68,7 +68,7 @@ cdef class _Tftp(_Table):
     def __cinit__(self, int32_t count, **_):
         self.errands = <errand_t *>calloc(count, sizeof(errand_t))
         self.inbox = <datagrams_t *>calloc(1, sizeof(datagrams_t))
-        self.memory = <uint8_t *>malloc(BATCH * ROOM)
+        self.memory = <uint8_t *>malloc(BATCH * WIDE)
         self.outbox = <datagrams_t *>calloc(WAYS, sizeof(datagrams_t))
         self.lines = <uint8_t *>malloc(WAYS * BATCH * LINE)
         if not (self.errands and self.inbox and self.memory and self.outbox and self.lines):
@@ -125,7 +125,7 @@ cdef class _Tftp(_Table):
         if self.telling > OUTCOMES - BATCH:
             return
         for k in range(BATCH):
-            box.iov[k].iov_base, box.iov[k].iov_len = self.memory + <int64_t>k * ROOM, ROOM
+            box.iov[k].iov_base, box.iov[k].iov_len = self.memory + <int64_t>k * WIDE, WIDE
             memset(&box.vec[k], 0, sizeof(mmsghdr))
             box.vec[k].msg_hdr.msg_iov, box.vec[k].msg_hdr.msg_iovlen = &box.iov[k], 1
             box.vec[k].msg_hdr.msg_name, box.vec[k].msg_hdr.msg_namelen = &box.name[k], sizeof(sockaddr_in)
@@ -154,7 +154,7 @@ cdef class _Tftp(_Table):
             return
         while at < n and self.all[i].task == FETCHING:
             if not self.unlucky():
-                self.hear(i, ntohs(box.name[k].sin_port), self.memory + <int64_t>k * ROOM + at, min(step, n - at))
+                self.hear(i, ntohs(box.name[k].sin_port), self.memory + <int64_t>k * WIDE + at, min(step, n - at))
             at += step
 
     cdef void hear(self, int32_t i, uint16_t port, const uint8_t *p, size_t n) noexcept nogil:

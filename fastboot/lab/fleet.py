@@ -5,6 +5,7 @@ Call `namespace.enter` first, or be sure of the network: the machines speak to w
 
 from __future__ import annotations
 
+import ctypes
 import socket
 import struct
 from array import array
@@ -19,10 +20,15 @@ from fastboot.lab._fleet import DhcpClients
 _ETH_P_IP = 0x0800
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 263, 23
 _SO_RCVBUFFORCE, _SO_SNDBUFFORCE, _SO_MEMINFO = 33, 32, 55
-_BUFFER = 16 << 20
-"""Octets: a second of 20,000 replies that the kernel counts at 768 octets each."""
+_BUFFER = 64 << 20
+"""Octets: several seconds of 20,000 replies that the kernel counts at 768 octets each."""
 _DISCOVER, _REQUEST = 1, 3
 _COOKIE = b"\x63\x82\x53\x63"
+_SO_ATTACH_FILTER = 26
+_DHCP_REPLIES: Final = (  # linux/filter.h: UDP to port 68, as tcpdump -dd writes it
+    (0x28, 0, 0, 12), (0x15, 0, 8, _ETH_P_IP), (0x30, 0, 0, 23), (0x15, 0, 6, 17), (0x28, 0, 0, 20),
+    (0x45, 4, 0, 0x1FFF), (0xB1, 0, 0, 14), (0x48, 0, 0, 16), (0x15, 0, 1, 68), (6, 0, 0, 0xFFFF), (6, 0, 0, 0),
+)  # fmt: skip
 FIRST_MAC: Final = 0x02_00_00_00_00_00
 """Locally administered, so that no machine on earth has it."""
 
@@ -102,15 +108,55 @@ class Outcome:
         return self.latencies[min(int(share * len(self.latencies)), len(self.latencies) - 1)]
 
 
+def open_link(interface: str) -> socket.socket:
+    """Open a socket for the answers to DHCP clients on a link. Raises OSError (CAP_NET_RAW)."""
+    code = b"".join(struct.pack("HBBI", *each) for each in _DHCP_REPLIES)
+    memory = ctypes.create_string_buffer(code)
+    program = struct.pack("HL", len(_DHCP_REPLIES), ctypes.addressof(memory))
+    port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+    try:
+        port.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        port.bind((interface, _ETH_P_IP))
+        port.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    except BaseException:
+        port.close()
+        raise
+    return roomy(port)
+
+
+def open_relay(relay: IPv4Address, server: IPv4Address) -> socket.socket:
+    """Open the socket of a relay that has an address of ours. Raises OSError."""
+    port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        port.bind((str(relay), 67))
+        port.connect((str(server), 67))
+    except BaseException:
+        port.close()
+        raise
+    return roomy(port)
+
+
+def roomy(port: socket.socket) -> socket.socket:
+    """Give a socket large buffers, and return it."""
+    for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+        port.setsockopt(socket.SOL_SOCKET, polite, _BUFFER)
+        with suppress(PermissionError):  # not root outside the namespace: the system's rmem_max is what we get
+            port.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
+    return port
+
+
+def dropped(port: socket.socket) -> int:
+    """Return how many packets a socket had no room for."""
+    # The last of nine counters that linux/sock_diag.h numbers is SK_MEMINFO_DROPS.
+    values: Sequence[int] = struct.unpack("9I", port.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
+    return values[8]
+
+
 class Fleet:
     """Machines that share a socket. Every machine of a fleet is a new one, counted up from the MAC `first`."""
 
     def __init__(self, port: socket.socket, kind: Kind, *, giaddr: IPv4Address | None, first: int) -> None:
         self._port, self._next = port, first
-        for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-            port.setsockopt(socket.SOL_SOCKET, polite, _BUFFER)
-            with suppress(PermissionError):  # not root outside the namespace: the system's rmem_max is what we get
-                port.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
         self._clients = DhcpClients(
             port.fileno(), kind.message(_DISCOVER), kind.message(_REQUEST, (50, bytes(4)), (54, bytes(4))),
             frames=giaddr is None, giaddr=int(giaddr) if giaddr else 0,
@@ -121,26 +167,12 @@ class Fleet:
         cls, relay: IPv4Address, server: IPv4Address, kind: Kind = BIOS, *, first: int = FIRST_MAC
     ) -> Fleet:
         """Return machines behind a relay that has an address of ours. Raises OSError."""
-        port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            port.bind((str(relay), 67))
-            port.connect((str(server), 67))
-            return cls(port, kind, giaddr=relay, first=first)
-        except BaseException:
-            port.close()
-            raise
+        return cls(open_relay(relay, server), kind, giaddr=relay, first=first)
 
     @classmethod
     def on_link(cls, interface: str, kind: Kind = BIOS, *, first: int = FIRST_MAC) -> Fleet:
         """Return machines on the link of an interface of ours. Raises OSError (CAP_NET_RAW)."""
-        port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_IP))
-        try:
-            port.bind((interface, _ETH_P_IP))
-            port.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-            return cls(port, kind, giaddr=None, first=first)
-        except BaseException:
-            port.close()
-            raise
+        return cls(open_link(interface), kind, giaddr=None, first=first)
 
     def run(
         self,
@@ -152,13 +184,13 @@ class Fleet:
         patience: float = 1.0,
     ) -> Outcome:
         """Switch on `count` new machines and wait for all of them: see `DhcpClients.run`."""
-        before = self._dropped()
+        before = dropped(self._port)
         counts = self._clients.run(
             self._next, count, rate=rate, seconds=seconds, outstanding=outstanding, patience=patience
         )
         self._next += count
         latencies = array("d", sorted(counts.pop("latencies")))
-        return Outcome(**counts, latencies=latencies, dropped=self._dropped() - before)
+        return Outcome(**counts, latencies=latencies, dropped=dropped(self._port) - before)
 
     def close(self) -> None:
         self._port.close()
@@ -168,8 +200,3 @@ class Fleet:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _dropped(self) -> int:
-        # The last of nine counters that linux/sock_diag.h numbers is SK_MEMINFO_DROPS.
-        values: Sequence[int] = struct.unpack("9I", self._port.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))
-        return values[8]

@@ -165,7 +165,7 @@ async def boot(result: Result, screen: Screen) -> None:
             other = OtherServer(network, OTHER, directory)
             lab.push_async_callback(other.stop)
             await other.start()
-        server = ServerProcess(_configuration(result.scenario, network.name, directory), directory)
+        server = ServerProcess.of(_configuration(result.scenario, network.name, directory), directory)
         lab.push_async_callback(_stop_server, server, result)
         screen.say("starting the server: fastboot serve")
         await server.start()

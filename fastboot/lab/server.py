@@ -1,11 +1,11 @@
-"""The real server in a child process, watched through its control socket."""
+"""A real server in a child process, watched through its control socket."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,34 @@ _POLL = 0.1
 
 
 class ServerProcess:
-    """`fastboot serve` on a configuration; its log is `directory`/server.log, its state `directory`/state.
+    """A server; its log is `directory`/server.log, its state `directory`/state, which is made if it is not there.
+    `words` are what Python runs (`-m fastboot ...`)."""
 
-    `configuration` is TOML without the key `state`, which is written here.
-    """
-
-    def __init__(self, configuration: str, directory: Path) -> None:
+    def __init__(self, words: Sequence[str], directory: Path) -> None:
         self.log = directory / "server.log"
-        self._directory = directory
-        self._configuration = f"state = {json.dumps(str(directory / 'state'))}\n{configuration}"
+        self.state = directory / "state"
+        self._words = words
         self._process: asyncio.subprocess.Process | None = None
         self._session: aiohttp.ClientSession | None = None
 
+    @classmethod
+    def of(cls, configuration: str, directory: Path) -> ServerProcess:
+        """Return `fastboot serve` on a configuration: TOML without the key `state`."""
+        file = directory / "fastboot.toml"
+        file.write_text(f"state = {json.dumps(str(directory / 'state'))}\n{configuration}", encoding="utf-8")
+        return cls(["-m", "fastboot", "serve", "-c", str(file)], directory)
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
     async def start(self) -> None:
         """Return when the server is ready. Raises LabError when it ends or takes too long instead."""
-        file, state = self._directory / "fastboot.toml", self._directory / "state"
-        file.write_text(self._configuration, encoding="utf-8")
-        state.mkdir(mode=0o700)
+        self.state.mkdir(mode=0o700, exist_ok=True)
         with self.log.open("wb") as log:
-            command = [sys.executable, "-m", "fastboot", "serve", "-c", str(file)]
-            self._process = await spawn(command, stdout=log)
-        connector = aiohttp.UnixConnector(str(state / "control.sock"))
+            self._process = await spawn([sys.executable, *self._words], stdout=log)
+        connector = aiohttp.UnixConnector(str(self.state / "control.sock"))
         self._session = aiohttp.ClientSession(
             "http://server", connector=connector, timeout=aiohttp.ClientTimeout()
         )

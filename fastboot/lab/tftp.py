@@ -14,17 +14,15 @@ import struct
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final
 
 from fastboot.lab._machines import Machines, Manner, Outcome
+from fastboot.lab.fleet import dropped, roomy
 
-_SO_RCVBUFFORCE, _SO_SNDBUFFORCE, _SO_MEMINFO = 33, 32, 55
 _IP_PKTINFO, _UDP_GRO = 8, 104
-_BUFFER: Final = 64 << 20
 _WAYS: Final = 4
 _RRQ: Final = 1
 
@@ -140,23 +138,12 @@ def open_ways() -> list[socket.socket]:
             ways.append(way)
             way.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             way.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
-            for forced, polite in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-                way.setsockopt(socket.SOL_SOCKET, polite, _BUFFER)
-                with suppress(
-                    PermissionError
-                ):  # not root outside the namespace: the system's rmem_max is what we get
-                    way.setsockopt(socket.SOL_SOCKET, forced, _BUFFER)
-            way.bind(("0.0.0.0", 0))
+            roomy(way).bind(("0.0.0.0", 0))
     except BaseException:
         for way in ways:
             way.close()
         raise
     return ways
-
-
-def dropped(ways: Sequence[socket.socket]) -> int:
-    """Return how many packets sockets had no room for (linux/sock_diag.h, SK_MEMINFO_DROPS)."""
-    return sum(struct.unpack("9I", way.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[8] for way in ways)
 
 
 class Receivers:
@@ -229,7 +216,7 @@ class Receivers:
             failures,
             machines.flow(),
             machines.lost,
-            dropped(self._ways),
+            sum(map(dropped, self._ways)),
             machines.strange,
         )
 

@@ -1,0 +1,139 @@
+"""What a loader makes of its configuration: the one thing that it boots when nobody touches the keyboard."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+LOCAL: Final = "local disk"
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What is booted: `kernel` and `initrds` as the configuration names them, or `local`, the machine's own disk.
+
+    `chain`: another script or loader that takes over instead.
+    """
+
+    kernel: str = ""
+    initrds: tuple[str, ...] = ()
+    arguments: str = ""
+    local: bool = False
+    chain: str = ""
+
+
+class Unreadable(Exception):
+    """A configuration that can not be followed; says why."""
+
+
+def read(language: str, text: str) -> Boot:
+    """Return what a configuration boots. Raises Unreadable."""
+    found = {"pxelinux": _pxelinux, "grub": _grub, "ipxe": _ipxe}[language](text)
+    if not (found.kernel or found.local or found.chain):
+        raise Unreadable("it names no kernel")
+    return found
+
+
+def _pxelinux(text: str) -> Boot:
+    default, label, labels = "", "", dict[str, dict[str, str]]()
+    for line in text.splitlines():
+        word, _, rest = line.strip().partition(" ")
+        word, rest = word.lower(), rest.strip()
+        if word in ("default", "ontimeout"):
+            default = rest
+        elif word == "label":
+            label = rest
+            labels[label] = {}
+        elif label and word:
+            labels[label][word] = rest
+    entry = labels.get(default or next(iter(labels), ""))
+    if entry is None:
+        raise Unreadable(f"there is no label {default!r}")
+    if "localboot" in entry or entry.get("com32", "").startswith("chain"):
+        return Boot(local=True)
+    arguments = entry.get("append", "")
+    initrds = [entry["initrd"]] if "initrd" in entry else re.findall(r"(?:^| )initrd=(\S+)", arguments)
+    kernel = entry.get("linux") or entry.get("kernel") or ""
+    return Boot(kernel, tuple(name for each in initrds for name in each.split(",")), arguments)
+
+
+def _grub(text: str) -> Boot:
+    default, entry, entries = "0", "", dict[str, Boot]()
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("set default="):
+            default = "".join(_words(line.removeprefix("set default=")))
+        elif line.startswith("menuentry "):
+            words = _words(line.rstrip("{ "))
+            entry = words[words.index("--id") + 1] if "--id" in words else words[1]
+            entries[entry] = Boot()
+        elif entry and (match := re.match(r"(linux|initrd)(?:efi|16)?\s+(.*)", line)):
+            words, known = _words(match[2]), entries[entry]
+            if match[1] == "linux":
+                entries[entry] = Boot(words[0], known.initrds, " ".join(words[1:]))
+            else:
+                entries[entry] = Boot(known.kernel, tuple(words), known.arguments)
+        elif entry and re.match(r"(chainloader|exit|boot)\b", line) and not entries[entry].kernel:
+            entries[entry] = Boot(local=True)
+    if default.isdigit() and int(default) < len(entries):
+        default = list(entries)[int(default)]
+    if default not in entries:
+        raise Unreadable(f"there is no menu entry {default!r}")
+    return entries[default]
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise Unreadable(f"{text!r}: {error}") from error
+
+
+_JUMPS: Final = 100
+
+
+def _ipxe(text: str) -> Boot:
+    lines = [line.strip() for line in text.splitlines()]
+    if not text.startswith("#!ipxe"):
+        raise Unreadable("it does not begin with #!ipxe")
+    labels = {line[1:].split()[0]: at for at, line in enumerate(lines) if len(line) > 1 and line.startswith(":")}
+    at, settings, found = 0, dict[str, str](), Boot()
+    for _ in range(_JUMPS):
+        for number in range(at, len(lines)):
+            words = list(_ipxe_words(lines[number], settings))
+            if not words:
+                continue
+            command, *rest = words
+            if command == "goto":
+                if rest[0] not in labels:
+                    raise Unreadable(f"there is no label {rest[0]!r}")
+                at = labels[rest[0]]
+                break
+            if command == "choose":
+                settings[rest[-1]] = rest[rest.index("--default") + 1] if "--default" in rest else ""
+            elif command in ("sanboot", "exit"):
+                return Boot(local=True)
+            elif command in ("kernel", "imgfetch") and command == "kernel":
+                found = Boot(rest[0], (), " ".join(rest[1:]))
+            elif command == "initrd":
+                found = Boot(found.kernel, (*found.initrds, rest[-1]), found.arguments)
+            elif command == "chain":
+                return Boot(chain=next(word for word in rest if not word.startswith("--")))
+            elif command == "boot":
+                return found
+        else:
+            return found
+    raise Unreadable("it goes round in circles")
+
+
+def _ipxe_words(line: str, settings: dict[str, str]) -> Iterator[str]:
+    # A command, up to what is done if it fails; a menu that is shown never fails.
+    if line.startswith(("#", ":")):
+        return
+    for word in line.split():
+        if word == "||":
+            return
+        yield re.sub(r"\$\{(\w+)\}", lambda match: settings.get(match[1], match[0]), word)

@@ -1,0 +1,58 @@
+"""The arguments of `fastboot rehearse`, which `cli` adds to its commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastboot.model import ConfigError
+
+
+def rehearse(
+    nodes: Annotated[int, typer.Option(min=1, max=60000, help="How many machines are switched on.")] = 100,
+    config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE")] = Path("/etc/fastboot/fastboot.toml"),
+    kinds: Annotated[
+        str, typer.Option(metavar="KIND=N,...", help="The mix of machines: bios, uefi, ipxe, uefi-http.")
+    ] = "bios=1,uefi=2,ipxe=1",
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What all boot; without it, what each would get now.")
+    ] = None,
+    spread: Annotated[float, typer.Option(min=0, help="Seconds over which they are switched on.")] = 10.0,
+    link: Annotated[str | None, typer.Option(metavar="RATE", help='The speed of the links, such as "1G".')] = None,
+    loss: Annotated[float, typer.Option(min=0, max=50, help="Percent of UDP packets lost each way.")] = 0.0,
+    slow: Annotated[float, typer.Option(min=0, help="Milliseconds that a machine takes for a block.")] = 0.0,
+    media: Annotated[
+        bool, typer.Option("--media/--no-media", help="Whether installers fetch their media.")
+    ] = True,
+    limit: Annotated[float, typer.Option(min=1, help="Seconds after which it ends in any case.")] = 900.0,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, as PNG.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Rehearse a lab's morning with simulated machines, on a private network with a copy of the server's state."""
+    from fastboot.lab.rehearse import Plan, run
+    from fastboot.lab.site import rate_of
+
+    try:
+        rate = rate_of(link) if link else None
+    except ValueError as error:
+        raise ConfigError(f"--link: {error}") from error
+    plan = Plan(config, nodes, mix_of(kinds), spread, loss / 100, slow / 1000, rate, profile, media, limit)
+    sys.exit(run(plan, as_json=as_json, picture=picture))
+
+
+def mix_of(text: str) -> dict[str, int]:
+    """Return the shares of each kind. Raises ConfigError."""
+    from fastboot.lab.kinds import KINDS
+
+    parts = {}
+    for part in text.split(","):
+        kind, _, share = part.strip().partition("=")
+        if kind not in KINDS or not (share or "1").isdigit():
+            raise ConfigError(f"--kinds: {part!r}: write {', '.join(KINDS)}, each with its share: bios=1,uefi=2")
+        parts[kind] = int(share or 1)
+    if not any(parts.values()):
+        raise ConfigError("--kinds: no machine at all")
+    return parts

@@ -1,0 +1,47 @@
+"""A rehearsal as a picture. Needs matplotlib, which nothing else does: `pip install fastboot[pictures]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastboot.lab.namespace import LabError
+from fastboot.lab.tally import Tally
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise LabError("a picture needs matplotlib: pip install 'fastboot[pictures]'") from error
+
+_TENTH = 0.1
+
+
+def draw(tally: Tally, path: Path) -> None:
+    """Write a PNG: machines that are through, throughput, processors, and the seconds of each stage."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    through_all = f"{len(tally.booted)} of {len(tally.machines)} machines booted in {tally.seconds:.1f} s"
+    figure.suptitle(f"{through_all}\n{tally.limits()[0]}")
+    (through, rate), (stages, cores) = figure.subplots(2, 2)
+    start = min((machine.switched_on for machine in tally.machines if machine.switched_on), default=0)
+    on = sorted((machine.switched_on - start) / 1e9 for machine in tally.machines if machine.switched_on)
+    done = sorted((machine.steps[-1].ended - start) / 1e9 for machine in tally.booted)
+    through.step(on, range(1, len(on) + 1), where="post", label="switched on")
+    through.step(done, range(1, len(done) + 1), where="post", label="booted")
+    through.set(xlabel="seconds", ylabel="machines", ylim=(0, None))
+    through.legend()
+    seconds = [_TENTH * at for at in range(len(tally.flow))]
+    rate.plot(seconds, [octets / _TENTH / 1e6 for octets in tally.flow])
+    if tally.link:
+        rate.axhline(tally.link / 8e6, linestyle="--", color="gray")
+    rate.set(xlabel="seconds", ylabel="MB/s of files", ylim=(0, None))
+    named = list(tally.stages())
+    spent = [[took for m in tally.machines if (took := m.took(stage)) is not None] for stage in named]
+    stages.boxplot(spent, orientation="horizontal", whis=(0, 100))
+    stages.set_yticks(range(1, len(named) + 1), named)
+    stages.set(xlabel="seconds of each machine")
+    at = [sample.at for sample in tally.samples]
+    cores.plot(at, [sample.server for sample in tally.samples], label="server")
+    cores.plot(at, [sample.busiest for sample in tally.samples], label="its busiest thread, with waits")
+    cores.plot(at, [sample.own for sample in tally.samples], label="simulated machines, with waits")
+    cores.set(xlabel="seconds", ylabel="cores", ylim=(0, None))
+    cores.legend()
+    figure.savefig(path, format="png", dpi=110)

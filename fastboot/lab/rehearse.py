@@ -1,0 +1,245 @@
+"""`fastboot rehearse`: a lab's morning on the real configuration, with simulated machines on a network of its own.
+
+Exit codes: 0 every machine booted, 1 some did not, 2 it can not be run here, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from fastboot.config import Config, load
+from fastboot.lab._machines import Machines
+from fastboot.lab.fleet import dropped
+from fastboot.lab.kinds import KINDS, mixed
+from fastboot.lab.morning import Machine, Walk, play
+from fastboot.lab.namespace import LabError
+from fastboot.lab.server import ServerProcess
+from fastboot.lab.site import Site, Wire, plugs_of
+from fastboot.lab.tally import Tally, Watch, story
+from fastboot.lab.tftp import open_ways
+from fastboot.model import FastbootError, Node
+from fastboot.watch.log import printable
+
+_FAILED, _CAN_NOT, _INTERRUPTED = 1, 2, 130
+_STATE_FILES: Final = ("fastboot.committed", "fastboot.sqlite", "fastboot.sqlite-wal")
+_FIRST_MAC: Final = 0x02_00_00_00_00_01
+_SPOKEN: Final = frozenset(
+    {"received", "discover", "request", "offer", "ack", "miss", "renewed_without_commit", "held_replaced"}
+)
+"""DHCP's counters of a morning in which all is well."""
+_GROUPS, _LAST_STEPS = 5, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is rehearsed. `file` is the configuration. `spread`: seconds over which machines are switched on;
+    `loss`: the share of UDP packets lost each way; `slow`: the seconds that each machine takes to acknowledge a
+    block; `link`: bits per second of every link; `profile`: what all machines boot, else what each would get
+    now."""
+
+    file: Path
+    nodes: int
+    kinds: Mapping[str, int]
+    spread: float = 1.0
+    loss: float = 0.0
+    slow: float = 0.0
+    link: int | None = None
+    profile: str | None = None
+    media: bool = True
+    limit: float = 900.0
+
+
+def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> int:
+    """Rehearse and tell; returns the exit code.
+
+    Moves this process into namespaces of its own: call it once, in a process with one thread.
+    """
+    console = Console(quiet=as_json, highlight=False)
+    directory = Path(tempfile.mkdtemp(prefix="fastboot-rehearse-"))
+    try:
+        if picture:
+            from fastboot.lab import picture as _  # noqa: F401  # missing packages are told before, not after
+        with console.status("making a network with the server on it") as status:
+            tally = asyncio.run(rehearse(plan, directory, status.update))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except FastbootError as error:
+        text = printable(str(error))
+        print(json.dumps({"error": text})) if as_json else Console(stderr=True).print(f"fastboot: {text}")
+        return _CAN_NOT
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if as_json:
+        print(json.dumps(tally.facts(), indent=2))
+    else:
+        show(tally, console)
+    if picture:
+        from fastboot.lab.picture import draw
+
+        draw(tally, picture)
+    return _FAILED if tally.failed else 0
+
+
+async def rehearse(plan: Plan, directory: Path, say: Any = lambda text: None) -> Tally:
+    """Play the morning in namespaces of our own. Raises LabError, ConfigError."""
+    config = load(plan.file)
+    plugs = plugs_of(config)
+    if plan.profile is not None and plan.profile not in [profile.name for profile in config.profiles]:
+        raise LabError(f"there is no profile {plan.profile!r} in {plan.file}")
+    copy_state(config.state, directory / "state")
+    site = Site(plugs, plan.link)
+    try:
+        cast = cast_of(plan, config, site.wires)
+        guests = [f"{m.name}={m.mac.hex(':')}" for m in cast if m.name.startswith("new-")]
+        words = ["-m", "fastboot.lab.played", str(plan.file.absolute()), str(directory / "state")]
+        server = ServerProcess([*words, *([plan.profile, *guests] if plan.profile else [])], directory)
+        try:
+            with site.at_server():
+                await server.start()
+            return await _play(plan, site, server, cast, say)
+        except LabError as error:
+            raise LabError(f"{error}\n{_last_lines(server.log)}") from error
+        finally:
+            await server.stop()
+    finally:
+        site.close()
+
+
+async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], say: Any) -> Tally:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    machines = Machines(len(cast), loss=plan.loss)
+    watch = Watch(server.pid)
+    with ways() as sockets:
+        machines.speak_through([each.fileno() for each in sockets])
+        for wire in site.wires:
+            machines.wire(wire.port.fileno(), frames=wire.giaddr is None, giaddr=int(wire.giaddr or 0))
+
+        def look(running: int) -> None:
+            watch.look(running)
+            say(f"{len(cast) - running} of {len(cast)} machines are through")
+
+        walk = Walk(machines, slow=plan.slow, media=plan.media)
+        play(machines, cast, walk, limit=plan.limit, look=look)
+        own = sum(map(dropped, [*sockets, *(wire.port for wire in site.wires)]))
+    status = await server.status()
+    counters: Mapping[str, int] = status.get("services", {}).get("dhcp", {}).get("counters", {})
+    silence = {name: value for name, value in counters.items() if value and name not in _SPOKEN}
+    return Tally(cast, machines.flow(), watch.samples, plan.link, machines.lost, watch.dropped(), own, silence)
+
+
+@contextmanager
+def ways() -> Iterator[list[Any]]:
+    sockets = open_ways()
+    try:
+        yield sockets
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def copy_state(state: Path, to: Path) -> None:
+    """Copy what a server keeps, as it lies there. Of one that runs the newest leases may be missing."""
+    to.mkdir(mode=0o700)
+    for name in _STATE_FILES:
+        with suppress(OSError):
+            shutil.copyfile(state / name, to / name)
+    with suppress(OSError, shutil.Error):
+        shutil.copytree(state / "media", to / "media")
+
+
+def cast_of(plan: Plan, config: Config, wires: Sequence[Wire]) -> list[Machine]:
+    """Return the machines: first those that the configuration names by a MAC address, then new ones.
+
+    Each node is plugged in where its address is, all others where the pools have most room.
+    """
+    assert config.dhcp
+    room = {
+        subnet.network: sum(int(pool.last) - int(pool.first) + 1 for pool in subnet.pools)
+        for subnet in config.dhcp.subnets
+    }
+    named = [node for node in config.all_nodes() if node.macs]
+    cast = []
+    for number, kind in enumerate(mixed(plan.kinds, plan.nodes)):
+        node = named[number] if number < len(named) else None
+        wire = _wire_of(node, wires, room)
+        room[wires[wire].network] -= not (node and node.address)
+        mac = bytes.fromhex(node.macs[0].replace(":", "")) if node else (_FIRST_MAC + number).to_bytes(6)
+        name = node.name if node else f"new-{number + 1:03}"
+        cast.append(Machine(number, name, kind, mac, wire, due=plan.spread * number / plan.nodes))
+    return cast
+
+
+def _wire_of(node: Node | None, wires: Sequence[Wire], room: Mapping[IPv4Network, int]) -> int:
+    if node and node.address:
+        for number, wire in enumerate(wires):
+            if node.address in wire.network:
+                return number
+    return max(range(len(wires)), key=lambda number: room[wires[number].network])
+
+
+def show(tally: Tally, console: Console) -> None:
+    """Print the report."""
+    booted = sorted(tally.booted, key=lambda machine: machine.seconds)
+    console.print(
+        f"{len(booted)} of {len(tally.machines)} machines booted in {tally.seconds:.1f} s"
+        + (f"; the slowest, {_who(booted[-1])}, took {booted[-1].seconds:.1f} s" if booted else "")
+    )
+    for result, count in Counter(machine.result for machine in booted).most_common():
+        console.print(f"  {count} came to: {printable(result)}")
+    table = Table("stage", "machines", "p50", "p99", "worst", box=None, pad_edge=False)
+    for stage, figures in tally.stages().items():
+        seconds = [f"{figures[name]:.2f} s" for name in ("p50", "p99", "worst")]
+        table.add_row(stage, f"{figures['machines']:.0f}", *seconds)
+    console.print(table)
+    rate = tally.octets / tally.seconds if tally.seconds else 0
+    console.print(
+        f"{tally.octets / 1e6:,.0f} MB of files, {rate / 1e6:,.1f} MB/s on average,"
+        f" {tally.best_second / 1e6:,.1f} MB in the best second"
+    )
+    for limit in tally.limits():
+        console.print(f"what held it up: {limit}")
+    _show_failed(tally, console)
+
+
+def _show_failed(tally: Tally, console: Console) -> None:
+    groups: dict[tuple[str, str], list[Machine]] = {}
+    for machine in tally.failed:
+        groups.setdefault((machine.stopped or "", machine.fault), []).append(machine)
+    for (stage, fault), machines in sorted(groups.items(), key=lambda each: -len(each[1]))[:_GROUPS]:
+        console.print(f"\n{len(machines)} stopped in {stage}: {printable(fault)}")
+        facts = story(machines[0])
+        console.print(f"  {_who(machines[0])}, {facts['mac']}, {facts['address'] or 'no address'}:")
+        for step in facts["steps"][-_LAST_STEPS:]:
+            console.print(
+                f"  {step['at']:8.2f} s  {step['stage']:13} {printable(step['what'])}, {step['octets']:,} octets"
+            )
+    if len(groups) > _GROUPS:
+        console.print(f"\nand {len(groups) - _GROUPS} other reasons: see --json")
+    if tally.failed and tally.counters:
+        told = ", ".join(f"{name} {value}" for name, value in tally.counters.items())
+        console.print(f"\nwhat the server's DHCP counted beside answers: {told}")
+
+
+def _who(machine: Machine) -> str:
+    return f"{machine.name} ({KINDS[machine.kind].title})"
+
+
+def _last_lines(log: Path) -> str:
+    with suppress(OSError):
+        return "\n".join(log.read_text(errors="replace").splitlines()[-_LAST_STEPS:])
+    return ""
