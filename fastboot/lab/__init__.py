@@ -12,4 +12,11 @@ screen      the story on a terminal
 demo        `fastboot demo`
 fleet       simulated machines that get an address by DHCP, as many as a second holds
 tftp        simulated TFTP clients, as data, and many of them at once
+kinds       the kinds of machines as data: firmware, loaders, what each asks by DHCP
+bootfile    what a loader makes of its configuration
+morning     what machines do from power-on to the installer, and the loop that plays them
+site        two ends of a network: the server's, with the interfaces of a configuration, and the machines'
+played      the server of a rehearsal, on a copy of the state
+tally       what a rehearsal found, and what held it up; `picture` draws it
+rehearse    `fastboot rehearse`; `command` has its arguments
 """
