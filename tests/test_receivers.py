@@ -205,12 +205,13 @@ def test_the_sink_serves_every_window() -> None:
                 args=(server.fileno(),),
                 kwargs={
                     "oack": bytes((0, OACK)) + grant.encode(), "blksize": blksize, "window": window,
-                    "octets": 100_000, "seconds": 0.3,
+                    "octets": 100_000, "seconds": 60.0,
                 },
             )  # fmt: skip
             sink.start()
             with Receivers(IPv4Address(HOST), 10, first=FIRST, port=server.getsockname()[1]) as receivers:
                 result = receivers.run(["file"], PLAIN.asking(blksize, window))
+            server.sendto(b"", server.getsockname())
             sink.join()
             assert (result.unfinished, result.octets) == (0, 10 * 100_000)
 

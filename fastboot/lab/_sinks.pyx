@@ -151,6 +151,8 @@ def tftp_sink(int fd, *, bytes oack not None, int32_t blksize, int32_t window, i
             got = box_receive(box, fd)
             kept = 0
             for k in range(got):
+                if box.vec[k].msg_len == 0:
+                    until = 0
                 if shelf_answer(shelf, &bursts[k], &box.vec[k].msg_hdr, box.data[k], box.vec[k].msg_len):
                     box.vec[kept] = box.vec[k]
                     kept += 1
