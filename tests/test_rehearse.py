@@ -122,6 +122,16 @@ def test_chains_and_older_words_are_followed() -> None:
     assert (old.kernel, old.initrds) == ("vmlinuz", ("i1", "i2"))
 
 
+def test_a_module_that_is_missing_is_another_way() -> None:
+    text = (
+        "if insmod http; then set here='http,10.0.0.1'; else set here='tftp,10.0.0.1'; fi\n"
+        "menuentry 'a' --id 'a' {\n  linux ($here)'/lab/linux' 'x'\n}\n"
+    )
+    assert bootfile.modules("grub", text) == ("http",)
+    assert bootfile.read("grub", text).kernel == "(tftp,10.0.0.1)/lab/linux"
+    assert bootfile.read("grub", text, frozenset({"http"})).kernel == "(http,10.0.0.1)/lab/linux"
+
+
 def test_names_mean_what_each_loader_means() -> None:
     place = Place("tftp", SERVER, 69, "boot/pxelinux.0")
     assert place.find("ldlinux.c32").path == "boot/ldlinux.c32"

@@ -11,6 +11,6 @@ def tftp_sink(fd: int, *, oack: bytes, blksize: int, window: int, octets: int, s
     octets.
 
     `blksize` and `window` are what `oack` grants. No timers, no memory of anybody: one recvmmsg, one sendmmsg, a
-    window each as one datagram for UDP_SEGMENT. An empty datagram
-    ends it. Returns how many packets were answered. Raises ValueError.
+    window each as one datagram for UDP_SEGMENT. An empty datagram ends it. Returns how many packets were answered.
+    Raises ValueError.
     """

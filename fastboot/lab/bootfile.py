@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,8 +29,19 @@ class Unreadable(Exception):
     """A configuration that can not be followed; says why."""
 
 
-def read(language: str, text: str) -> Boot:
-    """Return what a configuration boots. Raises Unreadable."""
+def modules(language: str, text: str) -> tuple[str, ...]:
+    """Return the modules that a configuration tries to load, in GRUB's language."""
+    return tuple(dict.fromkeys(re.findall(r"\binsmod\s+(\w+)", text))) if language == "grub" else ()
+
+
+def read(language: str, text: str, loaded: frozenset[str] = frozenset()) -> Boot:
+    """Return what a configuration boots where these modules could be loaded. Raises Unreadable."""
+    if language == "grub":
+        text = re.sub(
+            r"\bif insmod (\w+); then\s(.*?); else\s(.*?); fi\b",
+            lambda match: match[2] if match[1] in loaded else match[3],
+            text,
+        )
     found = {"pxelinux": _pxelinux, "grub": _grub, "ipxe": _ipxe}[language](text)
     if not (found.kernel or found.local or found.chain):
         raise Unreadable("it names no kernel")
@@ -61,28 +72,33 @@ def _pxelinux(text: str) -> Boot:
 
 
 def _grub(text: str) -> Boot:
-    default, entry, entries = "0", "", dict[str, Boot]()
+    entry, entries, settings = "", dict[str, Boot](), {"default": "0"}
     for line in text.splitlines():
         line = line.strip()
-        if line.startswith("set default="):
-            default = "".join(_words(line.removeprefix("set default=")))
+        if not entry and (match := re.match(r"set (\w+)=(.*)", line)):
+            settings[match[1]] = "".join(_words(match[2]))
         elif line.startswith("menuentry "):
             words = _words(line.rstrip("{ "))
             entry = words[words.index("--id") + 1] if "--id" in words else words[1]
             entries[entry] = Boot()
         elif entry and (match := re.match(r"(linux|initrd)(?:efi|16)?\s+(.*)", line)):
-            words, known = _words(match[2]), entries[entry]
+            words, known = [_expanded(word, settings) for word in _words(match[2])], entries[entry]
             if match[1] == "linux":
                 entries[entry] = Boot(words[0], known.initrds, " ".join(words[1:]))
             else:
                 entries[entry] = Boot(known.kernel, tuple(words), known.arguments)
         elif entry and re.match(r"(chainloader|exit|boot)\b", line) and not entries[entry].kernel:
             entries[entry] = Boot(local=True)
+    default = settings["default"]
     if default.isdigit() and int(default) < len(entries):
         default = list(entries)[int(default)]
     if default not in entries:
         raise Unreadable(f"there is no menu entry {default!r}")
     return entries[default]
+
+
+def _expanded(word: str, settings: Mapping[str, str]) -> str:
+    return re.sub(r"\$\{?(\w+)\}?", lambda match: settings.get(match[1], match[0]), word)
 
 
 def _words(text: str) -> list[str]:
@@ -136,4 +152,4 @@ def _ipxe_words(line: str, settings: dict[str, str]) -> Iterator[str]:
     for word in line.split():
         if word == "||":
             return
-        yield re.sub(r"\$\{(\w+)\}", lambda match: settings.get(match[1], match[0]), word)
+        yield _expanded(word, settings)

@@ -162,10 +162,10 @@ KINDS: Final[Mapping[str, Firmware]] = {
 class Loader:
     """A boot program, known by its file name.
 
-    `files` it asks for first, `searches` for its configuration until one is there, in `language`. Names are
-    relative to the directory that it came from, or from the root where they begin with a slash; {mac} is
-    52-54-00-.., {hex} the address in hexadecimal. `again`: it asks for an address of its own; `next`: what it
-    loads is another loader.
+    `files` it asks for first, `searches` for its configuration until one is there, in `language`; `modules` is how it
+    asks for one that the configuration wants. Names are relative to the directory that it came from, or from the
+    root where they begin with a slash; {mac} is 52-54-00-.., {hex} the address in hexadecimal. `again`: it asks for
+    an address of its own; `next`: what it loads is another loader.
     """
 
     title: str
@@ -174,6 +174,7 @@ class Loader:
     files: tuple[str, ...] = ()
     searches: tuple[str, ...] = ()
     language: str = ""
+    modules: str = ""
     again: Dhcp | None = None
     next: str | None = None
 
@@ -211,6 +212,7 @@ LOADERS: Final[tuple[Loader, ...]] = (
         files=tuple(f"/grub/x86_64-efi/{name}.lst" for name in ("command", "fs", "crypto", "terminal")),
         searches=("/grub/grub.cfg",),
         language="grub",
+        modules="/grub/x86_64-efi/{}.mod",
     ),
     Loader(
         "iPXE",

@@ -40,6 +40,7 @@ _TREE_INFO: Final = 1 << 16
 
 Steps = Generator[None, Outcome, Outcome]
 Way = Generator[None, Outcome, None]
+Loaded = Generator[None, Outcome, frozenset[str]]
 
 
 class Stopped(Exception):
@@ -134,7 +135,7 @@ class Walk:
     def __init__(self, machines: Machines, *, slow: float = 0.0, media: bool = True) -> None:
         """`slow`: the seconds that every machine takes for a block; `media`: installers fetch theirs."""
         self._machines, self._slow, self._media = machines, slow, media
-        self._read: dict[tuple[str, bytes], bootfile.Boot] = {}
+        self._read: dict[tuple[str, bytes, frozenset[str]], bootfile.Boot] = {}
 
     def boot(self, m: Machine) -> Way:
         """Yield for each outcome, until the machine has booted or stopped."""
@@ -155,7 +156,7 @@ class Walk:
         # The loader or script that came from `place`, and what it leads to.
         for _ in range(_CHAINS):
             if content.startswith(b"#!ipxe"):
-                boot = self._parse(m, "ipxe", place, content)
+                boot = self._parse("ipxe", place, content)
                 if not boot.chain:
                     yield from self._system(m, IPXE_LOADER, place, boot)
                     return
@@ -218,16 +219,29 @@ class Walk:
             where = place.beside(name)
             found = yield from self._tftp(m, "configuration", where, loader.tftp, may_miss=True, keep=_KEEP)
             if found.end == "done":
-                boot = self._parse(m, loader.language, where, found.content or b"")
+                content = found.content or b""
+                modules = yield from self._modules(m, loader, place, content)
+                boot = self._parse(loader.language, where, content, modules)
                 yield from self._system(m, loader, where if loader.language == "grub" else place, boot)
                 return
         raise Stopped("configuration", f"{loader.title} found none of its files, the last {place.beside(name)}")
 
-    def _parse(self, m: Machine, language: str, place: Place, content: bytes) -> bootfile.Boot:
-        key = language, content
+    def _modules(self, m: Machine, loader: Loader, place: Place, content: bytes) -> Loaded:
+        # What of it a configuration wants and the server has.
+        found = set()
+        for name in bootfile.modules(loader.language, content.decode("utf-8", "replace")):
+            where = place.beside(loader.modules.format(name))
+            outcome = yield from self._tftp(m, "configuration", where, loader.tftp, may_miss=True)
+            found |= {name} if outcome.end == "done" else set()
+        return frozenset(found)
+
+    def _parse(
+        self, language: str, place: Place, content: bytes, modules: frozenset[str] = frozenset()
+    ) -> bootfile.Boot:
+        key = language, content, modules
         if key not in self._read:
             try:
-                self._read[key] = bootfile.read(language, content.decode("utf-8", "replace"))
+                self._read[key] = bootfile.read(language, content.decode("utf-8", "replace"), modules)
             except bootfile.Unreadable as error:
                 raise Stopped("configuration", f"{place}: {error}") from error
         return self._read[key]
