@@ -162,10 +162,10 @@ KINDS: Final[Mapping[str, Firmware]] = {
 class Loader:
     """A boot program, known by its file name.
 
-    `files` it asks for first, `searches` for its configuration until one is there, in `language`; `modules` is how it
-    asks for one that the configuration wants. Names are relative to the directory that it came from, or from the
-    root where they begin with a slash; {mac} is 52-54-00-.., {hex} the address in hexadecimal. `again`: it asks for
-    an address of its own; `next`: what it loads is another loader.
+    `files` it asks for first, `searches` for its configuration until one is there, in `language`; `modules` is how
+    it asks for one that the configuration wants. Names are relative to the directory that it came from, or from
+    the root with a leading slash; {mac} is 52-54-00-.., {hex} the address in hexadecimal. `again`: it asks
+    for an address of its own; `next`: what it loads is another loader.
     """
 
     title: str
