@@ -276,15 +276,20 @@ class HttpService:
             return Refusal(Reason.BROKEN, "can not be read")
 
     async def _list(self, path: str, client: Client) -> web.Response:
-        loop = asyncio.get_running_loop()
-        entries = await loop.run_in_executor(self._lister, self._catalog.list, path, client)
-        if isinstance(entries, Refusal):
-            return _text(STATUS[entries.reason], entries.text)
-        if len(entries) > LISTING:
-            return _text(500, f"more than {LISTING} entries")
+        # Beside the loop: half a second for the largest.
+        body = await asyncio.get_running_loop().run_in_executor(self._lister, self._page, path, client)
+        if isinstance(body, Refusal):
+            return _text(STATUS[body.reason], body.text)
         self._counters["listings"] += 1
-        text = "".join(page(path, entries))
-        return _response(200, {"Content-Type": "text/html; charset=utf-8"}, text.encode("utf-8", "replace"))
+        return _response(200, {"Content-Type": "text/html; charset=utf-8"}, body)
+
+    def _page(self, path: str, client: Client) -> bytes | Refusal:
+        entries = self._catalog.list(path, client)
+        if isinstance(entries, Refusal):
+            return entries
+        if len(entries) > LISTING:
+            return Refusal(Reason.BROKEN, f"more than {LISTING} entries")
+        return "".join(page(path, entries)).encode("utf-8", "replace")
 
     # --- files
 
