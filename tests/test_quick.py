@@ -140,7 +140,9 @@ def test_serve_iso_of_ten_gigabytes(wire: Wire, place: Path) -> None:
         wire.server.command("script", "-qefc", command, str(log)), stdout=subprocess.DEVNULL
     ) as process:
         try:
-            while "ready" not in (shown := log.read_text(errors="replace") if log.exists() else ""):
+            while not re.search(
+                "ready.*version", shown := log.read_text(errors="replace") if log.exists() else ""
+            ):
                 assert process.poll() is None, shown
                 assert time.monotonic() < began + 60
                 time.sleep(0.05)
@@ -157,7 +159,7 @@ def test_serve_iso_of_ten_gigabytes(wire: Wire, place: Path) -> None:
     assert "reading x" in shown
     assert re.search(r"\d+ files", shown)
     assert sum(path.stat().st_blocks * 512 for path in (place / "state").rglob("*")) < 8 << 20
-    assert took < 20, shown
+    assert took < 20, shown  # of which DHCP looks for other servers for four seconds
 
 
 def move_to(iso: Path, name: bytes, sector: int) -> None:
