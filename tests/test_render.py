@@ -385,7 +385,7 @@ def test_a_loader_goes_on_as_it_came() -> None:
     assert "initrd --name initrd0 http://10.77.0.1:8080/" in text
     text = (by.render(("boot", "grub", "grub.cfg"), client) or b"").decode()
     assert "linux (http,10.77.0.1:8080)'/" in text
-    assert "tftp" not in text and "insmod" not in text
+    assert "tftp" not in text and "configfile" not in text
     text = (by.render(("boot", "pxelinux.cfg", "default"), client) or b"").decode()
     assert "LINUX http://10.77.0.1:8080/media/tree/images/linux\n" in text
     assert "INITRD http://10.77.0.1:8080/media/tree/images/a.gz,http://10.77.0.1:8080/b.gz\n" in text
@@ -395,10 +395,14 @@ def test_a_loader_goes_on_as_it_came() -> None:
 def test_grub_that_came_by_tftp_goes_on_by_http_where_it_can() -> None:
     by = Renderer(NODES, (LIVE, INSTALL), ports={"http": 8080})
     text = file(OF_MAC["grub"], by=by)
-    assert "if insmod http; then set here='http,10.77.0.1:8080'; else set here='tftp,10.77.0.1'; fi" in text
-    assert "linux ($here)'/media/tree/images/linux'" in text
-    assert "initrd ($here)'/media/tree/images/a.gz' ($here)'/b.gz'" in text
-    assert "insmod" not in file(OF_MAC["grub"]), "no HTTP is served"
+    again = "configfile (http,10.77.0.1:8080)/grub/grub.cfg"
+    assert f"\n{again}-01-52-54-00-00-00-01\n" in text
+    assert "linux (tftp,10.77.0.1)'/media/tree/images/linux'" in text, "where it can not"
+    by_http = replace(CLIENT, protocol="http")
+    assert "linux (http,10.77.0.1:8080)'/media" in file("grub/grub.cfg-01-52-54-00-00-00-01", by_http, by)
+    menu = Renderer((), (LIVE,), ports={"http": 80})
+    assert "\nconfigfile (http,10.77.0.1)/grub/grub.cfg\n" in file(NAMES["grub"], by=menu)
+    assert "configfile" not in file(OF_MAC["grub"]), "no HTTP is served"
 
 
 def test_media_are_fetched_by_the_transport_of_the_profile() -> None:

@@ -274,11 +274,10 @@ class Renderer:
     ) -> str:
         # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
         protocol, server = client.protocol, f"{client.server}{self._ports.get(client.protocol, '')}"
-
-        http = (
-            f"http,{client.server}{self._ports['http']}" if "http" in self._ports and protocol != "http" else None
+        own = f"-01-{mac.replace(':', '-')}" if mac and default != "local" else ""
+        by_http = (
+            f"(http,{client.server}{self._ports['http']})/grub/grub.cfg{own}" if "http" in self._ports else ""
         )
-        device = "$here" if http else f"{protocol},{server}"
 
         def url(path: str) -> str:
             return path if "://" in path else f"{protocol}://{server}{percent(path)}"
@@ -292,9 +291,8 @@ class Renderer:
             vendors=VENDORS,
             mac=mac,
             url=url,
-            grub=lambda path: _grub_url(path) if "://" in path else f"({device}){_quote(path)}",
-            here=f"{protocol},{server}",
-            http=http,
+            grub=lambda path: _grub_url(path) if "://" in path else f"({protocol},{server}){_quote(path)}",
+            by_http=by_http if protocol != "http" else "",
             # By TFTP, `::` keeps a name from being joined to the directory of the loader.
             pxelinux=lambda path: f"::{path}" if protocol == "tftp" and "://" not in path else url(path),
         )
