@@ -11,7 +11,8 @@ from typing import Any
 
 from fastboot import config
 from fastboot.model import Event
-from fastboot.services.http import HttpService, Limits
+from fastboot.services.http import HttpService
+from fastboot.services.http_connections import STANDARD, Limits
 from fastboot.services.links import Link
 from tests.ftpkit import LOOPBACK, Running, loop_thread
 
@@ -93,7 +94,7 @@ def serving(
 
     async def start() -> HttpService:
         service = HttpService(
-            config.Http(port=0, **settings), [link], catalog, events.append, limits=limits or Limits()
+            config.Http(port=0, **settings), [link], catalog, events.append, limits=limits or STANDARD
         )
         await service.start()
         return service

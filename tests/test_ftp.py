@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any
@@ -502,7 +502,7 @@ def test_client_that_takes_nothing(large: Source) -> None:
         assert raw.reply().startswith("421")
         assert raw.reply() == ""
         data.close()
-        assert "took nothing" in server.of("ftp.failed")[0]["reason"]
+        assert "took less than" in server.of("ftp.failed")[0]["reason"]
 
 
 def test_resets_leak_nothing_and_disturb_nobody(large: Source) -> None:
@@ -734,6 +734,29 @@ def test_idle_session_ends(memory: Memory) -> None:
     with serving(memory, Limits(idle=0.3)) as server, Raw(server) as raw:
         assert raw.reply().startswith("421")
         assert raw.reply() == ""
+
+
+def test_command_that_never_ends_is_cut(memory: Memory) -> None:
+    """Slowloris: an octet now and then is no command."""
+    with serving(memory, Limits(idle=0.5)) as server, Raw(server) as raw:
+        with suppress(OSError):
+            for _ in range(400):
+                raw.sock.sendall(b"N")
+                time.sleep(0.02)
+        server.until(lambda: server.service.counters()["sessions_open"] == 0)
+
+
+def test_listing_that_is_read_slowly_is_cut(memory: Memory) -> None:
+    empty = Source.of_bytes("empty", b"")
+    many = Memory({f"/{number:0200}": empty for number in range(30_000)})
+    with serving(many, Limits(stall=0.5)) as server, Raw(server) as raw:
+        data = raw.data(buffer=4096)
+        raw("LIST")
+        with data, suppress(OSError):
+            while data.recv(100):
+                time.sleep(0.02)
+        assert raw.reply().startswith("421")
+        server.until(lambda: server.service.counters()["sessions_open"] == 0)
 
 
 def test_commands_before_login_are_limited(server: Running) -> None:

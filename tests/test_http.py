@@ -563,7 +563,7 @@ def test_a_client_that_stands_still_is_given_up() -> None:
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
         server.until(lambda: server.of("http.failed"))
-        assert server.of("http.failed")[0]["reason"] == "the client took nothing for too long"
+        assert server.of("http.failed")[0]["reason"] == "the client was too slow"
 
 
 @pytest.mark.parametrize("octets", [b"", b"GET /sm", b"GET /small HTTP/1.1\r\nHost: a\r\nX: "])
@@ -585,6 +585,46 @@ def test_a_header_that_never_ends_is_cut(octets: bytes) -> None:
                 break
         assert 0.4 < time.monotonic() - began < 3
         server.until(lambda: not server.service.counters()["connections_open"])
+
+
+def test_a_body_that_never_ends_is_cut() -> None:
+    with serving(Memory({"/f": b"x"})) as server, Client((server.host, server.port)) as client:
+        answer = client.get("/f", "Content-Length: 1000000")
+        assert answer.body == b"x"
+        with suppress(ConnectionError):
+            for _ in range(200):
+                client.socket.sendall(b"y")
+                time.sleep(0.05)
+        server.until(lambda: not server.service.counters()["connections_open"])
+
+
+def test_a_client_that_reads_no_answers_is_cut() -> None:
+    """Small answers leave without the pump: what waits for a client has a deadline of its own."""
+    with (
+        serving(Memory({"/f": b"x" * 60_000}), Limits(stall=0.4)) as server,
+        socket.socket() as sock,
+        Client((server.host, server.port)) as other,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((server.host, server.port))
+        sock.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+        server.until(lambda: server.service.counters().get("stalled"))
+        assert other.get("/f").body == b"x" * 60_000
+        server.until(lambda: server.service.counters()["connections_open"] == 1)
+        assert server.service.counters()["requests"] < 100
+
+
+def test_a_client_that_reads_slowly_is_cut() -> None:
+    """A few octets now and then do not hold a place for ever, however often."""
+    with serving(Memory({"/f": b"x" * 40_000_000}), Limits(stall=1)) as server, socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((server.host, server.port))
+        sock.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
+        with suppress(ConnectionError):
+            while sock.recv(100):
+                time.sleep(0.02)
+        server.until(lambda: server.of("http.failed"))
+        assert server.of("http.failed")[0]["reason"] == "the client was too slow"
 
 
 def test_an_idle_connection_is_closed_and_a_busy_one_is_not() -> None:
@@ -610,10 +650,26 @@ def test_too_many_connections_are_asked_to_come_back() -> None:
         assert answer.line == b"HTTP/1.1 503 Service Unavailable"
         assert answer.field(b"Retry-After") == b"5"
         assert clients[3].closed()
+        assert server.service.counters()["refused_too_many_connections_of_one_address"] == 1
         server.until(lambda: server.service.counters()["connections_open"] == 3)
         assert clients[0].get("/f").body == b"x"
         for each in clients:
             each.close()
+
+
+def test_too_many_connections_of_all_are_asked_to_come_back() -> None:
+    with serving(Memory({"/f": b"x"}), max_connections=2, max_per_address=2) as server, ExitStack() as stack:
+        address = (server.host, server.port)
+        for host in ("127.0.0.2", "127.0.0.3"):
+            stack.enter_context(socket.create_connection(address, source_address=(host, 0)))
+        server.until(lambda: server.service.counters()["connections_open"] == 2)
+        with Client(address) as client:
+            answer = client.get("/f")
+            assert (answer.status, answer.field(b"Retry-After")) == (503, b"5")
+            assert b"too many connections\n" in answer.body
+            assert client.closed()
+        assert server.service.counters()["refused_too_many_connections"] == 1
+        server.until(lambda: server.service.counters()["connections_open"] == 2)
 
 
 def test_one_address_keeps_nobody_else_out() -> None:

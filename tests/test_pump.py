@@ -11,14 +11,16 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from fastboot import _core
 from fastboot._core import Source
-from fastboot.services.pump import Pump, Sending, start_pump
+from fastboot.services.pump import LEAST, Pump, Sending, start_pump
 from tests.ftpkit import descriptors
 
 DATA = random.Random(3).randbytes(5_000_001)
@@ -46,10 +48,13 @@ def opened(path: Path) -> Source:
         os.close(directory)
 
 
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a TCP connection; ours does not block."""
+def pair(window: int = 0) -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection; ours does not block, theirs has so much room for what comes in."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
+        theirs = socket.socket()
+        if window:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        theirs.connect(listener.getsockname())
         ours, _ = listener.accept()
     ours.setblocking(False)
     theirs.settimeout(20)
@@ -103,7 +108,10 @@ async def test_what_is_not_in_memory_is_read(pump: Pump, file: tuple[Path, Sourc
     with path.open("rb") as each:
         os.fsync(each.fileno())
         os.posix_fadvise(each.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    assert await sent(pump, source) == DATA
+    gc.collect()
+    before = descriptors()
+    assert await sent(pump, source, 5) == DATA[5:]
+    assert descriptors() <= before
 
 
 async def test_many_at_once(pump: Pump, file: tuple[Path, Source]) -> None:
@@ -219,6 +227,25 @@ async def test_who_stands_still_is_given_up(pump: Pump, tmp_path: Path) -> None:
     ours, theirs = pair()
     with ours, theirs:
         assert await failed(pump.send(ours, opened(path), 0.2)) == errno.ETIMEDOUT
+
+
+async def test_who_takes_next_to_nothing_is_given_up(pump: Pump, tmp_path: Path) -> None:
+    """A client that reads a little now and then, and one that reads what it must."""
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    source = opened(path)
+    with ExitStack() as stack:
+        ours, theirs = zip(*(map(stack.enter_context, pair(4096)) for _ in range(2)), strict=True)
+        slow, steady = (pump.send(each, source, 1) for each in ours)
+        began, ended = time.monotonic(), False
+        while not ended and time.monotonic() < began + 30:
+            await asyncio.to_thread(theirs[0].recv, 100)
+            await asyncio.to_thread(theirs[1].recv, LEAST)
+            await asyncio.sleep(0.02)
+            ended = slow.done.done()
+        assert await failed(slow) == errno.ETIMEDOUT
+        assert not steady.done.done()
+        steady.cancel()
 
 
 @pytest.mark.parametrize("change", ["shrink", "write", "touch"])

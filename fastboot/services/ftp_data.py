@@ -6,7 +6,6 @@ import contextlib
 import errno
 import random
 import socket
-import struct
 from asyncio import Future
 from collections import deque
 from collections.abc import Iterable
@@ -17,13 +16,12 @@ from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
 
+from fastboot.services.pump import LEAST, RESET_ON_CLOSE
 from fastboot.services.source_file import FAULTS, SourceFile
 
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session
     from fastboot.services.pump import Sending
-
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Lines:
@@ -91,7 +89,7 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         elif error.errno in FAULTS:
             self.fail(FAULTS[error.errno])
         elif error.errno == errno.ETIMEDOUT:
-            self._stood_still()
+            self._too_slow()
         else:
             self.handle_close()
 
@@ -130,12 +128,12 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         if self._sending is not None:
             return  # the pump watches over it
         sent, self._lastdata = self._lastdata, self.tot_bytes_sent
-        if sent == self.tot_bytes_sent:
-            self._stood_still()
+        if self.tot_bytes_sent - sent < LEAST:
+            self._too_slow()
 
-    def _stood_still(self) -> None:
-        self.reason = f"the client took nothing for {self.timeout:g} s"
-        self._resp = ("421 The data connection stood still.", None)
+    def _too_slow(self) -> None:
+        self.reason = f"the client took less than {LEAST // 1024} KiB in {self.timeout:g} s"
+        self._resp = ("421 Too slow.", None)
         self.close()
         self.cmd_channel.close_when_done()
 

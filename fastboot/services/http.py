@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from fastboot import config, model
 from fastboot._core import Source
 from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Manager, reset
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
 from fastboot.services.http_pages import Entry, page, printable
 from fastboot.services.links import Link, open_tcp
@@ -62,16 +62,6 @@ class Catalog(Protocol):
     def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """Called in a thread of the service's own: a directory may be large."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Times in seconds that a client must keep."""
-
-    head: float = 60
-    """From a connection, or from the last answer, to the end of the next request's header."""
-    stall: float = 120
-    """A body of which the client takes nothing for so long is ended."""
 
 
 @dataclass(slots=True)
@@ -113,7 +103,7 @@ class HttpService:
         emit: Callable[[Event], None],
         sockets: Sequence[socket.socket] | None = None,
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
-        limits: Limits = Limits(),
+        limits: Limits = STANDARD,
         pump: Pump | None = None,
     ) -> None:
         """`pump` stays its owner's; without one the service has its own."""
@@ -121,7 +111,7 @@ class HttpService:
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
         self._counters: Counter[str] = Counter()
-        self._by_address: Counter[str] = Counter()
+        self._crowd = Crowd(settings)
         self._transfers: dict[int, Transfer] = {}
         self._servers: list[asyncio.Server] = []
         self._manager: Manager | None = None
@@ -136,7 +126,7 @@ class HttpService:
         loop = asyncio.get_running_loop()
         self._pump, self._turns = self._pump or start_pump(), Turns()
         self._lister = ThreadPoolExecutor(1, "http-list")
-        self._manager = Manager(self)
+        self._manager = Manager(self, self._crowd, self._limits)
         self._servers = [await loop.create_server(self._manager, sock=sock, backlog=BACKLOG) for sock in sockets]
 
     async def stop(self, drain: float = 0) -> None:
@@ -158,7 +148,7 @@ class HttpService:
 
     def reload(self, settings: config.Http) -> None:
         """Take new limits; connections that are open stay. The port needs a restart."""
-        self._settings = settings
+        self._settings = self._crowd.settings = settings
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -168,7 +158,7 @@ class HttpService:
     def counters(self) -> dict[str, int]:
         """Return counts since the start; `connections_open` and `transfers_open` are of now."""
         counts = dict(self._counters)
-        counts["connections_open"] = self._by_address.total()
+        counts["connections_open"] = len(self._crowd)
         counts["transfers_open"] = len(self._transfers)
         return counts
 
@@ -181,29 +171,9 @@ class HttpService:
 
     # --- connections
 
-    def opened(self, address: str) -> None:
-        self._by_address[address] += 1
-        self._counters["connections"] += 1
-
-    def closed(self, address: str) -> None:
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
-
-    def _crowded(self, address: str) -> bool:
-        """Whether this connection is one too many. Idle ones are closed in time, so it pays to ask again."""
-        most, each = self._settings.max_connections, self._settings.max_per_address
-        if self._by_address[address] > each:
-            return True
-        # What one address has beyond its share takes nothing from the others.
-        return self._by_address.total() > most and sum(min(n, each) for n in self._by_address.values()) > most
-
-    def is_flood(self, address: str) -> bool:
-        """Whether a new connection is of an address that has so many that an answer would be wasted on it."""
-        if self._by_address[address] < 2 * self._settings.max_per_address:
-            return False
-        self._counters["refused_flood"] += 1
-        return True
+    def count(self, name: str) -> None:
+        """Count what happened to a connection."""
+        self._counters[name] += 1
 
     # --- requests
 
@@ -222,9 +192,9 @@ class HttpService:
         assert isinstance(connection, Connection)
         if connection.peer is None:
             raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
-        if self._crowded(connection.peer):
-            self._counters["refused_crowded"] += 1
-            response = _text(503, "too many connections")
+        if excess := self._crowd.excess(connection.peer):
+            self._counters[f"refused_{excess.replace(' ', '_')}"] += 1
+            response = _text(503, excess)
             response.force_close()
             return response
         if request.method not in ("GET", "HEAD"):
@@ -347,8 +317,7 @@ class HttpService:
             if response is None or not response.prepared:
                 return _text(503 if error.errno == errno.ESTALE else 500, _reason(error))
             if request.transport is not None:
-                # A client must never take a part for the whole: its connection ends with a reset.
-                request.transport.abort()
+                reset(request.transport)
             return response
         except asyncio.CancelledError:
             self._failed(client, path, "the client closed the connection", bytes=transfer.octets)
@@ -410,64 +379,6 @@ class HttpService:
         self._emit(Event(time.time(), kind, mac=client.mac, details=facts))
 
 
-class Manager(web.Server):
-    """aiohttp's server, with the connections of every address counted."""
-
-    def __init__(self, service: HttpService) -> None:
-        super().__init__(
-            service.answer,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=service._limits.head,
-            lingering_time=2,
-        )
-        self._service = service
-
-    def __call__(self) -> Connection:
-        return Connection(self, self._service, loop=self._loop, **self._kwargs)
-
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        transport.set_write_buffer_limits(0)
-        # A client that reset the connection before it was accepted has no address any more (ENOTCONN).
-        peer = transport.get_extra_info("peername")
-        if peer is None or self._service.is_flood(peer[0]):
-            transport.abort()
-            return
-        handler.peer, handler.own = peer[0], transport.get_extra_info("sockname")[0]
-        self._service.opened(handler.peer)
-
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        if handler.peer is not None:
-            self._service.closed(handler.peer)
-            handler.peer = None
-        super().connection_lost(handler, exc)
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's connection: a client's nonsense is counted, a fault of ours is told."""
-
-    def __init__(self, manager: Manager, service: HttpService, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._service = service
-        self.peer: str | None = None
-        """The client's address while its connection is counted."""
-        self.own = ""
-        """The address of ours that it asked."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if isinstance(exc, HttpProcessingError):
-            return self._service.malformed("this is no HTTP")
-        return self._service.broken(request, exc)
-
-
 _address = lru_cache(1024)(IPv4Address)
 
 
@@ -483,7 +394,7 @@ def _multipart(
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.ETIMEDOUT:
-        return "the client took nothing for too long"
+        return "the client was too slow"
     if error.errno == errno.ECANCELED:
         return "the server stopped"
     return FAULTS.get(error.errno or 0, "the client closed the connection")

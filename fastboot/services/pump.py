@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import socket
+import struct
+import termios
 import threading
 import time
+from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 
@@ -29,15 +34,20 @@ BATCH: Final = 4
 """Connections served per turn of the loop by LoopPump; see `hosted.BATCH`."""
 PATIENCE: Final = 5.0
 """Seconds that `close` waits for a thread that reads from a disk which does not answer."""
+LEAST: Final = 32 * 1024
+"""Octets that a client has to take in `stall` seconds, or it holds its place for ever: 273 a second with HTTP's
+120 s (IIS asks 240)."""
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""For SO_LINGER."""
 CHECKS: Final = 4
-"""How often a connection is looked at within the time that it may stand still."""
+"""How often a connection is looked at within `stall` seconds."""
 
 
 class Sending(Protocol):
     """A file on its way.
 
     `octets` is how many the kernel has taken. `done` ends with None, or with the OSError that stopped it: ESTALE
-    where the file changed, ETIMEDOUT where the client took nothing for `stall` seconds, ECANCELED where `cancel`
+    where the file changed, ETIMEDOUT where the client was too slow (`LEAST`), ECANCELED where `cancel`
     was called or the pump closed, else as the connection failed.
     """
 
@@ -54,7 +64,8 @@ class Pump(Protocol):
     """Sends many files at once, a slice of each in turn. For the thread of one asyncio loop."""
 
     def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
-        """Send a source from `offset` to its end. Nothing else may write to the connection meanwhile.
+        """Send a source from `offset` to its end. Nothing else may write to the connection meanwhile. A client is
+        given up that takes less than `LEAST` octets in `stall` seconds.
 
         Raises OSError where no descriptor or no place is free.
         """
@@ -74,12 +85,12 @@ class ThreadPump:
     def __init__(self, threads: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._lanes = [Lane(self._loop, f"fastboot-pump-{number}") for number in range(threads)]
-        self._watch = StillWatch(self._loop)
+        self._watch = SlowWatch(self._loop)
 
     def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
         limit_unsent(sock, sum(len(lane.sendings) for lane in self._lanes) + 1)
         lane = min(self._lanes, key=lambda lane: len(lane.sendings))
-        return self._watch.over(lane.send(sock.fileno(), source, stall, offset))
+        return self._watch.over(lane.send(sock.fileno(), source, stall, offset), sock)
 
     def close(self) -> None:
         self._watch.close()
@@ -157,7 +168,7 @@ class LoopPump:
         self._loop = asyncio.get_running_loop()
         self._epoll = select.epoll()
         self._sendings: dict[int, LoopSending] = {}
-        self._watch = StillWatch(self._loop)
+        self._watch = SlowWatch(self._loop)
         self._loop.add_reader(self._epoll.fileno(), self._turn)
 
     def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
@@ -167,7 +178,7 @@ class LoopPump:
         file.seek(offset)
         sending = self._sendings[fd] = LoopSending(self, fd, file, stall, self._loop.create_future())
         self._epoll.register(fd, select.EPOLLOUT)
-        return self._watch.over(sending)
+        return self._watch.over(sending, sock)
 
     def close(self) -> None:
         self._watch.close()
@@ -212,17 +223,33 @@ class LoopSending:
             self._pump.end(self._fd, error)
 
 
-class StillWatch:
-    """Gives up what has not moved for as long as it may stand still."""
+@dataclass(slots=True)
+class Progress:
+    """What a client had taken, and when."""
+
+    sock: socket.socket
+    octets: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def of(self, sending: Sending) -> int:
+        """Return how many octets the client has acknowledged: the kernel takes them long before."""
+        waiting = array("i", [0])
+        with contextlib.suppress(OSError, ValueError):  # closed: the sending ends for that
+            fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, waiting)
+        return sending.octets - waiting[0]
+
+
+class SlowWatch:
+    """Gives up who takes next to nothing."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._seen: dict[Sending, tuple[int, float]] = {}
+        self._seen: dict[Sending, Progress] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def over(self, sending: Sending) -> Sending:
+    def over(self, sending: Sending, sock: socket.socket) -> Sending:
         """Watch one until it ends."""
-        self._seen[sending] = 0, time.monotonic()
+        self._seen[sending] = Progress(sock)
         sending.done.add_done_callback(lambda _: self._seen.pop(sending, None))
         if self._timer is None:
             self._arm(self._seen)
@@ -238,10 +265,11 @@ class StillWatch:
 
     def _look(self) -> None:
         now = time.monotonic()
-        for sending, (octets, since) in tuple(self._seen.items()):
-            if sending.octets != octets:
-                self._seen[sending] = sending.octets, now
-            elif now - since >= sending.stall:
+        for sending, progress in tuple(self._seen.items()):
+            octets = progress.of(sending)
+            if octets - progress.octets >= LEAST:
+                progress.octets, progress.since = octets, now
+            elif now - progress.since >= sending.stall:
                 sending.cancel(errno.ETIMEDOUT)
         self._arm(self._seen)
 
