@@ -75,3 +75,25 @@ def test_aria2_with_sixteen_ranges(tmp_path: Path) -> None:
         run("aria2c", "-q", "-x16", "-s16", "-k", "1M", "-o", "k", url, cwd=tmp_path)
         assert (tmp_path / "k").read_bytes() == body
         assert running.counters()["status_206"] >= 15
+
+
+def test_zchunk_fetches_what_is_new_in_many_ranges(tmp_path: Path) -> None:
+    """As librepo does of Fedora's repositories: what changed in a file, by requests of up to 255 ranges."""
+    dice = random.Random(8)
+    old = b"".join(b"<package>" + dice.randbytes(3000).hex().encode() for _ in range(800))
+    new = bytearray(old)
+    for at in dice.sample(range(len(new)), 200):
+        new[at] ^= 1
+    for name, content in (("old", old), ("new", bytes(new))):
+        (tmp_path / name).write_bytes(content)
+        run("zck", "-s", "<package>", "-o", f"{name}.zck", name, cwd=tmp_path)
+    whole = (tmp_path / "new.zck").read_bytes()
+    (tmp_path / "got").mkdir()
+    with serving(Memory({"/new.zck": whole})) as running:
+        url = f"http://{running.host}:{running.port}/new.zck"
+        run("zckdl", "--fail-no-ranges", "-s", str(tmp_path / "old.zck"), url, cwd=tmp_path / "got")
+        sent = [event["bytes"] for event in running.of("http.sent")]
+        assert running.counters()["status_206"] == len(sent)
+    assert (tmp_path / "got/new.zck").read_bytes() == whole
+    assert sum(sent) < len(whole) / 2
+    assert len(sent) < 20  # for some 180 chunks that changed

@@ -305,6 +305,15 @@ def test_a_directory_has_its_length(both: Both) -> None:
     assert ".treeinfo" in ours
 
 
+def test_the_version_of_an_answer(both: Both) -> None:
+    """aiohttp answers in the version of the request, nginx in its own; GRUB, which wants 1.1, asks in 1.1."""
+    for address, line in ((both.ours, b"HTTP/1.0 200 OK"), (both.nginx, b"HTTP/1.1 200 OK")):
+        with Client(address) as client:
+            assert client.get("/small", version="HTTP/1.0").line == line
+        with Client(address) as client:
+            assert client.get("/small").line == b"HTTP/1.1 200 OK"
+
+
 def test_every_answer_says_what_it_is_of(both: Both) -> None:
     """nginx leaves Accept-Ranges out of parts. Tags are strong in both, and change with the file."""
     for address in (both.ours, both.nginx):

@@ -67,6 +67,7 @@ PACKAGES = {
         "util-linux",
         "wget",
         "xorriso",
+        "zchunk",
     ),
     "bench": ("dnsmasq-base", "ethtool", "iproute2", "nftables", "util-linux", "xorriso"),
     "fuzz": ("clang", "genisoimage", "libclang-rt-14-dev", "xorriso"),
