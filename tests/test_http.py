@@ -534,11 +534,23 @@ def test_a_client_that_leaves_is_told_of() -> None:
             server.until(server.service.transfers)
             client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         server.until(lambda: not server.service.counters()["connections_open"])
+        server.until(lambda: server.of("http.failed"))
         (failed,) = server.of("http.failed")
         assert failed["reason"] == "the client closed the connection"
         assert failed["bytes"] < 40_000_000
         assert not server.service.transfers()
         server.until(lambda: descriptors() <= before)
+
+
+def test_a_client_that_leaves_with_the_last_octet_has_the_file() -> None:
+    """lftp closes at once. Whether the sender or the connection is heard of first is chance."""
+    size = 200_000
+    with serving(Memory({"/f": b"x" * size})) as server:
+        for _ in range(30):
+            with Client((server.host, server.port)) as client:
+                assert len(client.get("/f").body) == size
+        server.until(lambda: len(server.of("http.sent") + server.of("http.failed")) == 30)
+        assert not server.of("http.failed")
 
 
 def test_a_connection_that_was_reset_before_it_was_accepted_is_dropped(caplog: pytest.LogCaptureFixture) -> None:

@@ -320,13 +320,14 @@ class HttpService:
                 reset(request.transport)
             return response
         except asyncio.CancelledError:
-            self._failed(client, path, "the client closed the connection", bytes=transfer.octets)
+            if transfer.octets < size:
+                self._failed(client, path, "the client closed the connection", bytes=transfer.octets)
+            else:  # it has the last octet, and did not wait until we hear of that
+                self._sent(client, path, size, began)
             raise
         finally:
             del self._transfers[id(request)]
-        self._counters["sent"] += 1
-        self._counters["bytes"] += size
-        self._tell("http.sent", client, path, bytes=size, seconds=round(time.monotonic() - began, 3))
+        self._sent(client, path, size, began)
         return response
 
     async def _read(self, piece: Source | bytes) -> bytes:
@@ -364,11 +365,19 @@ class HttpService:
                 raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
             transfer.sending = self._pump.send(transport.get_extra_info("socket"), piece, self._limits.stall)
             try:
-                await transfer.sending.done
-            finally:
+                await asyncio.shield(transfer.sending.done)
+            except asyncio.CancelledError:
                 transfer.sending.cancel()
+                with contextlib.suppress(OSError):
+                    await transfer.sending.done  # only then it is known how much has left
+                raise
             transfer.sent, transfer.sending = transfer.sent + piece.size, None
         await response.write_eof()
+
+    def _sent(self, client: Client, path: str, size: int, began: float) -> None:
+        self._counters["sent"] += 1
+        self._counters["bytes"] += size
+        self._tell("http.sent", client, path, bytes=size, seconds=round(time.monotonic() - began, 3))
 
     def _failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
