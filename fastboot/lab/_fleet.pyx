@@ -136,13 +136,13 @@ cdef class DhcpClients:
             got = box_receive(self.inbox, self.fd)
             now = now_ns()
             self.take(got, now)
-            self.unsent += box_send(self.outbox, self.fd)
+            self.unsent += box_send(self.outbox, self.fd, not self.frames)
             while self.outbox.n < BOX and self.begun - self.settled < self.most and self.begun < self.count:
                 next_ = began + <int64_t>(self.begun * 1e9 / rate) if rate else now
                 if next_ > now or now >= until:
                     break
                 self.switch_on(next_, now)
-            self.unsent += box_send(self.outbox, self.fd)
+            self.unsent += box_send(self.outbox, self.fd, not self.frames)
             self.give_up(now - patience)
             if got == 0:
                 end = now + 100000000

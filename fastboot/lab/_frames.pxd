@@ -1,10 +1,11 @@
 # Packets by the boxful, and the Ethernet, IP and UDP around a DHCP message.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 from fastboot._native.dhcp cimport DHCP_FRAME, DHCP_LONGEST
 from fastboot._native.sys cimport (
-    EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, errno, iovec, mmsghdr, recvmmsg, sendmmsg, sockaddr_in,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT,
+    cmsghdr, errno, iovec, mmsghdr, msghdr, recvmmsg, sendmmsg, sockaddr_in,
 )
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put_u32, wire_u16
 from fastboot.lab._sockets cimport POLLOUT, wait_for
@@ -15,12 +16,14 @@ cdef enum:
     ROOM = ETHERNET + DHCP_FRAME + DHCP_LONGEST
     CLIENT_PORT = 68
     SERVER_PORT = 67
+    LONGEST_JOIN = 65000            # octets that one datagram for UDP_SEGMENT may have
 
 cdef struct box_t:                  # packets of one system call
     mmsghdr vec[BOX]
     iovec iov[BOX]
     sockaddr_in name[BOX]
     uint8_t data[BOX][ROOM]
+    uint8_t control[BOX][32]
     int32_t n
 
 
@@ -39,10 +42,37 @@ cdef inline int32_t box_receive(box_t *box, int fd) noexcept nogil:
         box.iov[i].iov_len = ROOM
     return max(0, recvmmsg(fd, box.vec, BOX, MSG_DONTWAIT, NULL))
 
-cdef inline int32_t box_send(box_t *box, int fd) noexcept nogil:
-    # How many the kernel refused for good.
+cdef inline int32_t box_join(box_t *box) noexcept nogil:
+    # Makes one datagram for UDP_SEGMENT of each run of packets with one size to one receiver; how many there are then.
+    cdef int32_t first = 0, n, joined = 0
+    cdef size_t size
+    cdef msghdr *head
+    cdef cmsghdr *c
+    while first < box.n:
+        size, n = box.iov[first].iov_len, 1
+        while first + n < box.n and box.iov[first + n].iov_len == size and size * (n + 1) < LONGEST_JOIN \
+                and memcmp(&box.name[first], &box.name[first + n], sizeof(sockaddr_in)) == 0:
+            n += 1
+        head = &box.vec[joined].msg_hdr
+        memset(head, 0, sizeof(msghdr))
+        head.msg_iov, head.msg_iovlen = &box.iov[first], n
+        if box.name[first].sin_port:
+            head.msg_name, head.msg_namelen = &box.name[first], sizeof(sockaddr_in)
+        if n > 1:
+            head.msg_control, head.msg_controllen = box.control[joined], CMSG_SPACE(sizeof(uint16_t))
+            c = CMSG_FIRSTHDR(head)
+            c.cmsg_level, c.cmsg_type, c.cmsg_len = SOL_UDP, UDP_SEGMENT, CMSG_LEN(sizeof(uint16_t))
+            (<uint16_t *>CMSG_DATA(c))[0] = <uint16_t>size
+        first += n
+        joined += 1
+    return joined
+
+cdef inline int32_t box_send(box_t *box, int fd, bint join) noexcept nogil:
+    # How many the kernel refused for good. `join`: by a UDP socket, what goes one way as one.
     cdef int32_t done = 0, refused = 0
     cdef int rc
+    if join:
+        box.n = box_join(box)
     while done < box.n:
         rc = sendmmsg(fd, box.vec + done, box.n - done, MSG_DONTWAIT)
         if rc > 0:

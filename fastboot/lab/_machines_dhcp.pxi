@@ -216,7 +216,7 @@ cdef class _Dhcp(_Tftp):
         if self.unlucky():
             return
         if w.outbox.n == BOX:
-            self.unsent += box_send(w.outbox, w.fd)
+            self.unsent += box_send(w.outbox, w.fd, not w.frames)
         frame = w.outbox.data[w.outbox.n]
         out = frame + (ETHERNET + DHCP_FRAME if w.frames else 0)
         memcpy(out, a.discover if first else a.request, size)
@@ -236,5 +236,5 @@ cdef class _Dhcp(_Tftp):
         cdef int32_t k
         for k in range(self.wired):
             if self.wires[k].outbox.n:
-                self.unsent += box_send(self.wires[k].outbox, self.wires[k].fd)
+                self.unsent += box_send(self.wires[k].outbox, self.wires[k].fd, not self.wires[k].frames)
         _Tftp.flush(self)

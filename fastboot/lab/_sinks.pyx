@@ -50,7 +50,7 @@ cdef void sink_frame(uint8_t *frame, uint8_t *p, size_t n, uint32_t server) noex
 
 
 def dhcp_sink(int fd, *, bint frames, uint32_t server, double seconds):
-    """See _fleet.pyi."""
+    """See _sinks.pyi."""
     cdef box_t *box = <box_t *>calloc(1, sizeof(box_t))
     cdef int64_t until = now_ns() + <int64_t>(seconds * 1e9)
     cdef int64_t answered = 0
@@ -75,9 +75,11 @@ def dhcp_sink(int fd, *, bint frames, uint32_t server, double seconds):
                     n += ETHERNET + DHCP_FRAME
                 box.iov[k].iov_len = n
                 box.vec[kept] = box.vec[k]
+                if not frames:                              # which box_join reads in a row
+                    box.iov[kept], box.name[kept] = box.iov[k], box.name[k]
                 kept += 1
             box.n = kept
-            box_send(box, fd)
+            box_send(box, fd, not frames)
             answered += kept
             if got == 0:
                 wait_for(fd, POLLIN, 100000000)
@@ -157,7 +159,7 @@ def tftp_sink(int fd, *, bytes oack not None, int32_t blksize, int32_t window, i
                     box.vec[kept] = box.vec[k]
                     kept += 1
             box.n = kept
-            box_send(box, fd)
+            box_send(box, fd, False)
             answered += kept
             if got == 0:
                 wait_for(fd, POLLIN, 100000000)
