@@ -183,6 +183,19 @@ async def test_names_that_lead_out_of_an_image(tmp_path: Path, indexer: Indexer)
     catalog.close()
 
 
+async def test_directories_of_the_same_name(tmp_path: Path, indexer: Indexer) -> None:
+    """The first is served; what is in the other is out of reach, and does not keep `check` for ever (fuzzed)."""
+    files: dict[str, bytes | str] = {"aa/link": "/etc/passwd", "ab/deep/link": "/etc/passwd", "ab/file": b"x"}
+    iso = make_iso(tmp_path / "x.iso", files)
+    iso.write_bytes(iso.read_bytes().replace(b"NM\7\1\0ab", b"NM\7\1\0aa"))
+    catalog, _ = await prepared(config_of(tmp_path, lab=iso), indexer)
+    assert [line for line in catalog.check() if line.startswith(str(iso))] == [
+        f"{iso}/aa/link: leaves the served tree; it is never served"
+    ]
+    assert isinstance(catalog.resolve("/media/lab/aa/file", CLIENT), Refusal)
+    catalog.close()
+
+
 async def test_check_names_what_is_not_served(iso: Path, tmp_path: Path, indexer: Indexer) -> None:
     (tmp_path / "bad.iso").write_bytes(b"no image" * 10_000)
     config = config_of(

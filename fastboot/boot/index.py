@@ -156,6 +156,8 @@ class Index:
         """Yield each name of the image that is not served, as a path, with the reason."""
         for item in self._select("kind IN ('link', 'refused')"):
             path = self._path_of(item)
+            if path is None:
+                continue
             try:
                 if item.kind is Kind.REFUSED:
                     raise _refused(item)
@@ -168,13 +170,16 @@ class Index:
             return item
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 
-    def _path_of(self, item: Item) -> str:
+    def _path_of(self, item: Item) -> str | None:
+        """Return the path of a name; None in a directory beside which there is another of the same name."""
         parts = [item.name]
         parent = item.parent
         while parent:
-            for above in self._select("number = ? AND number > 0", parent):
-                parts.append(above.name)
-                parent = above.parent
+            above = next(self._select("number = ? AND number > 0", parent), None)
+            if above is None:
+                return None
+            parts.append(above.name)
+            parent = above.parent
         return os.fsdecode(b"/".join(reversed(parts)))
 
     def _select(self, condition: str, *values: object) -> Iterator[Item]:
