@@ -233,21 +233,10 @@ address = "10.88.0.7"
     return file
 
 
-def rehearse(file: Path, *words: str) -> tuple[int, dict[str, Any]]:
-    need("ip", "tc")
-    command = [
-        sys.executable,
-        "-m",
-        "fastboot",
-        "rehearse",
-        "-c",
-        str(file),
-        "--json",
-        "--profile",
-        "rocky",
-        *words,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+def rehearse(file: Path, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
+    need("ip", "tc", *prefix[:1])
+    command = [*prefix, sys.executable, "-m", "fastboot", "rehearse", "-c", str(file), "--json"]
+    done = subprocess.run([*command, "--profile", "rocky", *words], capture_output=True, text=True, timeout=100)
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)
 
@@ -272,10 +261,10 @@ def test_twenty_machines_of_all_kinds_boot(tmp_path: Path) -> None:
     assert not Path("/sys/class/net/eno7").exists()
 
 
-def test_loss_and_slow_machines_take_longer_and_boot(tmp_path: Path) -> None:
+def test_loss_and_slow_machines_take_longer_and_an_ordinary_user_sees_it(tmp_path: Path) -> None:
     code, facts = rehearse(
         site(tmp_path), "--nodes", "6", "--kinds", "bios=1,ipxe=1", "--spread", "0", "--loss", "1", "--slow", "1",
-        "--no-media",
+        "--no-media", prefix=("unshare", "--user", "--map-user=1000", "--map-group=1000"),
     )  # fmt: skip
     assert (code, facts["booted"]) == (0, 6)
     assert facts["lost"] > 0 and "media" not in facts["stages"]

@@ -12,7 +12,7 @@ from fastboot.model import ConfigError
 
 
 def rehearse(
-    nodes: Annotated[int, typer.Option(min=1, max=60000, help="How many machines are switched on.")] = 100,
+    nodes: Annotated[int, typer.Option(min=1, max=20000, help="How many machines are switched on.")] = 100,
     config: Annotated[Path, typer.Option("--config", "-c", metavar="FILE")] = Path("/etc/fastboot/fastboot.toml"),
     kinds: Annotated[
         str, typer.Option(metavar="KIND=N,...", help="The mix of machines: bios, uefi, ipxe, uefi-http.")

@@ -73,8 +73,7 @@ def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> in
     try:
         if picture:
             from fastboot.lab import picture as _  # noqa: F401  # missing packages are told before, not after
-        with console.status("making a network with the server on it") as status:
-            tally = asyncio.run(rehearse(plan, directory, status.update))
+        tally = asyncio.run(rehearse(plan, directory, console))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except FastbootError as error:
@@ -94,8 +93,8 @@ def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> in
     return _FAILED if tally.failed else 0
 
 
-async def rehearse(plan: Plan, directory: Path, say: Any = lambda text: None) -> Tally:
-    """Play the morning in namespaces of our own. Raises LabError, ConfigError."""
+async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
+    """Play the morning in namespaces of our own; tell on `console` how far it is. Raises LabError, ConfigError."""
     config = load(plan.file)
     plugs = plugs_of(config)
     if plan.profile is not None and plan.profile not in [profile.name for profile in config.profiles]:
@@ -110,7 +109,7 @@ async def rehearse(plan: Plan, directory: Path, say: Any = lambda text: None) ->
         try:
             with site.at_server():
                 await server.start()
-            return await _play(plan, site, server, cast, say)
+            return await _play(plan, site, server, cast, console)
         except LabError as error:
             raise LabError(f"{error}\n{_last_lines(server.log)}") from error
         finally:
@@ -119,25 +118,26 @@ async def rehearse(plan: Plan, directory: Path, say: Any = lambda text: None) ->
         site.close()
 
 
-async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], say: Any) -> Tally:
+async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], console: Console) -> Tally:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     machines = Machines(len(cast), loss=plan.loss)
     watch = Watch(server.pid)
-    with ways() as sockets:
+    # A status has a thread of its own, and namespaces may be made by a process with one thread only.
+    with ways() as sockets, console.status("the machines are switched on") as status:
         machines.speak_through([each.fileno() for each in sockets])
         for wire in site.wires:
             machines.wire(wire.port.fileno(), frames=wire.giaddr is None, giaddr=int(wire.giaddr or 0))
 
         def look(running: int) -> None:
             watch.look(running)
-            say(f"{len(cast) - running} of {len(cast)} machines are through")
+            status.update(f"{len(cast) - running} of {len(cast)} machines are through")
 
         walk = Walk(machines, slow=plan.slow, media=plan.media)
         play(machines, cast, walk, limit=plan.limit, look=look)
         own = sum(map(dropped, [*sockets, *(wire.port for wire in site.wires)]))
-    status = await server.status()
-    counters: Mapping[str, int] = status.get("services", {}).get("dhcp", {}).get("counters", {})
+    facts = await server.status()
+    counters: Mapping[str, int] = facts.get("services", {}).get("dhcp", {}).get("counters", {})
     silence = {name: value for name, value in counters.items() if value and name not in _SPOKEN}
     return Tally(cast, machines.flow(), watch.samples, plan.link, machines.lost, watch.dropped(), own, silence)
 
