@@ -109,8 +109,9 @@ class TftpRequest(NamedTuple):
 class TftpEnd(NamedTuple):
     """A transfer ended. `outcome` is done, unconfirmed (all sent, the last ACK never came), silent (given up),
     probe (EDK2 asked for the size only), cancelled (the client sent ERROR `code`), changed (the file did while
-    it was sent), replaced (the client began anew), stopped or evicted (nothing ever came back from the client, and
-    another needed its place). `octets` were acknowledged; `blocks` were sent, `repeats` of them again."""
+    it was sent), replaced (the client began anew), stopped, gone (ICMP: nobody listens at the client's port),
+    broken (the file can not be read) or evicted (nothing ever came back from the client, and another needed its
+    place). `octets` were acknowledged; `blocks` were sent, `repeats` of them again."""
 
     id: int
     outcome: str

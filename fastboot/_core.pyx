@@ -19,7 +19,7 @@ from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
 from fastboot._native.arp cimport arp_parse, arp_t
 from fastboot._native.datagram cimport (
     BATCH, BATCH_BLOCKS, CONTROL, drops_of, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash,
-    pktinfo_of, put_control,
+    pktinfo_of, port_is_closed, put_control,
 )
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
@@ -60,17 +60,17 @@ from fastboot._native.sighting cimport (
 )
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
-    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, EFAULT,
-    EFD_CLOEXEC, EFD_NONBLOCK, EINTR, EINVAL, EIO, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPOLLERR, EPOLLIN,
-    EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP, F_DUPFD_CLOEXEC,
-    IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, MSG_DONTWAIT, MSG_TRUNC,
-    O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN, POSIX_FADV_WILLNEED, PROT_READ, RELAXED,
-    RWF_NOWAIT, SEQ, S_ISDIR, S_ISREG, SYS_openat2, atomic_add, atomic_load, atomic_store, c_close, c_open, c_read,
-    c_write, cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fcntl, fstat, htonl, htons,
-    in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds, now_ns, ntohl, ntohs,
-    open_how, poll, pollfd, posix_fadvise, pread, preadv2, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, recvmmsg, sendfile, sendmmsg, sendmsg, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t,
-    syscall,
+    AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, ECONNREFUSED,
+    EFAULT, EFD_CLOEXEC, EFD_NONBLOCK, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS, EOPNOTSUPP,
+    EPOLLERR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP,
+    F_DUPFD_CLOEXEC, IPPROTO_IP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC, MSG_DONTWAIT,
+    MSG_ERRQUEUE, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN, POSIX_FADV_WILLNEED,
+    PROT_READ, RELAXED, RWF_NOWAIT, SEQ, SYS_openat2, S_ISDIR, S_ISREG, atomic_add, atomic_load, atomic_store, c_close,
+    c_open, c_read, c_write, cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno, eventfd, fcntl, fstat,
+    htonl, htons, in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr, munmap, nanoseconds,
+    now_ns, ntohl, ntohs, open_how, poll, pollfd, posix_fadvise, pread, preadv2, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg, recvmsg, sendfile, sendmmsg, sendmsg,
+    sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
 )
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (
@@ -80,11 +80,11 @@ from fastboot._native.tftp cimport (
 )
 from fastboot._native.transfer cimport (
     AHEAD, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,
-    DROPPED_EVERY, END_CANCELLED, END_CHANGED, END_EVICTED, END_PROBE, END_REPLACED, END_SILENT, END_STOPPED,
-    EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GRACE, MAX_LINKS, MAX_SOCKETS,
-    MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS, SLOT_FREE, SLOT_LIVE,
-    SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t, octets_done, octets_hash,
-    piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
+    DROPPED_EVERY, END_BROKEN, END_CANCELLED, END_CHANGED, END_EVICTED, END_GONE, END_PROBE, END_REPLACED, END_SILENT,
+    END_STOPPED, END_UNCONFIRMED, EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GRACE,
+    MAX_LINKS, MAX_SOCKETS, MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS,
+    SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t,
+    octets_done, octets_hash, piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16
@@ -96,6 +96,7 @@ cdef enum:
 cdef tuple OPTIONS = ("blksize", "timeout", "tsize", "windowsize")
 cdef tuple OUTCOMES = (
     "sending", "done", "unconfirmed", "silent", "probe", "cancelled", "changed", "replaced", "stopped", "evicted",
+    "gone", "broken",
 )
 cdef dict NOTICES = {
     EVENT_NO_SEGMENTATION: "no-segmentation", EVENT_DRAINED: "drained", EVENT_DROPPED: "dropped",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import resource
+import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +25,16 @@ from fastboot.boot.program import Kind
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
-from fastboot.server import World, open_sockets
+from fastboot.server import Sockets, World, open_sockets
 from fastboot.services.control import ControlClient, NotRunning
 from fastboot.services.dhcp_network import attached, wires_of
-from fastboot.services.links import Link, find_links, is_veth
+from fastboot.services.links import BUFFER, Link, find_links, is_veth
 
 DESCRIPTORS = 512
 """Open files beside those of FTP sessions: sockets, trees, the store, and sources of TFTP transfers."""
 PER_SESSION = 3
+SMALL_PACKET = 768
+"""Octets of a buffer that the kernel counts for a request (its `truesize`; measured)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +62,12 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
         yield from _container_findings(links, root)
     if links and not is_running(config):
         try:
-            open_sockets(config).close()
+            sockets = open_sockets(config)
         except FastbootError as error:
             yield Finding("error", str(error))
+        else:
+            yield from _buffer_findings(sockets)
+            sockets.close()
     above = next(each for each in (config.state, *config.state.absolute().parents) if os.path.lexists(each))
     if above != config.state and not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         yield Finding(
@@ -180,6 +186,18 @@ def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterat
             if any(subnet.relayed for subnet in subnets):
                 text += " but through a relay"
             yield Finding("warning", text)
+
+
+def _buffer_findings(sockets: Sockets) -> Iterator[Finding]:
+    room = min(
+        (each.listen.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for each in sockets.tftp), default=BUFFER
+    )
+    if room < BUFFER:
+        yield Finding(
+            "note",
+            f"tftp: this system gives its socket {room >> 10} KiB, so of more than about {room // SMALL_PACKET}"
+            f" requests at once some are lost; sysctl net.core.rmem_max={BUFFER}, or CAP_NET_ADMIN, gives more",
+        )
 
 
 def _container_findings(links: Sequence[Link], root: Path) -> Iterator[Finding]:

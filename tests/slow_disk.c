@@ -1,10 +1,12 @@
 // Preloaded: a slow disk. Of files of $SLOW_SIZE octets nothing is in memory until it was read, and reading waits until
-// there is a file $SLOW_GATE. What is read is written to $SLOW_LOG, a line of octets each.
+// there is a file $SLOW_GATE. What is read is written to $SLOW_LOG, a line of octets each. $SLOW_HOW may be "nfs" (a
+// file system that can not tell what is in memory), "5.10" (a kernel without MADV_POPULATE_READ) or "broken".
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -26,11 +28,15 @@ static int place(int fd) {
     return i;
 }
 
+static int is(const char *how) {
+    return getenv("SLOW_HOW") && !strcmp(getenv("SLOW_HOW"), how);
+}
+
 ssize_t preadv64v2(int fd, const struct iovec *iov, int n, off_t offset, int flags) {
     ssize_t (*real)(int, const struct iovec *, int, off_t, int) = dlsym(RTLD_NEXT, "preadv64v2");
     int i = flags & RWF_NOWAIT ? place(fd) : -1;
-    if (i >= 0 && offset >= slow[i].read) {
-        errno = EAGAIN;
+    if (i >= 0 && (is("nfs") || offset >= slow[i].read)) {
+        errno = is("nfs") ? EOPNOTSUPP : EAGAIN;
         return -1;
     }
     return real(fd, iov, n, offset, flags);
@@ -58,6 +64,12 @@ int madvise(void *at, size_t length, int advice) {
         fclose(log);
         if (from + length - slow[i].map > slow[i].read)
             slow[i].read = from + length - slow[i].map;
+        if (is("broken"))
+            return mprotect(at, length, PROT_NONE);
+        if (is("5.10")) {
+            errno = EINVAL;
+            return -1;
+        }
     }
     return real(at, length, advice);
 }

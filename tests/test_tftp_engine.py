@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -593,3 +595,80 @@ def test_a_deleted_file_completes(tree: tuple[Path, Running]) -> None:
         packet, blocks = go_on(client)
         assert packet[4:] == BIG[blocks * 1468 :]
         client.send(ack(blocks + 1))
+
+
+def held(root: Path) -> tuple[int, int]:
+    """Count what this process holds of a tree: descriptors and maps of its files, deleted ones too."""
+    gc.collect()
+    links = [fd.readlink() for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sum(root in link.parents for link in links), sum(f"{root}/" in line for line in maps)
+
+
+def test_no_end_leaves_a_descriptor_a_map_or_a_transfer(tree: tuple[Path, Running]) -> None:
+    root, server = tree
+    for _ in range(3):
+        (root / "file").write_bytes(BIG)
+        with ExitStack() as stack:
+            cut, deleted, gone, cancelled, replaced = (stack.enter_context(server.client()) for _ in range(5))
+            for client in (cut, deleted, gone, cancelled, replaced):
+                begin(client)
+            assert held(root) == (5, 5)
+            cancelled.send(error(0))
+            gone.socket.close()
+            replaced.ask("nothing")
+            os.truncate(root / "file", 100_000)
+            (root / "file").unlink()
+            for client in (cut, deleted):
+                assert op_of(go_on(client)[0]) == ERROR
+            server.until(server.is_idle)
+        server.until(lambda: held(root) == (0, 0))
+
+
+# --- clients that have gone ---
+
+
+def in_the_middle(client: Client) -> None:
+    client.ask("small", blksize=1468, windowsize=4)
+    client.receive()
+    client.send(ack(0))
+    while number_of(client.receive()) < 4:
+        pass
+
+
+def go_on_to_the_end(client: Client) -> None:
+    last = len(SMALL) // 1468 + 1
+    had = 4
+    client.send(ack(had))
+    while had < last:
+        number = number_of(client.receive(10))
+        had = number if number == had + 1 else had
+        if number % 4 == 0 or number == last:
+            client.send(ack(had))
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+def test_a_client_whose_port_is_closed_has_gone(files: Files, single_port: bool) -> None:
+    """And those who share its socket notice nothing: what ICMP says of one packet is an error of the next."""
+    with serving(files, single_port=single_port) as server, ExitStack() as stack:
+        staying = [stack.enter_context(server.client()) for _ in range(8)]
+        leaving = [stack.enter_context(server.client()) for _ in range(8)]
+        for client in (*staying, *leaving):
+            in_the_middle(client)
+        for client in leaving:
+            client.socket.close()
+        for client in staying:
+            go_on_to_the_end(client)
+        server.until(lambda: [event.kind for event in server.events].count("tftp.gone") == len(leaving))
+        server.until(server.is_idle)
+        assert server.counters()["send_failed"] == 0
+
+
+def test_a_port_that_closes_after_the_last_block_is_no_failure(server: Running) -> None:
+    with server.client() as client:
+        client.ask("size-513")
+        client.receive()
+        client.send(ack(1))
+        client.receive()
+    (end,) = server.ends()
+    assert (end.kind, end.details["outcome"]) == ("tftp.sent", "unconfirmed")

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from labkit import Lab, Serve, wait_for
-from tftpkit import HOST, OACK, Client, ack, error, number_of, op_of, rrq
+from tftpkit import HOST, OACK, Client, TftpError, ack, error, number_of, op_of, rrq
 
 from fastboot.services.control import ControlClient
 from fastboot.services.links import IP_PKTINFO
@@ -50,12 +50,12 @@ class Disk:
     preload: Path
     folder: Path
 
-    @property
-    def words(self) -> tuple[str, ...]:
+    def words(self, how: str = "") -> tuple[str, ...]:
         """What comes before a command, so that it runs with this disk."""
         gate, log = self.folder / "gate", self.folder / "log"
         return (
             "env", f"LD_PRELOAD={self.preload}", f"SLOW_SIZE={SLOW_SIZE}", f"SLOW_GATE={gate}", f"SLOW_LOG={log}",
+            f"SLOW_HOW={how}",
         )  # fmt: skip
 
     def open_gate(self) -> None:
@@ -84,10 +84,11 @@ def put(lab: Lab, name: str, data: bytes) -> Path:
 # --- a disk that is slow
 
 
-def test_only_who_waits_for_a_slow_disk_notices(lab: Lab, serve: Serve, disk: Disk) -> None:
+@pytest.mark.parametrize("how", ["", "nfs", "5.10"])
+def test_only_who_waits_for_a_slow_disk_notices(lab: Lab, serve: Serve, disk: Disk, how: str) -> None:
     put(lab, "slow", SLOW)
     put(lab, "fast", FAST)
-    serve(*disk.words)
+    serve(*disk.words(how))
     with Client((HOST, lab.tftp)) as waiting, Client((HOST, lab.tftp)) as other:
         waiting.ask("slow", blksize=1468, windowsize=4)
         assert op_of(waiting.receive()) == OACK, "no disk is needed to say what was agreed to"
@@ -103,7 +104,7 @@ def test_only_who_waits_for_a_slow_disk_notices(lab: Lab, serve: Serve, disk: Di
 def test_a_client_that_goes_costs_a_piece_of_the_file(lab: Lab, serve: Serve, disk: Disk) -> None:
     put(lab, "slow", SLOW)
     disk.open_gate()
-    serve(*disk.words)
+    serve(*disk.words())
     with Client((HOST, lab.tftp)) as client:
         client.ask("slow", blksize=1468, windowsize=4)
         client.receive()
@@ -119,7 +120,7 @@ def test_a_client_that_goes_costs_a_piece_of_the_file(lab: Lab, serve: Serve, di
 
 def test_a_file_cut_short_while_it_is_waited_for(lab: Lab, serve: Serve, disk: Disk) -> None:
     path = put(lab, "slow", SLOW)
-    process = serve(*disk.words)
+    process = serve(*disk.words())
     with Client((HOST, lab.tftp)) as client:
         client.ask("slow", blksize=1468, windowsize=4)
         client.receive()
@@ -139,9 +140,21 @@ def test_a_file_cut_short_while_it_is_waited_for(lab: Lab, serve: Serve, disk: D
         assert client.fetch("slow") == SLOW[:100_000]
 
 
+def test_a_bad_disk_is_told_from_a_changed_file(lab: Lab, serve: Serve, disk: Disk) -> None:
+    put(lab, "slow", SLOW)
+    put(lab, "fast", FAST)
+    disk.open_gate()
+    process = serve(*disk.words("broken"))
+    with Client((HOST, lab.tftp)) as client:
+        with pytest.raises(TftpError, match=r"^0 file can not be read"):
+            client.fetch("slow", blksize=1468)
+        assert wait_for(process, "tftp", "failed")["outcome"] == "broken"
+        assert client.fetch("fast", blksize=1468, windowsize=16) == FAST
+
+
 def test_the_server_ends_whatever_the_disk_does(lab: Lab, serve: Serve, disk: Disk) -> None:
     put(lab, "slow", SLOW)
-    process = serve(*disk.words)
+    process = serve(*disk.words())
     with Client((HOST, lab.tftp)) as client:
         client.ask("slow")
         until(lambda: tftp_counters(lab)["cold"])

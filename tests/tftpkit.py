@@ -39,6 +39,7 @@ ENDS = (
     "tftp.replaced",
     "tftp.stopped",
     "tftp.evicted",
+    "tftp.gone",
     "tftp.failed",
     "tftp.missing",
     "tftp.refused",

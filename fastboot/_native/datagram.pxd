@@ -4,8 +4,9 @@ from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastboot._native.sys cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, IP_PKTINFO, IPPROTO_IP, SO_RXQ_OVFL, SOL_SOCKET,
-    SOL_UDP, UDP_SEGMENT, cmsghdr, in_addr, in_pktinfo, iovec, mmsghdr, msghdr, sockaddr_storage,
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, IPPROTO_IP, IP_PKTINFO, IP_RECVERR, SOL_SOCKET,
+    SOL_UDP, SO_EE_ORIGIN_ICMP, SO_RXQ_OVFL, UDP_SEGMENT, cmsghdr, in_addr, in_pktinfo, iovec, mmsghdr, msghdr,
+    sock_extended_err, sockaddr_storage,
 )
 from fastboot._native.table cimport table_mix
 
@@ -67,6 +68,17 @@ cdef inline uint32_t drops_of(msghdr *h) noexcept nogil:
             memcpy(&drops, CMSG_DATA(c), sizeof(drops))
         c = CMSG_NXTHDR(h, c)
     return drops
+
+cdef inline bint port_is_closed(msghdr *h) noexcept nogil:
+    # Whether a message of the error queue is of ICMP, "port unreachable" (RFC 792, type 3 code 3).
+    cdef cmsghdr *c = CMSG_FIRSTHDR(h)
+    cdef sock_extended_err *error
+    while c != NULL:
+        if c.cmsg_level == IPPROTO_IP and c.cmsg_type == IP_RECVERR:
+            error = <sock_extended_err *>CMSG_DATA(c)
+            return error.ee_origin == SO_EE_ORIGIN_ICMP and error.ee_type == 3 and error.ee_code == 3
+        c = CMSG_NXTHDR(h, c)
+    return False
 
 cdef inline size_t put_control(uint8_t *control, in_addr local, uint16_t segment) noexcept nogil:
     # The source address, never the interface: the route decides that. And UDP_SEGMENT where `segment` is not 0.

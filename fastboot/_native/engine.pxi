@@ -124,6 +124,8 @@ cdef class Engine(Sender):
                 if ready[i].data.u64 == MAX_SOCKETS:
                     self._take_commands(now)
                     continue
+                if ready[i].events & EPOLLERR:
+                    self._hear_errors(<int>ready[i].data.u64, now)
                 if ready[i].events & EPOLLOUT:
                     self._set_blocked(<int>ready[i].data.u64, False)
                 if ready[i].events & (EPOLLIN | EPOLLERR):
@@ -164,6 +166,25 @@ cdef class Engine(Sender):
                 self.counts.malformed += 1
                 continue
             self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
+
+    cdef void _hear_errors(self, int socket, int64_t now) noexcept nogil:
+        # A client whose port is closed has gone. Nothing else that ICMP says ends a transfer: a host may be out of
+        # reach for a moment (a Raspberry Pi answers no ARP while it loads).
+        cdef uint8_t control[256]
+        cdef sockaddr_storage peer
+        cdef msghdr h
+        cdef slot_t *s
+        cdef int i
+        for i in range(BATCH):
+            memset(&h, 0, sizeof(h))
+            memset(&peer, 0, sizeof(peer))
+            h.msg_name, h.msg_namelen = &peer, sizeof(peer)
+            h.msg_control, h.msg_controllen = control, sizeof(control)
+            if recvmsg(self.endpoints[socket].fd, &h, MSG_ERRQUEUE | MSG_DONTWAIT) < 0:
+                return
+            s = self._find(peer_hash(&peer, h.msg_namelen), &peer, h.msg_namelen)
+            if s != NULL and s.socket == socket and s.state == SLOT_LIVE and port_is_closed(&h):
+                self._end(s, END_UNCONFIRMED if s.x.high > s.x.last else END_GONE, 0, now)
 
     cdef void _count_drops(self, endpoint_t *e, uint32_t drops, int64_t now) noexcept nogil:
         cdef event_t event

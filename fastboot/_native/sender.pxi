@@ -107,7 +107,7 @@ cdef class Sender(Reader):
         due = self._readable(s, tftp_due(&s.x))
         first = s.x.next
         if due > 0 and first + due > s.x.last and not file_unchanged(s.file):
-            self._changed(s, now)
+            self._spoilt(s, now)
             return True
         most = SEGMENT_OCTETS // (s.x.blksize + 4)
         if most > SEGMENTS:
@@ -160,7 +160,7 @@ cdef class Sender(Reader):
 
     cdef void _send(self, int socket, int64_t now) noexcept nogil:
         cdef outbox_t *b = &self.outboxes[socket]
-        cdef int done = 0, n, i
+        cdef int done = 0, heard = -1, n, i
         while done < b.n:
             n = sendmmsg(self.endpoints[socket].fd, &b.messages[done], b.n - done, MSG_DONTWAIT)
             self.counts.batches += 1
@@ -168,13 +168,15 @@ cdef class Sender(Reader):
                 for i in range(done, done + n):
                     self._sent(b, i, now)
                 done += n
-            elif errno == EAGAIN or errno == ENOBUFS:
+            elif errno == EAGAIN:
                 # What is left is planned again when there is room.
                 self.counts.socket_full += 1
                 for i in range(done, b.n):
                     chain_put(&self.endpoints[socket].waiting, b.owners[i])
                 self._set_blocked(socket, True)
                 break
+            elif errno in (ECONNREFUSED, EHOSTUNREACH, ENETUNREACH) and heard < done:
+                heard = done                           # perhaps what ICMP said of another's packet: try once more
             elif errno != EINTR:
                 done = self._failed(b, done, errno, now)
         b.n = b.segments = b.vectors_used = 0
@@ -202,7 +204,7 @@ cdef class Sender(Reader):
         cdef bint segmented = b.counts[at] > 1
         cdef event_t event
         if s.state == SLOT_LIVE and error == EFAULT:
-            self._changed(s, now)                      # a map past the end of a file that became shorter
+            self._spoilt(s, now)                       # past the end of a file that became shorter, or a bad disk
         elif segmented and error in (EMSGSIZE, EINVAL):
             s.segmented = False                        # the path is narrower than the interface (older kernels: EINVAL)
             self._make_ready(s)
@@ -216,7 +218,8 @@ cdef class Sender(Reader):
                 self.told.put(&event)
             self._make_ready(s)
         else:
-            # As if lost on the wire: a firewall's EPERM, no route for a moment. The timer goes on.
+            # As if lost on the wire: a firewall's EPERM, no route for a moment, no room in the interface's queue
+            # (ENOBUFS). The timer goes on.
             self.counts.send_failed += 1
             self._sent(b, at, now)
             return at + 1
@@ -224,9 +227,11 @@ cdef class Sender(Reader):
             at += 1
         return at
 
-    cdef void _changed(self, slot_t *s, int64_t now) noexcept nogil:
-        self._send_error(s.socket, &s.peer, s.peer_length, s.local, 0, b"file changed while it was sent")
-        self._end(s, END_CHANGED, 0, now)
+    cdef void _spoilt(self, slot_t *s, int64_t now) noexcept nogil:
+        cdef bint broken = file_unchanged(s.file)
+        cdef const char *text = b"file can not be read" if broken else b"file changed while it was sent"
+        self._send_error(s.socket, &s.peer, s.peer_length, s.local, 0, text)
+        self._end(s, END_BROKEN if broken else END_CHANGED, 0, now)
 
     cdef void _send_error(
         self, int socket, sockaddr_storage *peer, uint32_t peer_length, in_addr local, uint16_t code, const char *text,

@@ -9,6 +9,7 @@ cdef extern from *:
     #include <arpa/inet.h>
     #include <errno.h>
     #include <fcntl.h>
+    #include <linux/errqueue.h>
     #include <linux/if_packet.h>
     #include <net/ethernet.h>
     #include <netinet/in.h>
@@ -149,9 +150,15 @@ cdef extern from *:
     int recvmmsg(int fd, mmsghdr *vec, unsigned int n, int flags, timespec *timeout) nogil
     int sendmmsg(int fd, mmsghdr *vec, unsigned int n, int flags) nogil
     ssize_t sendmsg(int fd, const msghdr *msg, int flags) nogil
+    ssize_t recvmsg(int fd, msghdr *msg, int flags) nogil
+    struct sock_extended_err:
+        uint8_t ee_origin
+        uint8_t ee_type
+        uint8_t ee_code
     int setsockopt(int fd, int level, int name, const void *value, uint32_t n) nogil
     enum:
-        AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_PKTINFO, UDP_SEGMENT
+        AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_RECVERR,
+        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT
         MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE, ETH_P_IP, PACKET_BROADCAST
     uint16_t htons(uint16_t) nogil
     uint16_t ntohs(uint16_t) nogil

@@ -53,6 +53,8 @@ cdef enum:
     END_REPLACED = 7       # the same port asked for something else
     END_STOPPED = 8
     END_EVICTED = 9        # unproven, and somebody needed the place
+    END_GONE = 10          # ICMP: nobody listens at the client's port
+    END_BROKEN = 11        # the file can not be read
 
     # A WAITING slot is given up when Python did not answer: by then the client asks again or has gone.
     PATIENCE_ANSWER = 30000     # ms

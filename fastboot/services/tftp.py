@@ -49,6 +49,7 @@ KINDS: Final = {
     "replaced": "tftp.replaced",
     "stopped": "tftp.stopped",
     "evicted": "tftp.evicted",
+    "gone": "tftp.gone",
 }
 """The event for each outcome of a transfer; any other is `tftp.failed`."""
 DROPPED: Final = (
@@ -59,6 +60,7 @@ BUSY: Final = (
     "requests wait until machines ask again; where too many files are open, raise LimitNOFILE of the service"
 )
 SO_RXQ_OVFL = 40  # linux/socket.h: tell with each packet how many were dropped before it
+IP_RECVERR = 11  # linux/in.h: keep what ICMP says of packets
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,7 @@ def open_sockets(settings: config.Tftp) -> tuple[Sockets, ...]:
                 )
             for each in (listen, *data):
                 each.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
+                each.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
             engines.append(Sockets(listen, tuple(data)))
         undo.pop_all()
     return tuple(engines)
