@@ -98,7 +98,8 @@ class Apt:
             APT::Architectures {{ "amd64"; }}; Dir::Bin::methods "/usr/lib/apt/methods"; APT::Sandbox::User "root";
             Dir::Bin::Methods::ftp "ftp"; // which Debian has switched off
             DPkg::Options {{ "--root={self.root}"; "--force-script-chrootless"; "--force-not-root"; }};
-            Dir::Log "{self.root}/var/log"; Dir::Bin::dpkg "/usr/bin/dpkg"; Acquire::Retries "0";
+            Dir::Log "{self.root}/var/log"; Dir::Log::Terminal ""; Dir::Bin::dpkg "/usr/bin/dpkg";
+            Acquire::Retries "0";
         """.encode()})  # fmt: skip
         self._environment = {**os.environ, "APT_CONFIG": str(work / "apt.conf"), "LC_ALL": "C.UTF-8"}
 

@@ -34,7 +34,7 @@ FILES = {
     ".treeinfo": b"hidden",
 }
 CONF = """
-daemon off; pid {work}/pid; error_log {work}/log error; worker_processes 1; master_process off;
+daemon off; user root; pid {work}/pid; error_log {work}/log error; worker_processes 1; master_process off;
 events {{ worker_connections 64; }}
 http {{
   access_log off; sendfile on; default_type application/octet-stream; autoindex on;
