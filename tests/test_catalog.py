@@ -436,6 +436,17 @@ def test_loaders(tmp_path: Path, make: Make) -> None:
     assert not [line for line in catalog.check() if "boot.ipxe" not in line]
 
 
+def test_a_loader_is_found_at_the_top_too(tmp_path: Path, make: Make) -> None:
+    """Where a shim looks if only option 67 named it (boot-clients.md, capture 1)."""
+    catalog = make(
+        put(tmp_path / "root/pxelinux.0", "own").parent, loaders=find_loaders(system=system(tmp_path / "system"))
+    )
+    assert text_of(catalog.resolve("grubx64.efi", CLIENT)) == "grub"
+    assert text_of(catalog.resolve("pxelinux.0", CLIENT)) == "own"
+    assert names_of(catalog.list("", CLIENT)) == ["boot", "pxelinux.0"]
+    assert reason_of(catalog.resolve("grubaa64.efi", CLIENT)) is Reason.MISSING
+
+
 def test_an_own_loader_beats_the_one_of_the_system(tmp_path: Path, make: Make) -> None:
     put(tmp_path / "root/boot/pxelinux.0", "own")
     catalog = make(tmp_path / "root", loaders=find_loaders(system=system(tmp_path / "system")))

@@ -239,10 +239,8 @@ class Catalog:
 
     def _find(self, parts: Parts, client: Client) -> Source | Refusal:
         found = self._file(parts)
-        if isinstance(found, Refusal) and found.reason is Reason.MISSING and parts[:1] == ("boot",):
-            # PXELINUX puts the directory it was loaded from before every relative name ("boot/vmlinuz"), so an
-            # administrator's pxelinux.cfg works with the loader of this system only if the roots are asked too.
-            beside = self._file(parts[1:])
+        if isinstance(found, Refusal) and found.reason is Reason.MISSING and (other := _other_name(parts)):
+            beside = self._file(other)
             found = beside if isinstance(beside, Source) else found
         if isinstance(found, Source) or found.reason is not Reason.MISSING or self._renderer is None:
             return found
@@ -306,3 +304,13 @@ class Catalog:
             return live
         self._live[key] = source
         return source
+
+
+def _other_name(parts: Parts) -> Parts:
+    """Return under which other name a loader may have meant a file, () where under none."""
+    if parts[:1] == ("boot",):
+        # PXELINUX puts the directory it was loaded from before every relative name ("boot/vmlinuz"), so an
+        # administrator's pxelinux.cfg works with the loader of this system only if the roots are asked too.
+        return parts[1:]
+    # A shim looks at the top where the header of the DHCP reply names no file, only option 67: dnsmasq's.
+    return ("boot", *parts) if len(parts) == 1 else ()

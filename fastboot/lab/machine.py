@@ -116,8 +116,9 @@ class Machine:
     def _uefi(self) -> list[str]:
         # Variables that only the firmware can write take system management mode (OvmfPkg/README).
         secure = ["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]
-        # Without PXE, HTTP Boot is what is left (OvmfPkg's PlatformBootManagerLib).
-        http = ["-machine", "pc", "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"]
+        # Without PXE, HTTP Boot is what is left (OvmfPkg/PlatformPei). That by IPv6 comes first and may take 64 s.
+        pxe = [f"name=opt/org.tianocore/{protocol}PXESupport,string=no" for protocol in ("IPv4", "IPv6")]
+        http = ["-machine", "pc", "-fw_cfg", pxe[0], "-fw_cfg", pxe[1]]
         machine = {"uefi-secure": secure, "uefi-http": http}.get(self.hardware.firmware, ["-machine", "pc"])
         for code, variables in images(self.hardware.firmware):
             if Path(code).exists() and Path(variables).exists():
