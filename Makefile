@@ -51,7 +51,7 @@ bench: ## Compare TFTP with dnsmasq, tftpd-hpa, atftpd and the limit, 20 minutes
 	@$(AS_ROOT) $(BIN)/python -m bench.tftp $(ARGS)
 
 bench-readme: build ## Make README's part on TFTP from bench/results/tftp.json
-	@$(BIN)/python -m bench.tftp_report bench/results/tftp.json README.md
+	@$(BIN)/python -m bench.tftp_readme bench/results/tftp.json README.md
 
 bench-dhcp: ## Compare DHCP with Kea, ISC dhcpd and dnsmasq on this machine, about five minutes
 	@$(PYTHON) tools/bootstrap.py build bench

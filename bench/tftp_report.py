@@ -1,15 +1,9 @@
-"""What was measured of the TFTP servers, for people: tables, a chart of text, README's part.
-
-    python -m bench.tftp_report bench/results/tftp.json README.md
-
-writes README's part anew, between its two marks.
-"""
+"""What was measured of the TFTP servers, for people and for a file: tables, a chart of text, medians."""
 
 from __future__ import annotations
 
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +12,6 @@ from bench.tftp_scenarios import SCENARIOS, Scenario
 
 Found = dict[str, dict[str, Any]]
 """Scenario -> says, machine, rounds: server -> figures of every round."""
-PEERS = ("dnsmasq", "tftpd-hpa", "atftpd")
-BEGIN, END = "<!-- made by make bench-readme", "<!-- end of what make bench-readme makes -->"
 BAR = 40
 HEADS = {
     "cpu_per_gb": "CPU s/GB",
@@ -50,6 +42,13 @@ def median(rounds: Sequence[Mapping[str, float]], column: str) -> float:
     return statistics.median(each[column] for each in rounds)
 
 
+def spread(rounds: Sequence[Mapping[str, float]], column: str) -> str:
+    """Return the median, and the least and most in brackets."""
+    values = [each[column] for each in rounds]
+    least, most = number(min(values), column), number(max(values), column)
+    return f"{number(statistics.median(values), column)} ({least} to {most})"
+
+
 def ratio(entry: Mapping[str, Any], name: str, column: str) -> float | None:
     """Return the median of what fastboot's figure is in parts of a server's, round by round."""
     ours, theirs = (entry["rounds"].get(each, []) for each in ("fastboot", name))
@@ -66,13 +65,11 @@ def table(scenario: Scenario, entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n{entry['says']}"
     yield f"{'':10}{HEADS[first]:>26}" + "".join(f"{HEADS[each]:>12}" for each in others) + "   fastboot / this"
     for name, rounds in entry["rounds"].items():
-        values = [each[first] for each in rounds]
-        spread = f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
         cells = "".join(f"{number(median(rounds, each), each):>12}" for each in others)
         part = ratio(entry, name, first) if name != "fastboot" else None
         lost = sum(each["unfinished"] for each in rounds)
         yield (
-            f"{name:10}{spread:>26}{cells}"
+            f"{name:10}{spread(rounds, first):>26}{cells}"
             + (f"   {part:.3f}" if part is not None else "")
             + (f"   {lost:.0f} unfinished" if lost else "")
             + (f"   ({len(rounds)} round)" if len(rounds) == 1 else "")
@@ -127,54 +124,3 @@ def keep(path: Path, found: Found) -> None:
     ordered = {name: old[name] for name in SCENARIOS if name in old}
     rounded = json.loads(json.dumps(ordered), parse_float=lambda text: float(f"{float(text):.6g}"))
     path.write_text(json.dumps(rounded, indent=1) + "\n")
-
-
-def best_peer(entry: Mapping[str, Any], column: str, *, most: bool = False) -> tuple[str, float] | None:
-    values = {name: median(entry["rounds"][name], column) for name in PEERS if entry["rounds"].get(name)}
-    if not values:
-        return None
-    return (max if most else min)(values.items(), key=lambda item: item[1])
-
-
-def readme(found: Found) -> Iterator[str]:
-    """Yield README's part."""
-    yield f"{BEGIN} of bench/results/tftp.json -->"
-    for title, column, most in (
-        ("server CPU, s per GB", "cpu_per_gb", False),
-        ("throughput, MB/s", "mb_per_s", True),
-    ):
-        chosen = {name: entry for name, entry in found.items() if column in SCENARIOS[name].columns}
-        if not chosen:
-            continue
-        limit = " | the limit" if column == "cpu_per_gb" else ""
-        yield f"| {title} | fastboot | best of the others{limit} |"
-        yield f"|---|---|---|{'---|' if limit else ''}"
-        for entry in chosen.values():
-            ours = median(entry["rounds"]["fastboot"], column)
-            peer = best_peer(entry, column, most=most)
-            cells = [entry["says"], number(ours), f"{number(peer[1])} ({peer[0]})" if peer else "-"]
-            if limit:
-                cells.append(
-                    number(median(entry["rounds"]["limit"], column)) if "limit" in entry["rounds"] else "-"
-                )
-            yield f"| {' | '.join(cells)} |"
-        yield ""
-    machines = {
-        "{cpu}, {cores} cores, Linux {kernel}, {day}".format(**entry["machine"]) for entry in found.values()
-    }
-    yield f"Measured on {'; '.join(sorted(machines))}."
-    yield END
-
-
-def main() -> None:
-    results, page = map(Path, sys.argv[1:3])
-    text = page.read_text()
-    before, found, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (found and end):
-        raise SystemExit(f"{page} has no marks")
-    page.write_text(before + "\n".join(readme(json.loads(results.read_text()))) + after)
-
-
-if __name__ == "__main__":
-    main()
