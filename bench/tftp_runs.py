@@ -19,7 +19,7 @@ from bench.tftp_servers import CLIENT, CLIENTS, PREFIX, SERVER, SERVERS, limit
 from fastboot.lab.network import claim, silence
 from fastboot.lab.tftp import PLAIN, Receivers, Result
 
-LIMIT = 60.0
+LIMIT = 30.0
 """Seconds after which clients are unfinished."""
 HEADERS = 14 + 20 + 8 + 4
 """Octets around a block on the link, as tbf counts them: Ethernet, IPv4, UDP, TFTP."""
@@ -99,18 +99,17 @@ def measured(scenario: Scenario, server: int, host: Host) -> Figures:
     cpu = cpu_seconds(server) - cpu
     packets, octets = (after - before for after, before in zip(host.sent(), (packets, octets), strict=True))
     figures = times(scenario, result)
+    whole = received(result)
     figures |= {
+        "twice": max(0.0, (octets - 28 * packets) / (whole * (1 + 4 / scenario.blksize)) - 1),
+        "cpu_per_gb": cpu / whole * 1e9,
+        "generator_cpu_per_gb": generator / whole * 1e9,
+        "link_share": figures["mb_per_s"] * (1 + HEADERS / scenario.blksize) / 125,
         "cpu_s": cpu,
         "generator_cpu_s": generator,
         "cpu_us_each": cpu * 1e6 / (scenario.clients * (scenario.missing + 1)),
         "dropped": result.dropped,
     }
-    if result.octets:
-        needed = result.octets * (1 + 4 / scenario.blksize)
-        figures["twice"] = max(0.0, (octets - 28 * packets) / needed - 1)
-        figures["cpu_per_gb"] = cpu / result.octets * 1e9
-        figures["generator_cpu_per_gb"] = generator / result.octets * 1e9
-        figures["link_share"] = figures["mb_per_s"] * (1 + HEADERS / scenario.blksize) / 125
     if clean:
         figures["p50_times"] = figures["p50_s"] / clean["p50_s"]
         figures["worst_times"] = figures["worst_s"] / clean["worst_s"]
@@ -127,10 +126,15 @@ def times(scenario: Scenario, result: Result) -> Figures:
         **{f"{key}_s": quantile(each, share) for key, share in QUANTILES.items()},
         **{f"answer_{key}_ms": quantile(answers, share) * 1e3 for key, share in QUANTILES.items()},
         "seconds": seconds,
-        "mb_per_s": result.octets / 1e6 / seconds,
+        "mb_per_s": received(result) / 1e6 / seconds,
         "requests_per_s": len(result.answers) / seconds,
         "unfinished": unfinished,
     }
+
+
+def received(result: Result) -> int:
+    """Return the octets that came, those of unfinished files too; at least one, for they are divided by."""
+    return max(1, sum(result.flow))
 
 
 def quantile(ascending: Sequence[float], share: float) -> float:
