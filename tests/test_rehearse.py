@@ -273,7 +273,9 @@ def test_loss_and_slow_machines_take_longer_and_an_ordinary_user_sees_it(tmp_pat
 
 
 def test_a_missing_kernel_is_told(tmp_path: Path) -> None:
-    code, facts = rehearse(site(tmp_path, kernel="/lab/none"), "--nodes", "4", "--kinds", "bios=1,ipxe=1")
+    code, facts = rehearse(
+        site(tmp_path, kernel="/lab/none"), "--nodes", "4", "--kinds", "bios=1,ipxe=1", "--spread", "0"
+    )
     assert (code, facts["booted"]) == (1, 0)
     for machine in facts["failed"]:
         assert machine["stopped"] == "system"
@@ -285,7 +287,7 @@ def test_a_missing_kernel_is_told(tmp_path: Path) -> None:
 def test_too_few_addresses_are_told(tmp_path: Path) -> None:
     file = site(tmp_path, pool="10.77.1.0-10.77.1.1")
     code, facts = rehearse(
-        file, "--nodes", "8", "--kinds", "ipxe=1", "--spread", "0", "--limit", "6", "--no-media"
+        file, "--nodes", "8", "--kinds", "ipxe=1", "--spread", "0", "--limit", "4", "--no-media"
     )
     assert (code, facts["booted"]) == (1, 5)  # two and two of the pools, and the node
     assert {machine["stopped"] for machine in facts["failed"]} == {"address"}
