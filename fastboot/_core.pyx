@@ -31,8 +31,8 @@ from fastboot._native.dhcp cimport (
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
 from fastboot._native.egress cimport (
-    SPAN, delivery_t, egress_acknowledged, egress_budget, egress_count, egress_join, egress_leave, egress_next,
-    egress_ready, egress_sent, egress_t, egress_tick, flight_t,
+    SPAN, delivery_t, egress_acknowledged, egress_begin, egress_budget, egress_count, egress_join, egress_leave,
+    egress_next, egress_ready, egress_sent, egress_t, egress_tick, flight_t,
 )
 from fastboot._native.file cimport file_t
 from fastboot._native.job cimport (

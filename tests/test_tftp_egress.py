@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import mean
+from statistics import mean, median
 
 import pytest
 from tftp_link import GIGABIT, Crowd
@@ -86,6 +86,22 @@ def test_machines_that_are_switched_off_hold_back_nobody() -> None:
     share = link.measure(500 * MS)
     assert sum(share.each[100:]) * GIGABIT / (500 * MS) >= 0.8
     assert min(share.each[100:]) >= 0.8 * mean(share.each[100:])
+
+
+# --- loss ---
+
+
+@pytest.mark.parametrize("window", [1, 4, 16])
+@pytest.mark.parametrize("kind", [Edk2, Receiver])
+def test_one_percent_loss_stalls_nobody(window: int, kind: type[Receiver]) -> None:
+    """DESIGN section 9: 50 clients, 1 % of blocks and acknowledgements after ACK 0 lost."""
+    times = []
+    for loss in (0.0, 0.01):
+        link = Crowd([kind(window) for _ in range(50)], blocks=500, loss=loss).run(10 * S)
+        times.append(sorted(end - S for end in link.ended.values()))
+        assert len(times[-1]) == 50
+    assert median(times[1]) <= 3 * median(times[0])
+    assert times[1][-1] <= 10 * times[0][-1]
 
 
 # --- turns ---

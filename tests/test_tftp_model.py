@@ -368,6 +368,15 @@ def test_patience_with_an_address_that_never_answered() -> None:
     assert len(sent) <= 8  # amplification
 
 
+def test_what_an_address_that_never_answered_gets_without_options() -> None:
+    """No more than its first block of 512 octets, a few times."""
+    model = TftpModel(1 << 20, oack=False, now=S)
+    assert list(model.send(S)) == [1]
+    _, sent = silence(model, S)
+    assert set(sent) == {1}
+    assert len(sent) <= 8
+
+
 def test_patience_with_a_client_that_was_heard() -> None:
     """GRUB stops acknowledging while it unpacks."""
     model, now = started()

@@ -113,6 +113,11 @@ cdef inline int32_t egress_next(egress_t *e, int64_t planned) noexcept nogil:
     e.held = turn >= 0 and e.under_way + planned > 0 and e.under_way + planned >= egress_budget(e)
     return -1 if turn < 0 or e.held else wheel_pop(e.turns, turn)
 
+cdef inline void egress_begin(egress_t *e, const flight_t *f) noexcept nogil:
+    # It has the turn: the clock is no longer before that. (A window may be sent in several pieces.)
+    if e.clock < f.turn:
+        e.clock = f.turn
+
 cdef inline void egress_leave(egress_t *e, flight_t *f, int32_t i) noexcept nogil:
     # The transfer ends.
     wheel_remove(e.turns, i)
@@ -131,8 +136,6 @@ cdef inline void egress_sent(egress_t *e, flight_t *f, int64_t count, int64_t bl
     f.span = e.span
     f.blocks = 0
     egress_count(e, f, blocks)
-    if e.clock < f.turn:
-        e.clock = f.turn
     f.turn += count
     e.served += count
     if e.served >= e.transfers:

@@ -53,6 +53,8 @@ cdef class TftpModel:
     def send(self, int64_t now):
         cdef int64_t count = tftp_due(&self.x)
         first = self.x.next
+        if count > 0 and self.way is not None:
+            egress_begin(&self.way.egress, &self.flight)
         if count > 0:
             tftp_on_sent(&self.x, count, now)
             if self.way is not None:

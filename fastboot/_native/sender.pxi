@@ -85,6 +85,7 @@ cdef class Sender(Reader):
         cdef slot_t *s
         while i >= 0:
             s = &self.slots[i]
+            egress_begin(e, &s.flight)
             if self.endpoints[s.socket].blocked:
                 chain_put(&self.endpoints[s.socket].waiting, i)
             elif not self._plan(s, now):

@@ -341,21 +341,22 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
             tftp_rewind(x)
     return True
 
-cdef inline void tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
-    # Call at x.deadline or later.
+cdef inline bint tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
+    # Call at x.deadline or later. True: the client was silent.
     cdef int64_t silence = now - x.heard
     if x.outcome != TFTP_SENDING or now < x.deadline:
-        return
+        return False
     if x.next == x.base:           # held back by us: the client has nothing to say
         x.deadline = now + tftp_interval(x)
-        return
+        return False
     if x.high > x.last and silence >= ms(PATIENCE_LAST):
         x.outcome = TFTP_UNCONFIRMED
-        return
+        return True
     if silence >= ms(PATIENCE if x.proven else PATIENCE_UNPROVEN):
         x.outcome = TFTP_SILENT
-        return
+        return True
     x.interval = x.interval * 2 if x.interval < ms(MOST_INTERVAL // 2) else ms(MOST_INTERVAL)
     x.deadline = now + tftp_interval(x)
     x.expiries += x.expiries < 2
     tftp_rewind(x)
+    return True

@@ -195,9 +195,7 @@ cdef class Transfers:
                 self.counts.unanswered += 1
                 self._free(s, now)
             elif s.state == SLOT_LIVE:
-                if now >= s.x.deadline:
-                    self.counts.timeouts += 1
-                    tftp_on_timer(&s.x, now)
+                self.counts.timeouts += tftp_on_timer(&s.x, now)
                 self._progressed(s, now)
             elif s.state == SLOT_WAITING:
                 self._arm(s)

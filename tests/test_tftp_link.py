@@ -1,0 +1,67 @@
+"""A full link and a lossy one for real: a network behind `tc tbf`, many native clients. Minutes: make prove."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dhcpkit import need, wires
+from tftpkit import Files, serving
+
+from fastboot.lab.tftp import PLAIN, Receivers
+
+pytestmark = pytest.mark.long
+
+
+def bench(results: Path, *scenarios: str) -> dict[str, dict[str, Any]]:
+    words = ["--only", *scenarios, "--servers", "fastboot", "--rounds", "1", "--results", str(results)]
+    subprocess.run(
+        [sys.executable, "-m", "bench.tftp", *words], cwd=Path(__file__).parent.parent, check=True, timeout=280
+    )
+    found = json.loads(results.read_text())
+    return {name: found[name]["rounds"]["fastboot"][0] for name in scenarios}
+
+
+def test_a_full_link_carries_every_block_once(tmp_path: Path) -> None:
+    """DESIGN section 9, at 1 Gb/s. Lockstep takes this machine a core and a half: there only the repeats count."""
+    for name, figures in bench(tmp_path / "r.json", "link1", "link4", "link16").items():
+        assert figures["unfinished"] == 0
+        assert figures["twice"] <= 0.02, name
+        assert figures["link_share"] >= 0.95 or name == "link1", name
+
+
+def test_one_percent_loss_stalls_nobody(tmp_path: Path) -> None:
+    for name, figures in bench(tmp_path / "r.json", "loss1", "loss4", "loss16").items():
+        assert figures["unfinished"] == 0
+        assert figures["p50_times"] <= 3, name
+        assert figures["worst_times"] <= 10, name
+
+
+def test_a_lockstep_client_beside_a_hundred_of_window_64() -> None:
+    """Their windows in turn, 6,400 blocks at 300 Mb/s, would let it send a block every quarter of a second."""
+    need("ip", "tc")
+    files = Files({"big": bytes(1468) * 2000, "small": bytes(1468) * 100})
+    with wires(("10.77.0.1/16",)) as wire:
+        server, client = wire.server, wire.clients[0]
+        client.ip("address", "add", "10.77.0.50/16", "dev", "c0")
+        client.ip("route", "add", "local", "10.77.1.0/24", "dev", "lo")
+        shape = ["tc", "qdisc", "add", "dev", "s0", "root", "tbf", "rate", "300mbit", "burst", "128k"]
+        subprocess.run(server.command(*shape, "limit", "4mb"), check=True, timeout=20)
+        with serving(files, links=wire.links(), inside=server.inside()) as running, client.inside():
+            port, at = running.port, IPv4Address("10.77.0.1")
+            many = Receivers(at, 100, first=IPv4Address("10.77.1.1"), port=port)
+            one = Receivers(at, 1, first=IPv4Address("10.77.1.200"), port=port)
+            with many, one, ThreadPoolExecutor(2) as pool:
+                crowd = pool.submit(many.run, ["big"], PLAIN.asking(1468, 64), limit=60)
+                running.until(lambda: running.counters()["held_back_us"] > 0)
+                lone = pool.submit(one.run, ["small"], PLAIN.asking(1468), limit=60).result()
+                full = crowd.result()
+    assert lone.unfinished == full.unfinished == 0
+    assert lone.seconds < full.seconds / 2, (lone.seconds, full.seconds)
+    assert lone.seconds < 5, "a hundred blocks at a quarter of a second each are 25"
