@@ -45,8 +45,8 @@ def median(rounds: Sequence[Mapping[str, float]], column: str) -> float:
 def spread(rounds: Sequence[Mapping[str, float]], column: str) -> str:
     """Return the median, and the least and most in brackets."""
     values = [each[column] for each in rounds]
-    least, most = number(min(values), column), number(max(values), column)
-    return f"{number(statistics.median(values), column)} ({least} to {most})"
+    middle, least, most = (number(one(values), column) for one in (statistics.median, min, max))
+    return f"{middle} ({least} to {most})" if len(values) > 1 else middle
 
 
 def ratio(entry: Mapping[str, Any], name: str, column: str) -> float | None:
