@@ -36,6 +36,9 @@ PER_SESSION = 3
 SMALL_PACKET = 768
 """Octets of a buffer that the kernel counts for a request (its `truesize`; measured)."""
 
+NEIGHBOURS = "proc/sys/net/ipv4/neigh/default/gc_thresh3"
+SETTING = NEIGHBOURS.removeprefix("proc/sys/").replace("/", ".")
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -57,6 +60,7 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
             yield from _proxy_findings(links)
         else:
             yield from _subnet_findings(config.dhcp.subnets, links)
+            yield from _neighbour_findings(config.dhcp.subnets, links, root)
         yield from _own_address_findings(config, links)
     if config.tftp and not config.tftp.single_port:
         yield from _container_findings(links, root)
@@ -197,6 +201,22 @@ def _buffer_findings(sockets: Sockets) -> Iterator[Finding]:
             "note",
             f"tftp: this system gives its socket {room >> 10} KiB, so of more than about {room // SMALL_PACKET}"
             f" requests at once some are lost; sysctl net.core.rmem_max={BUFFER}, or CAP_NET_ADMIN, gives more",
+        )
+
+
+def _neighbour_findings(subnets: Sequence[Subnet], links: Sequence[Link], root: Path) -> Iterator[Finding]:
+    # Where the table is full, the kernel sends nothing to the next machine: its transfer stands still.
+    try:
+        room = int((root / NEIGHBOURS).read_text())
+    except (OSError, ValueError):
+        return  # only the first network namespace tells
+    near = [subnet for subnet in subnets if attached(subnet, links)]
+    machines = sum(int(pool.last) - int(pool.first) + 1 for subnet in near for pool in subnet.pools)
+    if machines > room:
+        yield Finding(
+            "note",
+            f"dhcp.subnets: the pools on this host's links have {machines} addresses, and the kernel keeps contact"
+            f" with {room} machines at most. If so many may be on at once: sysctl -w {SETTING}={2 * machines}",
         )
 
 

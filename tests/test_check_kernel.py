@@ -1,16 +1,20 @@
-"""`check` in a container: the port that blocks leave from."""
+"""`check` looks at the kernel: containers, and how many machines it can talk to."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable
+from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
 
-from fastboot.check import before_drop, in_container
+from fastboot.check import _neighbour_findings, before_drop, in_container
 from fastboot.config import Config
+from fastboot.services.links import Link
+
+LINK = Link("eno2", 2, bytes(6), 1500, (IPv4Interface("10.77.0.1/16"),))
 
 
 def put(root: Path, name: str, text: str) -> None:
@@ -54,6 +58,17 @@ def test_a_single_port_is_suggested_behind_the_veth_of_a_container(tmp_path: Pat
     put(tmp_path, "sys/class/net/lo/uevent", "INTERFACE=lo\nIFINDEX=2\n")
     put(tmp_path, "sys/class/net/lo/iflink", "2\n")
     assert not notes(tmp_path, {}), "the network of the host"
+
+
+@pytest.mark.parametrize(("last", "is_told"), [("10.77.4.254", False), ("10.77.5.20", True)])
+def test_more_machines_than_the_kernel_has_room_for(tmp_path: Path, last: str, is_told: bool) -> None:
+    put(tmp_path, "proc/sys/net/ipv4/neigh/default/gc_thresh3", "1024\n")
+    subnet = {"network": "10.77.0.0/16", "pools": [f"10.77.1.0-{last}"]}
+    config = Config.model_validate({"interface": "lo", "state": str(tmp_path), "dhcp": {"subnets": [subnet]}})
+    assert config.dhcp
+    found = list(_neighbour_findings(config.dhcp.subnets, [LINK], tmp_path))
+    assert [each.level for each in found] == ["note"] * is_told
+    assert all("net.ipv4.neigh.default.gc_thresh3=" in each.text for each in found)
 
 
 LINKS = """
