@@ -264,14 +264,16 @@ def test_one_wrong_bit_fails_the_demo(directory: Path, machine_needs: Callable[[
     assert (Path(result["logs"]) / "console.log").exists(), "a failure leaves its logs"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_nothing_outlives_a_demo_that_is_interrupted(
     number: signal.Signals, code: int, directory: Path, machine_needs: Callable[[Firmware], None]
 ) -> None:
     machine_needs("bios")
     environment = {**os.environ, "PYTHONPATH": PATH, "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "fastboot", "demo"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         assert process.stdout
         told = []
         for line in process.stdout:

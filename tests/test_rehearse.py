@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from io import StringIO
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -31,9 +36,11 @@ from fastboot.lab.kinds import (
     loader_of,
     mixed,
 )
-from fastboot.lab.morning import Place
+from fastboot.lab.morning import Machine, Place
 from fastboot.lab.namespace import LabError
+from fastboot.lab.rehearse import paper, show
 from fastboot.lab.site import plugs_of, rate_of
+from fastboot.lab.tally import Tally
 from fastboot.model import Client, Node, Profile
 
 VECTORS = Path(__file__).parent / "vectors" / "dhcp"
@@ -300,12 +307,64 @@ def test_too_few_addresses_are_told(tmp_path: Path) -> None:
     [
         (("--kinds", "toaster=1"), "write bios, uefi, ipxe"),
         (("--kinds", "bios=0"), "no machine at all"),
+        (("--kinds", "bios=²"), "write bios, uefi, ipxe"),
         (("--link", "fast"), "is no rate"),
     ],
 )
 def test_wrong_arguments_are_named(words: tuple[str, ...], told: str) -> None:
     result = CliRunner().invoke(app, ["rehearse", *words])
     assert told in str(result.exception)
+
+
+def refusal(file: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "fastboot", "rehearse", "-c", str(file), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, ""), done
+    return done.stderr
+
+
+def test_a_picture_that_can_not_be_written_is_told_before(tmp_path: Path) -> None:
+    file = site(tmp_path)
+    none = tmp_path / "none" / "x.png"
+    assert refusal(file, "--picture", str(none)) == f"fastboot: --picture: {none}: No such file or directory\n"
+    assert "Is a directory" in refusal(file, "--picture", str(tmp_path))
+
+
+def test_what_is_told_is_no_markup(tmp_path: Path) -> None:
+    file = tmp_path / "[red]lab.toml"
+    file.write_text('interface = "eno7"\nstate = "state"\nroots = ["."]\n[tftp]\n')
+    assert 'needs [dhcp] in mode "server"' in refusal(file)
+    machine = Machine(1, "new-[b]", "bios", bytes(6), 0, stopped="system", fault="[dhcp] in /lab/[i]linux")
+    with StringIO() as told:
+        show(Tally([machine], [], [], None, 0, 0, 0, {}), paper(file=told, width=200))
+        assert "new-[b] (" in told.getvalue() and "[dhcp] in /lab/[i]linux" in told.getvalue()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_rehearsal_ends_at_once_and_leaves_nothing(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    need("ip", "tc")
+    words = ["-c", str(site(tmp_path)), "--spread", "80", "--profile", "rocky"]
+    with (
+        TemporaryDirectory() as scratch,  # a short path: the server has a socket in it
+        subprocess.Popen(
+            [sys.executable, "-m", "fastboot", "rehearse", *words],
+            env={**os.environ, "TMPDIR": scratch},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process,
+    ):
+        while not any('"sent"' in log.read_text() for log in Path(scratch).glob("*/server.log")):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        told = process.communicate(timeout=20)
+        assert process.returncode == code
+        assert told == ("", f"fastboot: interrupted by {number.name}: the machines and the server are stopped\n")
+        assert not list(Path(scratch).iterdir())
 
 
 @pytest.mark.long

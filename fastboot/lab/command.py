@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +51,7 @@ def mix_of(text: str) -> dict[str, int]:
     parts = {}
     for part in text.split(","):
         kind, _, share = part.strip().partition("=")
-        if kind not in KINDS or not (share or "1").isdigit():
+        if kind not in KINDS or not re.fullmatch(r"[0-9]{0,4}", share):
             raise ConfigError(f"--kinds: {part!r}: write {', '.join(KINDS)}, each with its share: bios=1,uefi=2")
         parts[kind] = int(share or 1)
     if not any(parts.values()):

@@ -1,14 +1,14 @@
 """`fastboot demo`: a bare virtual machine boots from the real server and fetches its media, on a private network.
 
-Exit codes: 0 everything worked, 1 a step failed, 2 it can not be run here, 130 interrupted.
+Exit codes: 0 everything worked, 1 a step failed, 2 it can not be run here, 130 and 143 interrupted by
+SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import signal
+import sys
 import tempfile
 import time
 from collections import deque
@@ -19,13 +19,14 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from fastboot.lab import namespace
+from fastboot.lab import interrupt, namespace
+from fastboot.lab.interrupt import Interrupted
 from fastboot.lab.machine import Firmware, Hardware, plain
 from fastboot.lab.namespace import LabError
 from fastboot.lab.rehearsal import Result, Scenario, boot, require
 from fastboot.lab.screen import Screen, timeline
 
-_FAILED, _CAN_NOT, _INTERRUPTED = 1, 2, 130
+_FAILED, _CAN_NOT = 1, 2
 _TAIL = 25
 """Lines of each log that a failure shows, and of each the first `_WIDTH` characters: a firmware draws screens."""
 _WIDTH = 300
@@ -66,28 +67,25 @@ def run(
         require(result.scenario)
         namespace.enter()
         code = _FAILED
-        asyncio.run(_show(result, console))
+        interrupt.run(_show(result, console))
         code = 0 if result.ok else _FAILED
     except LabError as error:
         result.faults.append(str(error))
         _explain(result, console)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        console.print("interrupted: the machine and the server are stopped")
-        keep, code = False, _INTERRUPTED
+    except Interrupted as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        print(f"fastboot: {error}: the machine and the server are stopped", file=sys.stderr)
+        return error.code
     finally:
-        if (code in (0, _INTERRUPTED) and not keep) or not any(directory.glob("*")):
+        if (code == 0 and not keep) or not any(directory.glob("*")):
             shutil.rmtree(directory, ignore_errors=True)
-    if as_json and code != _INTERRUPTED:
+    if as_json:
         print(json.dumps(result.facts(), indent=2))
     return code
 
 
 async def _show(result: Result, console: Console) -> None:
     """Boot with everything on the console, from the title to the verdict."""
-    task = asyncio.current_task()
-    assert task
-    # Ctrl-C is asyncio's own; this is for whoever sends SIGTERM: the same tidy end.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     firmware = FIRMWARE[result.scenario.hardware.firmware]
     title = f"fastboot demo: a machine with {firmware}, an empty disk and a network cable"
     began = time.monotonic()

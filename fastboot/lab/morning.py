@@ -6,6 +6,7 @@ starts one thing and yields for its outcome.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -396,7 +397,7 @@ class Walk:
         return outcome
 
 
-def play(
+async def play(
     machines: Machines,
     cast: Sequence[Machine],
     walk: Walk,
@@ -407,7 +408,8 @@ def play(
 ) -> None:
     """Switch the machines on, and go on until all have booted or stopped, or for `limit` seconds.
 
-    `look` is called every so many seconds with the number of machines that are under way.
+    `look` is called every so many seconds with the number of machines that are under way, and the event loop gets
+    its turn then.
     """
     ways: dict[int, Way] = {}
     for m in cast:
@@ -426,6 +428,7 @@ def play(
         if machines.now - seen > every * 1e9:
             seen = machines.now
             look(running)
+            await asyncio.sleep(0)
     for m in cast:
         if not m.booted and not m.fault:
             m.stopped, what = m.doing

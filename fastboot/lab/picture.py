@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastboot.lab.namespace import LabError
@@ -15,8 +18,18 @@ except ImportError as error:
 _TENTH = 0.1
 
 
+def probe(path: Path) -> None:
+    """Raise LabError where no picture can be written."""
+    new = not os.path.lexists(path)
+    with _written(path):
+        path.open("ab").close()
+        if new:
+            path.unlink()
+
+
 def draw(tally: Tally, path: Path) -> None:
-    """Write a PNG: machines that are through, throughput, processors, and the seconds of each stage."""
+    """Write a PNG: machines that are through, throughput, processors, and the seconds of each stage. Raises
+    LabError."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     through_all = f"{len(tally.booted)} of {len(tally.machines)} machines booted in {tally.seconds:.1f} s"
     figure.suptitle(f"{through_all}\n{tally.limits()[0]}")
@@ -44,4 +57,13 @@ def draw(tally: Tally, path: Path) -> None:
     cores.plot(at, [sample.own for sample in tally.samples], label="simulated machines, with waits")
     cores.set(xlabel="seconds", ylabel="cores", ylim=(0, None))
     cores.legend()
-    figure.savefig(path, format="png", dpi=110)
+    with _written(path):
+        figure.savefig(path, format="png", dpi=110)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LabError(f"--picture: {path}: {error.strerror}") from error

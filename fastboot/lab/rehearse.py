@@ -1,14 +1,15 @@
 """`fastboot rehearse`: a lab's morning on the real configuration, with simulated machines on a network of its own.
 
-Exit codes: 0 every machine booted, 1 some did not, 2 it can not be run here, 130 interrupted.
+Exit codes: 0 every machine booted, 1 some did not, 2 it can not be run here, 130 and 143 interrupted by
+SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import resource
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fastboot.config import Config, load
+from fastboot.lab import interrupt
 from fastboot.lab._machines import Machines
 from fastboot.lab.fleet import dropped
+from fastboot.lab.interrupt import Interrupted
 from fastboot.lab.kinds import KINDS, mixed
 from fastboot.lab.morning import Machine, Walk, play
 from fastboot.lab.namespace import LabError
@@ -34,7 +37,7 @@ from fastboot.lab.tftp import open_ways
 from fastboot.model import FastbootError, Node
 from fastboot.watch.log import printable
 
-_FAILED, _CAN_NOT, _INTERRUPTED = 1, 2, 130
+_FAILED, _CAN_NOT = 1, 2
 _STATE_FILES: Final = ("fastboot.committed", "fastboot.sqlite", "fastboot.sqlite-wal")
 _FIRST_MAC: Final = 0x02_00_00_00_00_01
 _SPOKEN: Final = frozenset(
@@ -68,29 +71,44 @@ def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> in
 
     Moves this process into namespaces of its own: call it once, in a process with one thread.
     """
-    console = Console(quiet=as_json, highlight=False)
-    directory = Path(tempfile.mkdtemp(prefix="fastboot-rehearse-"))
+    console = paper(quiet=as_json)
     try:
-        if picture:
-            from fastboot.lab import picture as _  # noqa: F401  # missing packages are told before, not after
-        tally = asyncio.run(rehearse(plan, directory, console))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+        return interrupt.run(_run(plan, console, as_json, picture))
+    except Interrupted as error:
+        complain(f"{error}: the machines and the server are stopped")
+        return error.code
     except FastbootError as error:
-        text = printable(str(error))
-        print(json.dumps({"error": text})) if as_json else Console(stderr=True).print(f"fastboot: {text}")
+        if as_json:
+            print(json.dumps({"error": printable(str(error))}))
+        else:
+            complain(error)
         return _CAN_NOT
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _run(plan: Plan, console: Console, as_json: bool, picture: Path | None) -> int:
+    if picture:
+        from fastboot.lab.picture import draw, probe
+
+        probe(picture)
+    with tempfile.TemporaryDirectory(prefix="fastboot-rehearse-", ignore_cleanup_errors=True) as directory:
+        tally = await rehearse(plan, Path(directory), console)
     if as_json:
         print(json.dumps(tally.facts(), indent=2))
     else:
         show(tally, console)
     if picture:
-        from fastboot.lab.picture import draw
-
-        draw(tally, picture)
+        try:
+            draw(tally, picture)
+        except LabError as error:  # the disk filled up meanwhile: what was found has been told
+            complain(error)
+            return _CAN_NOT
     return _FAILED if tally.failed else 0
+
+
+def complain(error: object) -> None:
+    """Print each line of an error."""
+    for line in str(error).splitlines():
+        print(f"fastboot: {printable(line)}", file=sys.stderr)
 
 
 async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
@@ -113,7 +131,7 @@ async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
         except LabError as error:
             raise LabError(f"{error}\n{_last_lines(server.log)}") from error
         finally:
-            await server.stop()
+            await server.stop(grace=0)  # its transfers are nobody's any more, and its state is a copy
     finally:
         site.close()
 
@@ -134,7 +152,7 @@ async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machin
             status.update(f"{len(cast) - running} of {len(cast)} machines are through")
 
         walk = Walk(machines, slow=plan.slow, media=plan.media)
-        play(machines, cast, walk, limit=plan.limit, look=look)
+        await play(machines, cast, walk, limit=plan.limit, look=look)
         own = sum(map(dropped, [*sockets, *(wire.port for wire in site.wires)]))
     facts = await server.status()
     counters: Mapping[str, int] = facts.get("services", {}).get("dhcp", {}).get("counters", {})
@@ -190,6 +208,11 @@ def _wire_of(node: Node | None, wires: Sequence[Wire], room: Mapping[IPv4Network
             if node.address in wire.network:
                 return number
     return max(range(len(wires)), key=lambda number: room[wires[number].network])
+
+
+def paper(**settings: Any) -> Console:
+    """Return a console on which nothing is markup: names of files, nodes and settings have brackets too."""
+    return Console(**settings, highlight=False, markup=False, emoji=False)
 
 
 def show(tally: Tally, console: Console) -> None:
