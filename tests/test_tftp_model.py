@@ -377,6 +377,32 @@ def test_what_an_address_that_never_answered_gets_without_options() -> None:
     assert len(sent) <= 8
 
 
+def test_what_an_address_that_only_acknowledged_the_options_gets() -> None:
+    """Anybody can send that ACK 0 for another where our port is known; a client that lost a window three times
+    gets a small one, and says what it has."""
+    model = TftpModel(1 << 20, windowsize=64, now=S)
+    model.send(S)
+    model.ack(0, S + RTT)
+    sent = list(model.send(S + RTT))
+    _, repeats = silence(model, S + RTT)
+    assert sent == list(range(1, 65)) == repeats[:64] == repeats[64:128]
+    assert set(repeats[128:]) == {1, 2, 3, 4} and len(repeats[128:]) < 100
+
+
+def test_who_comes_back_after_that_gets_windows() -> None:
+    model = TftpModel(1 << 20, windowsize=8, now=S)
+    model.send(S)
+    model.ack(0, S + RTT)
+    model.send(S + RTT)
+    for _ in range(3):
+        now = model.deadline
+        model.timer(now)
+        sent = list(model.send(now))
+    assert sent == [1, 2, 3, 4]
+    model.ack(4, now + RTT)
+    assert list(model.send(now + RTT)) == list(range(5, 13))
+
+
 def test_patience_with_a_client_that_was_heard() -> None:
     """GRUB stops acknowledging while it unpacks."""
     model, now = started()

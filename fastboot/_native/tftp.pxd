@@ -40,6 +40,8 @@ cdef enum:
     TFTP_REQUEST_MAX = 512  # RFC 2347: a request with its options fits in 512 octets
     TFTP_OACK_MAX = 96      # the four options, each with the longest value
 
+    WINDOW_UNPROVEN = 4     # blocks: EDK2's window
+
     TFTP_SENDING = 0
     TFTP_DONE = 1           # every block acknowledged
     TFTP_UNCONFIRMED = 2    # every block sent, the last acknowledgement never came: some ROMs do not send it
@@ -222,12 +224,12 @@ cdef struct tftp_xfer_t:
     int64_t deadline
     int64_t quiet_until    # no gap report is believed before: it would be about an older copy
     int64_t heard          # when the client last said anything
-    int64_t repeats        # blocks sent more than once
+    int64_t repeats        # blocks sent more than once; no OACK
     int64_t *sent          # [window]: when block b was last sent, at b % window; negative: more than once
     uint32_t blksize
     uint16_t window
     uint8_t outcome
-    uint8_t expiries       # of the timer, since something was acknowledged; 2 is many
+    uint8_t expiries       # of the timer, since something was acknowledged; 3 is many
     bint proven            # something came back from this address
     bint rewound           # the window going out repeats blocks
 
@@ -255,7 +257,11 @@ cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
         return 0
     if x.base == 0:                # nothing but the OACK before the address is proven (amplification)
         return 1 - x.next
+    # A client that acknowledged the OACK and is silent since may be somebody whose address was made up, where our port
+    # is known (single_port): after two repeats of the window it gets the window of the smallest clients.
     end = x.base + x.window
+    if x.base == 1 and x.expiries > 2 and end > x.base + WINDOW_UNPROVEN:
+        end = x.base + WINDOW_UNPROVEN
     if end > x.last + 1:
         end = x.last + 1
     return end - x.next
@@ -277,7 +283,7 @@ cdef inline void tftp_on_sent(tftp_xfer_t *x, int64_t count, int64_t now) noexce
     for b in range(x.next, x.next + count):
         if b < x.high:
             x.sent[b % x.window] = -now
-            x.repeats += 1
+            x.repeats += b > 0
         else:
             x.sent[b % x.window] = now
     x.next += count
@@ -347,6 +353,8 @@ cdef inline bint tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
     if x.outcome != TFTP_SENDING or now < x.deadline:
         return False
     if x.next == x.base:           # held back by us: the client has nothing to say
+        if x.expiries == 0:
+            x.heard = now
         x.deadline = now + tftp_interval(x)
         return False
     if x.high > x.last and silence >= ms(PATIENCE_LAST):
@@ -357,6 +365,6 @@ cdef inline bint tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
         return True
     x.interval = x.interval * 2 if x.interval < ms(MOST_INTERVAL // 2) else ms(MOST_INTERVAL)
     x.deadline = now + tftp_interval(x)
-    x.expiries += x.expiries < 2
+    x.expiries += x.expiries < 3
     tftp_rewind(x)
     return True
