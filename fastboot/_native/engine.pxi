@@ -124,12 +124,12 @@ cdef class Engine(Sender):
                 if ready[i].data.u64 == MAX_SOCKETS:
                     self._take_commands(now)
                     continue
-                if ready[i].events & EPOLLERR:
-                    self._hear_errors(<int>ready[i].data.u64, now)
                 if ready[i].events & EPOLLOUT:
                     self._set_blocked(<int>ready[i].data.u64, False)
                 if ready[i].events & (EPOLLIN | EPOLLERR):
-                    self._receive(<int>ready[i].data.u64, now)
+                    # First what a client said, then that it has gone: its last acknowledgement may wait to be read.
+                    if self._receive(<int>ready[i].data.u64, now) and ready[i].events & EPOLLERR:
+                        self._hear_errors(<int>ready[i].data.u64, now)
                     self._flush(now)
             self._fire(now)
             self._flush(now)
@@ -151,12 +151,15 @@ cdef class Engine(Sender):
 
     # --- receiving ---
 
-    cdef void _receive(self, int socket, int64_t now) noexcept nogil:
+    cdef bint _receive(self, int socket, int64_t now) noexcept nogil:
+        # Whether that was all there is.
         cdef inbox_t *box = self.inbox
         cdef msghdr *h
         cdef int n, i
         inbox_prepare(box)
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
+        if n < 0 and errno != EAGAIN:                  # an ICMP error, which is told once in place of the packets
+            n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         if n > 0:
             self._count_drops(&self.endpoints[socket], drops_of(&box.messages[n - 1].msg_hdr), now)
         for i in range(n):
@@ -166,6 +169,7 @@ cdef class Engine(Sender):
                 self.counts.malformed += 1
                 continue
             self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
+        return 0 <= n < BATCH or n < 0 and errno == EAGAIN
 
     cdef void _hear_errors(self, int socket, int64_t now) noexcept nogil:
         # A client whose port is closed has gone. Nothing else that ICMP says ends a transfer: a host may be out of
