@@ -309,6 +309,7 @@ def test_too_few_addresses_are_told(tmp_path: Path) -> None:
         (("--kinds", "bios=0"), "no machine at all"),
         (("--kinds", "bios=²"), "write bios, uefi, ipxe"),
         (("--link", "fast"), "is no rate"),
+        (("--link", "0G"), "is no rate"),
     ],
 )
 def test_wrong_arguments_are_named(words: tuple[str, ...], told: str) -> None:

@@ -89,9 +89,10 @@ def _own(subnet: Subnet, taken: set[IPv4Address | None]) -> IPv4Interface:
 def rate_of(text: str) -> int:
     """Return bits per second of "1G", "100M", "2.5gbit". Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg])(?:bit)?", text.strip(), re.IGNORECASE)
-    if not match:
+    rate = int(float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]) if match else 0
+    if not rate:
         raise ValueError(f'{text!r} is no rate; write "1G" or "100M"')
-    return int(float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()])
+    return rate
 
 
 @dataclass(slots=True)

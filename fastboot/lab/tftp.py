@@ -129,6 +129,63 @@ class Result:
         return self.octets / self.seconds if self.seconds else 0.0
 
 
+class _Course:
+    """A run under way: where each machine is in its files, and what has come. Times in nanoseconds."""
+
+    def __init__(self, machines: int, files: int, start: int) -> None:
+        self.running, self.start = machines, start
+        self._files, self._left = files, [files] * machines
+        self._begun, self._last = [0] * machines, start
+        self._failed: set[int] = set()
+        self._failures: Counter[str] = Counter()
+        self._each, self._whole, self._answers = array("d"), array("d"), array("d")
+        self._octets = self._again = 0
+
+    def take(self, outcome: Outcome) -> int | None:
+        """Count what a machine has done; returns which file it fetches next, None after its last."""
+        machine = outcome.machine
+        if self._begun[machine]:
+            self._left[machine] -= 1
+            self._count(outcome)
+        else:
+            self._begun[machine] = outcome.ended
+        if left := self._left[machine]:
+            return self._files - left
+        self.running -= 1
+        if machine not in self._failed:
+            self._each.append((outcome.ended - self._begun[machine]) / 1e9)
+        return None
+
+    def _count(self, outcome: Outcome) -> None:
+        self._octets += outcome.octets
+        self._again += outcome.again
+        self._last = outcome.ended
+        if outcome.first:
+            self._answers.append((outcome.first - outcome.began) / 1e9)
+        if reason := _failure(outcome):
+            self._failed.add(outcome.machine)
+            self._failures[reason] += 1
+        else:
+            self._whole.append((outcome.ended - outcome.began) / 1e9)
+
+    def result(self, machines: Machines, dropped: int) -> Result:
+        """Return what came of it; `dropped` packets found no room in our own sockets."""
+        return Result(
+            seconds=(self._last - self.start) / 1e9,
+            each=array("d", sorted(self._each)),
+            requests=array("d", sorted(self._whole)),
+            answers=array("d", sorted(self._answers)),
+            octets=self._octets,
+            blocks_again=self._again,
+            unfinished=len(self._failed | {machine for machine, left in enumerate(self._left) if left}),
+            failures=self._failures,
+            flow=machines.flow(),
+            lost=machines.lost,
+            dropped=dropped,
+            strange=machines.strange,
+        )
+
+
 def open_ways() -> list[socket.socket]:
     """Open the sockets that machines share: as few as let the next file of each come by another port."""
     ways: list[socket.socket] = []
@@ -174,51 +231,14 @@ class Receivers:
         that does not get a file goes on with the next. They begin within `spread` seconds. Call it once."""
         machines, manner = self._machines, client.manner(slow=slow)
         requests = [client.request(path) for path in paths]
-        left = [len(requests)] * machines.count
-        begun = [0] * machines.count
-        failed: set[int] = set()
-        failures: Counter[str] = Counter()
-        each, whole, answers = array("d"), array("d"), array("d")
-        octets = again = last = 0
         for machine in range(machines.count):
             machines.pause(machine, spread * machine / machines.count)
-        start, running = machines.now, machines.count
-        while running and machines.now - start < limit * 1e9:
+        course = _Course(machines.count, len(requests), machines.now)
+        while course.running and machines.now - course.start < limit * 1e9:
             for outcome in machines.turn():
-                machine = outcome.machine
-                if not begun[machine]:
-                    begun[machine] = outcome.ended
-                else:
-                    octets, again, last = octets + outcome.octets, again + outcome.again, outcome.ended
-                    left[machine] -= 1
-                    if outcome.first:
-                        answers.append((outcome.first - outcome.began) / 1e9)
-                    if reason := _failure(outcome):
-                        failed.add(machine)
-                        failures[reason] += 1
-                    else:
-                        whole.append((outcome.ended - outcome.began) / 1e9)
-                if left[machine]:
-                    request = requests[len(requests) - left[machine]]
-                    machines.fetch(machine, self._server, self._port, request, manner)
-                    continue
-                running -= 1
-                if machine not in failed:
-                    each.append((outcome.ended - begun[machine]) / 1e9)
-        return Result(
-            max(0, last - start) / 1e9,
-            array("d", sorted(each)),
-            array("d", sorted(whole)),
-            array("d", sorted(answers)),
-            octets,
-            again,
-            len(failed | {machine for machine in range(machines.count) if left[machine]}),
-            failures,
-            machines.flow(),
-            machines.lost,
-            sum(map(dropped, self._ways)),
-            machines.strange,
-        )
+                if (which := course.take(outcome)) is not None:
+                    machines.fetch(outcome.machine, self._server, self._port, requests[which], manner)
+        return course.result(machines, sum(map(dropped, self._ways)))
 
     def close(self) -> None:
         for way in self._ways:
