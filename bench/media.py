@@ -18,8 +18,9 @@ the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of a
 trip of a small question to the server's loop meanwhile; `idle` the same of a loop that has nothing else to do,
 on the same machine at the same time. `memory` is that of the server's processes, per client, above what they had
 before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
-default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card. The
-last line is JSON.
+default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card.
+
+The raw figures are kept as JSON (--results), lags as their percentile; the last line is the medians of CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ import contextlib
 import fnmatch
 import json
 import os
-import platform
 import re
 import select
 import socket
@@ -43,11 +43,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import kept
 from bench.host import DIES_WITH_US, Host, cpu_seconds, memory, running
 from bench.lag import IDLE, IDLE_PORT, Lag, percentile
 from bench.media_servers import CLIENT, SERVER, Server, servers
 from fastboot.lab import namespace
 
+ROOT = Path(__file__).parent.parent
 LARGE, COLD = 256 << 20, 32 << 20
 SMALL, SMALL_FILES = 2048, 1000
 MOMENT = 0.4
@@ -322,6 +324,9 @@ def arguments() -> argparse.Namespace:
         "--idle", type=float, default=1.5, help="seconds in which each server's lag is looked at first"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / ".cache" / "bench-media.json", help="where figures go"
+    )
     parser.add_argument("--only", nargs="+", default=["*"], metavar="CASE", help="such as 'http-*'")
     parser.add_argument("--servers", nargs="+", default=["*"], metavar="NAME")
     return parser.parse_args()
@@ -348,9 +353,27 @@ def run(settings: argparse.Namespace, work: Path, host: Host) -> tuple[list[Case
                     if case.protocol in found[name].ports:
                         figures = bench.measure(case, found[name], pids[name])
                         rounds.setdefault(case.name, {}).setdefault(name, []).append(figures)
+                        keep(settings, case, rounds[case.name])
                         seen = {key: value for key, value in figures.items() if not isinstance(value, list)}
                         print(f"round {number + 1} {case.name} {name} {seen}", file=sys.stderr)
     return chosen, rounds, idle
+
+
+def keep(settings: argparse.Namespace, case: Case, rounds: Mapping[str, list[dict[str, Any]]]) -> None:
+    """Put what is known of a case into the file of results."""
+    size = f", {case.file_size(int(settings.gigabytes * 1e9)) >> 20} MiB each" if case.kind == "bulk" else ""
+    brief = {name: [short(each) for each in figures] for name, figures in rounds.items()}
+    says = f"{case.clients} clients{size}; CPU in {case.unit}"
+    entry = {"says": says, "machine": kept.machine(), "rounds": brief}
+    kept.keep(settings.results, {case.name: entry}, [each.name for each in cases(settings.clients)])
+
+
+def short(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures with the percentile of the lags in place of all of them."""
+    return {
+        key: percentile(value, 0.999) * 1e3 if key in ("lag", "idle_loop") and value else value
+        for key, value in figures.items()
+    }
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
@@ -369,20 +392,18 @@ def main() -> None:
             chosen, rounds, idle = run(settings, Path(folder), host)
     finally:
         host.close()
-    machine = {"kernel": platform.release(), "cores": os.cpu_count()}
+    machine = kept.machine()
     print(
         f"{settings.rounds} rounds; Linux {machine['kernel']}, {machine['cores']} cores, shared with the clients"
     )
     print("\n".join(table(chosen, rounds, int(settings.gigabytes * 1e9))))
     at_rest = {name: percentile(trips, 0.999) * 1e3 for name, trips in idle.items() if trips}
     print("\nlag p99.9 before the load, ms:", ", ".join(f"{name} {lag:.1f}" for name, lag in at_rest.items()))
-    for figures in (each for by_server in rounds.values() for several in by_server.values() for each in several):
-        for key in ("lag", "idle_loop"):
-            if key in figures:
-                figures[key] = percentile(figures[key], 0.999) * 1e3
-    print(
-        json.dumps({"settings": vars(settings), "machine": machine, "lag_at_rest_ms": at_rest, "rounds": rounds})
-    )
+    medians = {
+        case: {name: middle(figures, "cpu") for name, figures in by_server.items()}
+        for case, by_server in rounds.items()
+    }
+    print(json.dumps(medians))
 
 
 if __name__ == "__main__":

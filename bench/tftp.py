@@ -26,18 +26,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
-from typing import Any
 
 from bench import groups, tftp_report
+from bench.kept import Found, keep, machine
 from bench.native import load
 from bench.tftp_runs import Figures, run
 from bench.tftp_scenarios import SCENARIOS, Scenario
@@ -76,18 +73,6 @@ def contenders(asked: list[str]) -> list[str]:
     return [name for name in asked if name != "tftpd-hpa"]
 
 
-def machine() -> dict[str, Any]:
-    cpu = next(
-        (
-            line.partition(": ")[2]
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
-    return {"kernel": platform.release(), "cores": os.cpu_count(), "cpu": cpu, "day": date.today().isoformat()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -106,7 +91,7 @@ def main() -> None:
     load("limit_loop")
     names = contenders(settings.servers)
     namespace.enter()
-    found: tftp_report.Found = {}
+    found: Found = {}
     try:
         with tempfile.TemporaryDirectory(prefix="fastboot-bench-") as folder:
             place = Path(folder)
@@ -116,7 +101,7 @@ def main() -> None:
                 entry = found[name] = {"says": scenario.says, "machine": machine(), "rounds": {}}
                 for server, figures in measure(place, scenario, names, settings.rounds):
                     entry["rounds"].setdefault(server, []).append(figures)
-                    tftp_report.keep(settings.results, found)
+                    keep(settings.results, found, SCENARIOS)
                 print("\n".join(tftp_report.table(scenario, entry)), flush=True)
     except KeyboardInterrupt:
         print("\nended early")

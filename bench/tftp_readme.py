@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.tftp_report import HEADS, Found, chart, median, number, spread
+from bench.kept import Found
+from bench.tftp_report import HEADS, chart, median, number, spread
 
 PEERS = ("dnsmasq", "tftpd-hpa", "atftpd")
 BEGIN, END = "<!-- made by make bench-readme", "<!-- end of what make bench-readme makes -->"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from bench.kept import Found
 from bench.tftp_scenarios import SCENARIOS, Scenario
 
-Found = dict[str, dict[str, Any]]
-"""Scenario -> says, machine, rounds: server -> figures of every round."""
 BAR = 40
 HEADS = {
     "cpu_per_gb": "CPU s/GB",
@@ -114,13 +111,3 @@ def medians(found: Found) -> dict[str, dict[str, dict[str, float]]]:
         }
         for name, entry in found.items()
     }
-
-
-def keep(path: Path, found: Found) -> None:
-    """Write what was found into a file of results, in place of what it had of the same scenarios."""
-    path.parent.mkdir(exist_ok=True, parents=True)
-    old: Found = json.loads(path.read_text()) if path.exists() else {}
-    old |= {name: entry for name, entry in found.items() if entry["rounds"]}
-    ordered = {name: old[name] for name in SCENARIOS if name in old}
-    rounded = json.loads(json.dumps(ordered), parse_float=lambda text: float(f"{float(text):.6g}"))
-    path.write_text(json.dumps(rounded, indent=1) + "\n")

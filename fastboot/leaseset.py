@@ -11,7 +11,7 @@ from fastboot.model import Node
 from fastboot.nodeset import NodeSetError, expand, select
 
 MAC = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}")
-NUMBERS = re.compile(r"\d+(?:\.\d+){1,3}(?:/\d+)?")
+NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+){1,3}(?:/[0-9]+)?")
 
 Facts = dict[str, Any]
 

@@ -53,7 +53,7 @@ def expand(text: str) -> list[str]:
 
 def _numbers(ranges: str, part: str) -> Iterator[str]:
     for piece in ranges.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", piece.strip())
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", piece.strip())
         if not match:
             raise NodeSetError(f"{part!r}: {piece!r} is no range of numbers; write node[01-16]")
         first, last = match[1], match[2] or match[1]

@@ -370,6 +370,7 @@ class Server:
             self._ftp.reload(config.ftp)
         if self._http and config.http:
             self._http.reload(config.http)
+        self._old.shelf.release()
 
     def events(self, *, replay: bool = False) -> Subscription:
         """Return an async iterator over events from now on, after the recent ones if `replay`."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import tftp_readme, tftp_report
+from bench.kept import keep
 from bench.tftp_scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent
@@ -81,9 +82,9 @@ def test_readme_says_what_was_measured() -> None:
 
 def test_results_of_other_scenarios_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "some" / "r.json"
-    tftp_report.keep(path, {"window16": entry_of(fastboot=[1])})
-    tftp_report.keep(path, {"window4": entry_of(fastboot=[2]), "window64": entry_of()})
-    tftp_report.keep(path, {"window16": entry_of(fastboot=[3])})
+    keep(path, {"window16": entry_of(fastboot=[1])}, SCENARIOS)
+    keep(path, {"window4": entry_of(fastboot=[2]), "window64": entry_of()}, SCENARIOS)
+    keep(path, {"window16": entry_of(fastboot=[3])}, SCENARIOS)
     found = json.loads(path.read_text())
     assert {name: entry["rounds"]["fastboot"][0]["cpu_per_gb"] for name, entry in found.items()} == {
         "window4": 2,

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def test_spellings_of_a_name(tmp_path: Path, make: Make, name: str) -> None:
     assert catalog.quirks["backslashes"] == ("\\" in name)
     assert catalog.quirks["doubled-slashes"] == ("//" in name)
     assert set(catalog.quirks) <= set(QUIRKS)
+
+
+def test_only_tftp_is_asked_for_names_without_an_end(tmp_path: Path, make: Make) -> None:
+    """HTTP and FTP have no part in option 67: `GET /%ff` is for a file of that name."""
+    put(tmp_path / "a/linux")
+    catalog = make(tmp_path)
+    for protocol in ("http", "ftp"):
+        client = replace(CLIENT, protocol=protocol)  # type: ignore[arg-type]
+        for name in ("/\udcff", "a/linux\udcff"):
+            refusal = catalog.resolve(name, client)
+            assert isinstance(refusal, Refusal)
+            assert refusal.reason is Reason.MISSING
+            assert catalog.list(name, client) == refusal
+    assert not catalog.quirks
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,7 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ('interface = "lo"', 'interfaces = "lo"', "there is no key 'interfaces'; did you mean 'interface'?"),
         ('interface = "lo"', 'interface = "a b"', "interface[0]: 'a b' is no name of an interface; `ip link` lists them"),
         ('lease = "1h"', 'lease = "1 hour"', 'dhcp.lease: write a duration such as "90s"'),
+        ('lease = "1h"', 'lease = "\u0661h"', 'dhcp.lease: write a duration such as "90s"'),
         ('lease = "1h"', "lease = 59", "dhcp.lease: should be greater than or equal to 60 (is 59)"),
         ('lease = "1h"', 'mode = "relay"', "dhcp.mode: should be 'server' or 'proxy' (is 'relay')"),
         ('lease = "1h"', 'mode = "proxy"', "dhcp.subnets[0].pools: has no effect in mode proxy, which gives no"),

@@ -230,6 +230,7 @@ def test_restart(ftp: ftplib.FTP) -> None:
     assert refusal(ftp, "RETR /media/big").startswith("554")
     assert refusal(ftp, "REST -1").startswith("501")
     assert refusal(ftp, "REST x").startswith("501")
+    assert refusal(ftp, "REST \u0661").startswith("501"), "a digit of Unicode, but none of FTP"
     assert fetch(ftp, "/media/big", rest=1) == BIG[1:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ftplib
+import gc
 import os
 import re
 import resource
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -637,6 +638,34 @@ async def test_a_reload_starts_the_reader_beside_the_loop(
         assert text_of(server.catalog.resolve("/media/lab/empty", CLIENT)) == b""
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+def held(path: Path) -> int:
+    """Return how many descriptors of this process are of a file."""
+    links = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            links.append(each.readlink())
+    return links.count(path)
+
+
+async def test_a_reload_lets_images_go(iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, but for those that are in use."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with serving(tmp_path, monkeypatch, lab=iso) as (server, config):
+            source = server.catalog.resolve("/media/lab/empty", CLIENT)
+            for _ in range(3):
+                await server.reload(config)
+            assert held(iso) == 2
+            assert text_of(source) == b""
+            del source
+            assert held(iso) == 1
+            await server.reload(config.model_copy(update={"media": ()}))
+            assert held(iso) == 0
+    finally:
+        gc.enable()
 
 
 async def test_a_reload_reads_new_media(iso: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from fastboot import _core
 from fastboot._core import Source
-from fastboot.services.pump import LEAST, Pump, Sending, start_pump
+from fastboot.services.pump import LEAST, Pump, Sending, SlowWatch, start_pump
 from tests.ftpkit import descriptors
 
 DATA = random.Random(3).randbytes(5_000_001)
@@ -246,6 +246,52 @@ async def test_who_takes_next_to_nothing_is_given_up(pump: Pump, tmp_path: Path)
         assert await failed(slow) == errno.ETIMEDOUT
         assert not steady.done.done()
         steady.cancel()
+
+
+async def test_who_still_takes_what_went_before_is_not_given_up(pump: Pump, tmp_path: Path) -> None:
+    """A part of many, on a slow link: the kernel holds the parts before it for longer than `stall`."""
+    path = tmp_path / "big"
+    path.write_bytes(DATA)
+    ours, theirs = pair(1 << 17)
+    with ours, theirs:
+        before = 0
+        with pytest.raises(BlockingIOError):
+            while True:
+                before += ours.send(bytes(LEAST))
+        sending = pump.send(ours, opened(path), 1)
+        for _ in range(15):
+            before -= len(await asyncio.to_thread(theirs.recv, 4 * LEAST))
+            await asyncio.sleep(0.2)
+        assert before > 0
+        assert not sending.done.done()
+        sending.cancel()
+
+
+async def test_who_has_all_that_there_is_waits_for_us() -> None:
+    class Sent:
+        """A file on a disk that does not answer."""
+
+        octets, stall = 0, 0.1
+
+        def __init__(self) -> None:
+            self.done = asyncio.get_running_loop().create_future()
+
+        def cancel(self, error: int = errno.ECANCELED) -> None:
+            if not self.done.done():
+                self.done.set_result(error)
+
+    watch = SlowWatch(asyncio.get_running_loop())
+    ours, theirs = pair(4096)
+    with ours, theirs:
+        sending = watch.over(Sent(), ours)
+        await asyncio.sleep(0.5)
+        assert not sending.done.done()
+        with pytest.raises(BlockingIOError):
+            while True:
+                ours.send(bytes(LEAST))
+        async with asyncio.timeout(20):
+            assert await sending.done == errno.ETIMEDOUT  # type: ignore[func-returns-value]
+    watch.close()
 
 
 @pytest.mark.parametrize("change", ["shrink", "write", "touch"])

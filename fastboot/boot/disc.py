@@ -30,16 +30,18 @@ class Disc:
         self.path = path
         self.fault: str | None = None
         self._name, self._indexer = name, indexer
-        self._source = _open(path)
+        source = _open(path)
+        self._source: Source | None = source
         self._index: Index | None = None
         try:
-            self._index = indexer.find(name, self._source.identity)
+            self._index = indexer.find(name, source.identity)
         except LookupError:
             self.fault = "it has not been read yet"
-        self._seen = self._tried = self._source.identity
+        self._seen = self._tried = source.identity
 
     def close(self) -> None:
-        self._index = None
+        """Let the image go: it is closed with the last transfer out of it. Who asks is to come back (ESTALE)."""
+        self._source = self._index = None
 
     @property
     def index(self) -> Index | None:
@@ -48,7 +50,7 @@ class Disc:
 
     async def prepare(self, tell: Tell) -> bool:
         """Have an index; return whether it had to be built. Raises MediaError, whose text stays in `fault`."""
-        if self._index is not None:
+        if self._index is not None or self._source is None:
             return False
         await self._adopt(self._source, tell)
         return True
@@ -81,20 +83,23 @@ class Disc:
         except MediaError as error:
             self.fault = str(error)
             raise MediaError(f"{self.path}: {error}") from error
-        self._source, self._index, self.fault = source, index, None
+        if self._source is not None:  # else it was closed meanwhile
+            self._source, self._index, self.fault = source, index, None
 
     def open(self, inside: str) -> Source:
-        item = self._ready().find(inside)
+        index, image = self._ready()
+        item = index.find(inside)
         if item.kind is Kind.DIRECTORY:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return self._source.slice(item.offset, item.size, inside, item.mtime)
+        return image.slice(item.offset, item.size, inside, item.mtime)
 
     def entry(self, inside: str, name: str) -> Entry:
-        return _entry(name, self._ready().find(inside))
+        index, _ = self._ready()
+        return _entry(name, index.find(inside))
 
     def scan(self, inside: str) -> list[Entry]:
-        found = self._ready().scan(inside)
-        return [_entry(name, item) for name, item in found if is_speakable(name) and "\\" not in name]
+        index, _ = self._ready()
+        return [_entry(name, item) for name, item in index.scan(inside) if is_speakable(name) and "\\" not in name]
 
     def check(self) -> list[str]:
         """Return complaints about names in the image; nothing where it could not be read, see `fault`."""
@@ -110,17 +115,21 @@ class Disc:
 
     def image(self) -> Source:
         """Return the image itself. Raises OSError: ESTALE while it is written, EIO where that came to no good."""
-        if not self._source.unchanged():
-            is_lost = self.fault and identity_of(os.fstat(self._source.fileno())) == self._tried
+        image = self._source
+        if image is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        if not image.unchanged():
+            is_lost = self.fault and identity_of(os.fstat(image.fileno())) == self._tried
             number = errno.EIO if is_lost else errno.ESTALE
             raise OSError(number, os.strerror(number))
-        return self._source
+        return image
 
-    def _ready(self) -> Index:
-        if self._index is None:
+    def _ready(self) -> tuple[Index, Source]:
+        index = self._index  # before the image: the loop may close both while a listing asks in a thread
+        image = self.image()
+        if index is None:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        self.image()
-        return self._index
+        return index, image
 
 
 class Whole:

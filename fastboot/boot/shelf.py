@@ -80,6 +80,12 @@ class Shelf:
         faults = ((medium, medium.facts()["fault"]) for medium in self)
         return [f"media {medium.name}: {medium.place}: {fault}" for medium, fault in faults if fault]
 
+    def release(self) -> None:
+        """Let go of the images. Directories stay open: a listing in a thread may still use them."""
+        for medium in self:
+            if isinstance(medium.tree, Disc):
+                medium.tree.close()
+
     def close(self) -> None:
         for medium in self:
             if medium.tree:

@@ -43,7 +43,7 @@ def seconds(value: object) -> object:
     if isinstance(value, str):
         if value == "forever":
             return FOREVER
-        if match := re.fullmatch(r"(\d+)\s*([smhd])", value):
+        if match := re.fullmatch(r"([0-9]+)\s*([smhd])", value):
             return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
         raise ValueError('write a duration such as "90s", "10m", "1h", "7d" or "forever"')
     return value
@@ -206,7 +206,7 @@ def like(pattern: str, right: str) -> AfterValidator:
 
 def _architecture(value: object) -> object:
     try:
-        code = int(value, 0) if isinstance(value, str) else value
+        code = int(value, 0) if isinstance(value, str) and value.isascii() else value
     except ValueError:
         code = None
     if not isinstance(code, int) or not 0 <= code < 0xFFFF:
@@ -257,7 +257,7 @@ class PortRange(Table):
     @classmethod
     def _parse(cls, value: object) -> object:
         if isinstance(value, str):
-            match = re.fullmatch(r"\s*(\d{1,5})\s*(?:-\s*(\d{1,5})\s*)?", value)
+            match = re.fullmatch(r"\s*([0-9]{1,5})\s*(?:-\s*([0-9]{1,5})\s*)?", value)
             if not match:
                 raise ValueError(f'{value!r} is no range of ports; write "40000-49999"')
             first, last = int(match[1]), int(match[2] or match[1])

@@ -254,11 +254,11 @@ def read(key: str, value: object) -> Option:
 
 def from_text(key: str, text: str) -> object:
     """Return a value as TOML would have it, from the text of a table of nodes: lists are joined by spaces."""
-    code, type_ = NAMES.get(key, (int(key) if key.isdecimal() else 0, ""))
+    code, type_ = NAMES.get(key, (int(key) if key.isascii() and key.isdecimal() else 0, ""))
     type_ = type_ or _TYPE_OF.get(code, "")
     if type_ in ("ips", "domains"):
         return text.split()
-    if type_ in ("u8", "u16", "u32", "i32") and re.fullmatch(r"-?\d+", text):
+    if type_ in ("u8", "u16", "u32", "i32") and re.fullmatch(r"-?[0-9]+", text):
         return int(text)
     return text == "true" if type_ == "bool" and text in ("true", "false") else text
 

@@ -70,7 +70,7 @@ class Limits:
     """From the connection to the login, whatever is sent in between."""
     idle: float = 300
     stall: float = 300
-    """A transfer of which the client takes nothing for so long is ended."""
+    """A transfer of which the client takes less than `LEAST` octets in so long is ended."""
     connect: float = 30
     """For a data connection to be made."""
     commands_before_login: int = 16

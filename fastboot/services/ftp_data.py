@@ -16,7 +16,7 @@ from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
 
-from fastboot.services.pump import LEAST, RESET_ON_CLOSE
+from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
 from fastboot.services.source_file import FAULTS, SourceFile
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class Transfer(DTPHandler):  # type: ignore[misc]
     def handle_timeout(self) -> None:
         if self._sending is not None:
             return  # the pump watches over it
-        sent, self._lastdata = self._lastdata, self.tot_bytes_sent
-        if self.tot_bytes_sent - sent < LEAST:
+        before, self._lastdata = self._lastdata, self.tot_bytes_sent - unacknowledged(self.socket)
+        if self._lastdata - before < LEAST:
             self._too_slow()
 
     def _too_slow(self) -> None:

@@ -208,6 +208,9 @@ class Session(FTPHandler):  # type: ignore[misc]
     def pre_process_command(self, line: str, cmd: str, arg: str) -> None:
         if cmd in ("LIST", "NLST"):
             arg = LIST_OPTIONS.sub("", arg, count=1) if arg.startswith("-") else arg
+        if cmd in ("REST", "PORT", "EPRT") and not arg.isascii():  # pyftpdlib takes all digits of Unicode
+            self.respond("501 Write numbers in ASCII.")
+            return
         super().pre_process_command(line, cmd, arg)
 
     def push(self, data: str) -> None:

@@ -24,7 +24,7 @@ from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from fastboot import config, model
 from fastboot._core import Source
@@ -44,6 +44,7 @@ SMALL: Final = 64 * 1024
 LISTING: Final = 65_536
 RETRY: Final = 5
 """Seconds after which a client that was turned away should ask again; iPXE does."""
+STOPPED: Final = "the server stopped"
 STATUS: Final[Mapping[Reason, int]] = {
     Reason.MISSING: 404,
     Reason.OUTSIDE: 404,
@@ -118,6 +119,7 @@ class HttpService:
         self._pump, self._own_pump = pump, pump is None
         self._lister: ThreadPoolExecutor | None = None
         self._turns: Turns | None = None
+        self._gone = "the client closed the connection"
         self._log = structlog.get_logger(component="http")
 
     async def start(self) -> None:
@@ -139,6 +141,7 @@ class HttpService:
         deadline = time.monotonic() + drain
         while self._transfers and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        self._gone = STOPPED
         if self._own_pump:
             self._pump.close()
         await self._manager.shutdown(1.0)
@@ -188,6 +191,9 @@ class HttpService:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self._counters["requests"] += 1
+        hosts = request.headers.getall("Host", ())
+        if fault := framing_fault(request._version, hosts, "Transfer-Encoding" in request.headers):
+            return self.malformed(request, fault)
         connection = request.protocol
         assert isinstance(connection, Connection)
         if connection.peer is None:
@@ -200,12 +206,9 @@ class HttpService:
         if request.method not in ("GET", "HEAD"):
             self._counters["refused_method"] += 1
             return _text(405, "this server is for reading", {"Allow": "GET, HEAD"})
-        hosts = request.headers.getall("Host", ())
-        if fault := framing_fault(request.version, hosts, "Transfer-Encoding" in request.headers):
-            return self.malformed(fault)
         path = path_of(request.raw_path)
         if path is None:
-            return self.malformed("this is no path")
+            return self.malformed(request, "this is no path")
         address = _address(connection.peer)
         client = Client(address, _address(connection.own), "http", self._mac_of(address))
         found = await self._resolve(path, client)
@@ -220,10 +223,11 @@ class HttpService:
             self._failed(client, path, found.text)
         return _text(STATUS[found.reason], found.text)
 
-    def malformed(self, text: str) -> web.Response:
+    def malformed(self, request: web.BaseRequest, text: str, status: int = 400) -> web.Response:
         """Answer what is no request, and close: what follows may be part of it."""
         self._counters["malformed"] += 1
-        response = _text(400, text)
+        request._version = HttpVersion11  # aiohttp repeats in its answer whatever the client says it speaks
+        response = _text(status, text)
         response.force_close()
         return response
 
@@ -313,15 +317,16 @@ class HttpService:
             else:
                 await self._stream(request, response, pieces, transfer)
         except OSError as error:
-            self._failed(client, path, _reason(error), bytes=transfer.octets)
+            reason = self._reason(error)
+            self._failed(client, path, reason, bytes=transfer.octets)
             if response is None or not response.prepared:
-                return _text(503 if error.errno == errno.ESTALE else 500, _reason(error))
+                return _text(503 if error.errno == errno.ESTALE else 500, reason)
             if request.transport is not None:
                 reset(request.transport)
             return response
         except asyncio.CancelledError:
             if transfer.octets < size:
-                self._failed(client, path, "the client closed the connection", bytes=transfer.octets)
+                self._failed(client, path, self._gone, bytes=transfer.octets)
             else:  # it has the last octet, and did not wait until we hear of that
                 self._sent(client, path, size, began)
             raise
@@ -374,6 +379,13 @@ class HttpService:
             transfer.sent, transfer.sending = transfer.sent + piece.size, None
         await response.write_eof()
 
+    def _reason(self, error: OSError) -> str:
+        if error.errno == errno.ETIMEDOUT:
+            return "the client was too slow"
+        if error.errno == errno.ECANCELED:
+            return STOPPED
+        return FAULTS.get(error.errno or 0, self._gone)
+
     def _sent(self, client: Client, path: str, size: int, began: float) -> None:
         self._counters["sent"] += 1
         self._counters["bytes"] += size
@@ -399,14 +411,6 @@ def _multipart(
         yield f"\r\n--{boundary}\r\n{fields}\r\n\r\n".encode()
         yield source.slice(start, end - start)
     yield f"\r\n--{boundary}--\r\n".encode()
-
-
-def _reason(error: OSError) -> str:
-    if error.errno == errno.ETIMEDOUT:
-        return "the client was too slow"
-    if error.errno == errno.ECANCELED:
-        return "the server stopped"
-    return FAULTS.get(error.errno or 0, "the client closed the connection")
 
 
 def _response(status: int, headers: Mapping[str, str], body: bytes = b"") -> web.Response:

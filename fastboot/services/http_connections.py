@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from fastboot import config
-from fastboot.services.pump import LEAST, RESET_ON_CLOSE
+from fastboot.services.http_message import ONE_HOST
+from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
 
 if TYPE_CHECKING:
     from fastboot.services.http import HttpService
@@ -30,6 +31,10 @@ class Limits:
 
 
 STANDARD: Final = Limits()
+MAX_TARGET: Final = 8000
+"""Octets of a request's target: what RFC 9112 section 3 asks for at least."""
+MAX_FIELD: Final = 8190
+"""Octets of a header field. Another number than that of a target: by it one knows which of them was too long."""
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -38,6 +43,17 @@ def reset(transport: asyncio.Transport) -> None:
     with contextlib.suppress(OSError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     transport.abort()
+
+
+def refusal_of(fault: HttpProcessingError) -> tuple[str, int]:
+    """Return what is told to who sent something that aiohttp does not take, and the status."""
+    if isinstance(fault, LineTooLong):
+        if fault.args[1] == MAX_TARGET:
+            return f"more than {MAX_TARGET} octets", 414
+        return f"a header field of more than {MAX_FIELD} octets", 431
+    if "'Host'" in fault.message:
+        return ONE_HOST, 400
+    return "this is no HTTP", 400
 
 
 class Crowd:
@@ -86,6 +102,8 @@ class Manager(web.Server):
             auto_decompress=False,
             keepalive_timeout=limits.head,
             lingering_time=2,
+            max_line_size=MAX_TARGET,
+            max_field_size=MAX_FIELD,
         )
         self._service, self._crowd, self._limits = service, crowd, limits
 
@@ -140,7 +158,8 @@ class Connection(web.RequestHandler):
 
     def _watch(self) -> None:
         if self.transport is not None:
-            self._unread = self.transport.get_write_buffer_size()
+            held = unacknowledged(self.transport.get_extra_info("socket"))
+            self._unread = held + self.transport.get_write_buffer_size()
             self._deadline = self._loop.call_later(self._stall, self._look)
 
     def _unwatch(self) -> None:
@@ -163,5 +182,5 @@ class Connection(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         if isinstance(exc, HttpProcessingError):
-            return self._service.malformed("this is no HTTP")
+            return self._service.malformed(request, *refusal_of(exc))
         return self._service.broken(request, exc)

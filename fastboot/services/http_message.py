@@ -31,9 +31,10 @@ TYPES: Final[Mapping[str, str]] = {
 LAST_SECOND: Final = 253402300799
 """The end of the year 9999, the last that a date of HTTP can write."""
 OTHER: Final = "application/octet-stream"
+ONE_HOST: Final = "one Host field is needed (RFC 9112 section 3.2)"
 _HOST: Final = re.compile(r"[\w.~%!$&'()*+,;=:\[\]-]*", re.ASCII)
-_RANGES: Final = re.compile(r"bytes\s*=\s*(?P<specs>[\d\s,-]+)", re.IGNORECASE)
-_SPEC: Final = re.compile(r"(\d*)\s*-\s*(\d*)")
+_RANGES: Final = re.compile(r"bytes\s*=\s*(?P<specs>[\d\s,-]+)", re.IGNORECASE | re.ASCII)
+_SPEC: Final = re.compile(r"(\d*)\s*-\s*(\d*)", re.ASCII)
 _TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 
 
@@ -59,7 +60,7 @@ def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bo
     if version not in ((1, 0), (1, 1)):
         return "this is no HTTP/1"
     if version == (1, 1) and (len(hosts) != 1 or not _HOST.fullmatch(hosts[0])):
-        return "one Host field is needed (RFC 9112 section 3.2)"
+        return ONE_HOST
     if version == (1, 0) and has_coding:
         return "HTTP/1.0 has no Transfer-Encoding (RFC 9112 section 6.1)"
     return None

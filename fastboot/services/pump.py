@@ -35,8 +35,8 @@ BATCH: Final = 4
 PATIENCE: Final = 5.0
 """Seconds that `close` waits for a thread that reads from a disk which does not answer."""
 LEAST: Final = 32 * 1024
-"""Octets that a client has to take in `stall` seconds, or it holds its place for ever: 273 a second with HTTP's
-120 s (IIS asks 240)."""
+"""Octets that a client has to acknowledge in `stall` seconds, or it holds its place for ever: 273 a second with
+HTTP's 120 s (IIS asks 240). docs/configuration.md has the rule."""
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """For SO_LINGER."""
 CHECKS: Final = 4
@@ -65,7 +65,7 @@ class Pump(Protocol):
 
     def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
         """Send a source from `offset` to its end. Nothing else may write to the connection meanwhile. A client is
-        given up that takes less than `LEAST` octets in `stall` seconds.
+        given up that acknowledges less than `LEAST` octets in `stall` seconds, unless nothing waits for it.
 
         Raises OSError where no descriptor or no place is free.
         """
@@ -225,18 +225,11 @@ class LoopSending:
 
 @dataclass(slots=True)
 class Progress:
-    """What a client had taken, and when."""
+    """What a client had acknowledged, and when."""
 
     sock: socket.socket
-    octets: int = 0
+    octets: int
     since: float = field(default_factory=time.monotonic)
-
-    def of(self, sending: Sending) -> int:
-        """Return how many octets the client has acknowledged: the kernel takes them long before."""
-        waiting = array("i", [0])
-        with contextlib.suppress(OSError, ValueError):  # closed: the sending ends for that
-            fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, waiting)
-        return sending.octets - waiting[0]
 
 
 class SlowWatch:
@@ -249,7 +242,8 @@ class SlowWatch:
 
     def over(self, sending: Sending, sock: socket.socket) -> Sending:
         """Watch one until it ends."""
-        self._seen[sending] = Progress(sock)
+        # Of an answer of many parts, what the kernel still holds of those before is no part of this one.
+        self._seen[sending] = Progress(sock, sending.octets - unacknowledged(sock))
         sending.done.add_done_callback(lambda _: self._seen.pop(sending, None))
         if self._timer is None:
             self._arm(self._seen)
@@ -266,12 +260,21 @@ class SlowWatch:
     def _look(self) -> None:
         now = time.monotonic()
         for sending, progress in tuple(self._seen.items()):
-            octets = progress.of(sending)
-            if octets - progress.octets >= LEAST:
-                progress.octets, progress.since = octets, now
+            octets, waiting = sending.octets, unacknowledged(progress.sock)
+            # Where nothing waits for the client, it waits for our disk.
+            if octets - waiting - progress.octets >= LEAST or not waiting:
+                progress.octets, progress.since = octets - waiting, now
             elif now - progress.since >= sending.stall:
                 sending.cancel(errno.ETIMEDOUT)
         self._arm(self._seen)
+
+
+def unacknowledged(sock: socket.socket) -> int:
+    """Return how many octets the kernel holds of those it took for a client; 0 for a closed connection."""
+    waiting = array("i", [0])
+    with contextlib.suppress(OSError, ValueError):
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, waiting)
+    return waiting[0]
 
 
 def limit_unsent(sock: socket.socket, sharers: int) -> None:

@@ -1,0 +1,40 @@
+"""Files of results: the raw figures of every round, and the machine that they are of."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+Found = dict[str, dict[str, Any]]
+"""Scenario -> says, machine, rounds: server -> figures of every round."""
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures depend on, and the day."""
+    cpu = next(
+        (
+            line.partition(": ")[2]
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
+    )
+    return {"kernel": platform.release(), "cores": os.cpu_count(), "cpu": cpu, "day": date.today().isoformat()}
+
+
+def keep(path: Path, found: Found, order: Iterable[str]) -> None:
+    """Write what was found into a file of results, in place of what it had of the same scenarios.
+
+    `order` is of all scenarios that there are.
+    """
+    path.parent.mkdir(exist_ok=True, parents=True)
+    old: Found = json.loads(path.read_text()) if path.exists() else {}
+    old |= {name: entry for name, entry in found.items() if entry["rounds"]}
+    ordered = {name: old[name] for name in order if name in old}
+    rounded = json.loads(json.dumps(ordered), parse_float=lambda text: float(f"{float(text):.6g}"))
+    path.write_text(json.dumps(rounded, indent=1) + "\n")
