@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from fastboot import config
 from fastboot.boot.render import Renderer
 from fastboot.cli import app
-from fastboot.lab import bootfile
+from fastboot.lab import bootfile, interrupt
 from fastboot.lab.kinds import (
     ANACONDA_DHCP,
     BIOS_DHCP,
@@ -366,6 +366,18 @@ def test_an_interrupted_rehearsal_ends_at_once_and_leaves_nothing(
         assert process.returncode == code
         assert told == ("", f"fastboot: interrupted by {number.name}: the machines and the server are stopped\n")
         assert not list(Path(scratch).iterdir())
+
+
+def test_what_fails_by_a_signal_is_interrupted() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise LabError("ip: killed by the same signal")
+
+    with pytest.raises(interrupt.Interrupted) as caught:
+        interrupt.run(work())
+    assert (caught.value.code, signal.getsignal(signal.SIGTERM)) == (143, before)
 
 
 @pytest.mark.long

@@ -36,9 +36,10 @@ def run(work: Coroutine[Any, Any, Value]) -> Value:
         before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return loop.run_until_complete(task)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Exception):
             if not heard:
                 raise
+            # Whatever failed: Ctrl-C ends the programs that we run (ip, tc) as well.
             raise Interrupted(heard[0]) from None
         finally:
             for number, handler in before.items():
