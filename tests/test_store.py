@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from dhcpkit import Office
+from dhcpkit import Office, need
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -462,7 +462,7 @@ def test_the_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path, p
 
 
 def test_a_directory_that_can_not_be_used_is_named(tmp_path: Path, path: Path) -> None:
-    with pytest.raises(FastbootError, match="writable"):
+    with pytest.raises(FastbootError, match="can not be opened: No such file"):
         Store(tmp_path / "missing")
     path.write_bytes(b"not a database at all, but long enough to look at" * 100)
     with pytest.raises(FastbootError, match=FILE):
@@ -515,13 +515,11 @@ def test_killed_in_the_middle_it_has_every_batch_that_it_confirmed(tmp_path: Pat
     for _ in range(3):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.2)
+        confirmed = [int(writer.stdout.readline()) for _ in range(20)]
         writer.send_signal(signal.SIGKILL)
-        confirmed = [int(line) for line in writer.stdout.read().split()]
+        confirmed += [int(line) for line in writer.stdout.read().split()]
         writer.stdout.close()
         writer.wait()
-        assert confirmed, "it had time to confirm some"
         with closing(Store(tmp_path)) as store:
             assert store.damage == []
             found = {each.address for each in store.rows()}
@@ -530,3 +528,58 @@ def test_killed_in_the_middle_it_has_every_batch_that_it_confirmed(tmp_path: Pat
             assert int(IPv4Address(f"10.{batch >> 8 & 255}.{batch & 255}.{at}")) in found
         assert len(found) % 20 == 0, "a batch is there whole or not at all"
         assert len(found) >= 20 * batch
+
+
+FULL = """
+import sys
+from pathlib import Path
+from fastboot.model import FastbootError
+from fastboot.state.lock import StateLock
+from fastboot.state.store import Store
+
+state = Path(sys.argv[1])
+with StateLock(state):
+    try:
+        Store(state)
+    except FastbootError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """The lock holds without its text; the store says what it lacks."""
+    need("unshare", "mount")
+    mount, fill = 'mount -t tmpfs -o size=64k tmpfs "$1"', '! dd if=/dev/zero "of=$1/ballast" bs=4k'
+    script = f'{mount} && {fill} && exec "$2" -c "$3" "$1"'
+    command = ["unshare", "--mount", "sh", "-c", script, "-", tmp_path, sys.executable, FULL]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert f"no space left for {tmp_path}; make room on its disk" in done.stdout, done.stderr
+
+
+FEW = """
+import os, resource, sys
+from pathlib import Path
+from fastboot.model import FastbootError
+from fastboot.state.clock import Clock
+from fastboot.state.store import Store
+
+clock = Clock()
+state, (lowest, most) = Path(sys.argv[1]), (os.dup(0), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+for more in range(1, 64):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, most))
+    try:
+        Store(state, clock).close()
+        break
+    except FastbootError as error:
+        print(error)
+"""
+
+
+def test_too_few_descriptors_are_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FEW, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    faults = done.stdout.splitlines()
+    assert len(faults) > 3
+    for fault in faults:
+        assert "Too many open files" in fault

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fastboot.model import FastbootError
@@ -31,14 +32,18 @@ class StateLock:
             holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
             raise StateInUse(f"state: {directory} is in use by process {holder or '?'}") from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        self._name_holder(f"{os.getpid()}\n")
 
     def release(self) -> None:
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            self._name_holder("")
             os.close(self._fd)
             self._fd = -1
+
+    def _name_holder(self, text: str) -> None:
+        with suppress(OSError):  # a full disk: the lock holds without it
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(), 0)
 
     def __enter__(self) -> StateLock:
         return self

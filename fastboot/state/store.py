@@ -8,13 +8,14 @@ that no acknowledgement waits for one.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -47,6 +48,8 @@ CHECKPOINT_EVERY = 256
 LOG_PAGES = 4096
 """Pages of the write-ahead log, 16 MB, beyond which the committer itself ends a checkpoint: SQLite begins the log
 anew only where all of it is in the file at the moment of a commit, which under load it never is."""
+DATABASE_FILES = 4
+"""Descriptors of one connection: the file, its log, the log's index and, to sync it, the directory."""
 LOOK_EVERY = 10.0
 """Seconds between looks at the wall clock."""
 JUMP = 1000
@@ -291,12 +294,31 @@ class _named:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        where = self._path.parent
-        if isinstance(error, OSError) or (isinstance(error, sqlite3.OperationalError) and "open" in str(error)):
-            raise FastbootError(f"state: {self._path} can not be opened; is {where} writable?") from error
+        if isinstance(error, OSError):
+            raise FastbootError(f"state: {self._path} can not be opened: {error.strerror}") from error
         if isinstance(error, sqlite3.Error):
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            help_ = "restore it from a copy, or move fastboot.* away to start without its leases"
-            if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-                help_ = f"is the disk of {where} full, or failing?"
-            raise FastbootError(f"state: {self._path} can not be used: {error}; {help_}") from error
+            fault = f"{self._path} can not be used: {error}"
+            raise FastbootError(f"state: {fault}; {self._help(error)}") from error
+
+    def _help(self, error: sqlite3.Error) -> str:
+        where = self._path.parent
+        match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+            case sqlite3.SQLITE_FULL:
+                return f"no space left for {where}; make room on its disk"
+            case sqlite3.SQLITE_CANTOPEN:
+                return opening_fault(where) or f"is {where} writable?"
+            case sqlite3.SQLITE_IOERR:
+                return opening_fault(where) or f"is the disk of {where} full, or failing?"
+        return "restore it from a copy, or move fastboot.* away to start without its leases"
+
+
+def opening_fault(directory: Path) -> str | None:
+    """Say why SQLite could not open its files here, which it does not; None where nothing is wrong by now."""
+    with ExitStack() as undo:
+        try:
+            for _ in range(DATABASE_FILES):
+                undo.callback(os.close, os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError as error:
+            help_ = "; allow more (ulimit -n, LimitNOFILE=)" if error.errno == errno.EMFILE else ""
+            return f"{error.strerror}{help_}"
+    return None
