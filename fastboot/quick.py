@@ -50,8 +50,12 @@ def quick_config(
     what boots from the image. They hear of it by DHCP with the pools, or beside the server that `look` finds.
     Raises ConfigError.
     """
-    if iso is not None and not interfaces:
-        raise ConfigError("--iso: needs --interface NAME, the network of the machines")
+    for root in roots:
+        _must_be("--root", root, Path.is_dir, "directory")
+    if iso is not None:
+        _must_be("--iso", iso, lambda path: not path.is_dir(), "file")
+        if not interfaces:
+            raise ConfigError("--iso: needs --interface NAME, the network of the machines")
     links = find_links(interfaces or _interfaces())
     table: dict[str, Any] = {
         "interface": [link.name for link in links],
@@ -71,21 +75,38 @@ def quick_config(
         table["profiles"] = [{"name": name, "media": name, "installs": False}]
         chosen.append(f"/media/{name} is what is in {iso.absolute()}")
         chosen.append(f"machines get a menu: their local disk after 10 s, or {name} where somebody chooses it")
-    if pools:
-        table["dhcp"] = {"subnets": _subnets(links, pools)}
-        chosen.append(f"DHCP gives {', '.join(pools)}")
-    elif iso is None:
+    if not pools and iso is None:
         chosen.append("no DHCP: that takes --pool FIRST-LAST")
-    elif others := look(links):
-        table["dhcp"] = {"mode": "proxy"}
-        chosen.append(f"{', '.join(map(str, others))} gives the addresses, fastboot says what to boot (a proxy)")
     else:
-        raise ConfigError("--iso: no other DHCP server answers here, so --pool FIRST-LAST is needed")
+        table["dhcp"], said = _dhcp(links, pools, look)
+        chosen.append(said)
     chosen.append(f"state in {table['state']}" + (f", as user {table['user']}" if table["user"] else ""))
     try:
         return Config.model_validate(table), chosen
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, Config))) from error
+
+
+def _must_be(option: str, path: Path, is_right: Callable[[Path], bool], kind: str) -> None:
+    """Raise ConfigError for a path that is not there, or is something else."""
+    try:
+        path.stat()
+    except OSError as error:
+        raise ConfigError(f"{option}: {path}: {error.strerror}; name a {kind}") from None
+    if not is_right(path):
+        raise ConfigError(f"{option}: {path} is no {kind}; name one")
+
+
+def _dhcp(
+    links: Sequence[Link], pools: Sequence[str], look: Callable[[Sequence[Link]], Sequence[object]]
+) -> tuple[dict[str, Any], str]:
+    """Return the table `dhcp`, with the pools or beside the server that `look` finds, and say which."""
+    if pools:
+        return {"subnets": _subnets(links, pools)}, f"DHCP gives {', '.join(pools)}"
+    if others := look(links):
+        who = ", ".join(map(str, others))
+        return {"mode": "proxy"}, f"{who} gives the addresses, fastboot says what to boot (a proxy)"
+    raise ConfigError("--iso: no other DHCP server answers here, so --pool FIRST-LAST is needed")
 
 
 def _interfaces() -> list[str]:

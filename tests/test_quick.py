@@ -199,7 +199,12 @@ def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
-        (("--iso", "x.iso"), "--iso: needs --interface NAME, the network of the machines"),
+        (("--root", "/nonexist"), "--root: /nonexist: No such file or directory; name a directory"),
+        (("--root", __file__), "test_quick.py is no directory; name one"),
+        (("--iso", "/nonexist"), "--iso: /nonexist: No such file or directory; name a file"),
+        (("--iso", "/nonexist", "--interface", "lo"), "--iso: /nonexist: No such file or directory"),
+        (("--iso", "/", "--interface", "lo"), "--iso: / is no file; name one"),
+        (("--iso", __file__), "--iso: needs --interface NAME, the network of the machines"),
         (("--iso", "x.iso", "-c", "y"), "--config: is not for --root and --iso"),
         (("--root", ".", "--interface", "nosuch0"), "interface: there is no 'nosuch0' here"),
         (
@@ -237,6 +242,7 @@ def test_names_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("\u4f60.iso", "iso"),
         ("x" * 99, "x" * 63),
     ):
+        (tmp_path / file).touch()
         config, _ = quick_config(iso=tmp_path / file, interfaces=["lo"], look=lambda links: ["another"])
         assert config.dhcp and config.dhcp.mode == "proxy"
         assert config.media[0].name == name
