@@ -7,7 +7,6 @@ will do without them.
 from __future__ import annotations
 
 import os
-import pwd
 import resource
 import socket
 import stat
@@ -25,7 +24,8 @@ from fastboot.boot.program import Kind
 from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
-from fastboot.server import Sockets, World, open_sockets
+from fastboot.privileges import library_faults, write_fault
+from fastboot.server import Sockets, World, open_sockets, refuse_idle
 from fastboot.services.control import ControlClient, NotRunning
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
@@ -50,6 +50,10 @@ class Finding:
 
 def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
     """Look at interfaces, ports and limits, with the caller's privileges. `root` is where /proc and /sys are."""
+    try:
+        refuse_idle(config)
+    except ConfigError as error:
+        yield Finding("error", str(error))
     try:
         links = find_links(config.interface)
     except ConfigError as error:
@@ -91,9 +95,8 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
 
 def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
     """Look at files, as the user that the server drops to. `path` is the configuration file."""
-    for own in (Path(__file__).parent, Path(os.__file__).parent):
-        if not os.access(own, os.R_OK | os.X_OK):
-            yield Finding("warning", f"user: can not read {own}, which fastboot runs from; install it elsewhere")
+    for text in library_faults():
+        yield Finding("warning", text)
     if not os.access(path, os.R_OK):
         yield Finding("warning", f"{path}: not readable for the server's user, so a reload will fail")
     if config.nodes_file and not os.access(config.nodes_file, os.R_OK):
@@ -127,26 +130,6 @@ def _state_findings(state: Path) -> Iterator[Finding]:
         yield Finding("error", f"state: {state} is no directory; name one, which the server makes")
     elif fault := write_fault(state):
         yield Finding("error", f"state: {fault}")
-
-
-def write_fault(directory: Path) -> str | None:
-    """Return why this process can not write to a directory, and what helps; None where it can."""
-    if os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        return None
-    if os.statvfs(directory).f_flag & os.ST_RDONLY:
-        return f"{directory} is on a file system that is read-only; name another, such as /var/lib/fastboot"
-    who = user_name()
-    is_own = directory.stat().st_uid == os.geteuid()
-    remedy = f"chmod u+rwx {directory}" if is_own else f"chown -R {who}: {directory}"
-    return f"{directory} is not writable for {who}; make it so with: {remedy}"
-
-
-def user_name() -> str:
-    """Return the name of the user that this process runs as, or its number."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def is_running(config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: the only reader of arguments, the only owner of signals, privileges and exit codes.
+"""The command line: the only reader of arguments, the only owner of signals and exit codes.
 
 Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no server is running;
 4 a reload needs a restart; 130 or 143 ended at once by a second SIGINT or SIGTERM.
@@ -7,7 +7,6 @@ Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import json
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from urllib.parse import quote
 
+import structlog
 import typer
 import uvloop
 from rich.console import Console
@@ -38,12 +38,13 @@ from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Progress, Shelf, describe, explain
-from fastboot.check import Finding, after_drop, before_drop, user_name, write_fault
+from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, NodeIndex, load
 from fastboot.lab.command import rehearse
 from fastboot.leaseset import choose
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
+from fastboot.privileges import account_of, become, drop_to, identity_of, library_faults
 from fastboot.quick import quick_config
 from fastboot.server import Server, World
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
@@ -54,8 +55,9 @@ from fastboot.state.store import read_leases
 from fastboot.watch.log import EventLog, install, plain, printable
 
 DEFAULT = Path("/etc/fastboot/fastboot.toml")
+LEAST_FILES = 256
+"""Open files that are allowed: at rest the server has 80, and a few more for each further interface."""
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
-PR_SET_NO_NEW_PRIVS = 38
 
 app = typer.Typer(
     help="fastboot: installs operating systems over the network.",
@@ -159,6 +161,8 @@ def serve(
     if any(medium.iso for medium in settings.media):
         server.start_reader(identity_of(account_of(settings)))
     become(settings)
+    for text in library_faults():
+        structlog.get_logger(component="server").warning("library_out_of_reach", text=text)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(server, log))
 
@@ -293,6 +297,7 @@ def import_leases(settings: Config, path: Path, as_json: bool) -> None:
 @media_app.callback()
 def media(context: typer.Context, config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     """List the media, and the systems that were recognised in them."""
+    context.default_map = {"check": {"config": config, "as_json": as_json}}
     if context.invoked_subcommand:
         return
     settings = load(config)
@@ -487,60 +492,13 @@ def start_log(config: Config) -> EventLog:
 
 
 def raise_descriptors() -> None:
-    """Allow as many open files as the system lets us: every FTP session takes three."""
+    """Allow as many open files as the system lets us: every FTP session takes three. Raises FastbootError where
+    that is too few to start."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < LEAST_FILES:
+        need = f"the server needs {LEAST_FILES} to start, and more for its clients"
+        raise FastbootError(f"this system allows {hard} open files; {need}: raise ulimit -n, or LimitNOFILE=")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def become(config: Config) -> None:
-    """Make the state directory and drop every privilege for `user`, before any thread starts.
-
-    The sockets are bound by now, so not even CAP_NET_RAW is kept. Raises FastbootError.
-    """
-    account, state = account_of(config), config.state
-    try:
-        if not state.exists():
-            state.mkdir(mode=0o750, parents=True)
-            if account:
-                os.chown(state, account.pw_uid, account.pw_gid)
-        is_directory = state.is_dir()
-    except OSError as error:
-        who = account.pw_name if account else user_name()
-        raise FastbootError(f"state: can not make {state} for {who}: {error.strerror}") from error
-    if not is_directory:
-        raise FastbootError(f"state: {state} is no directory; name one, which the server makes")
-    drop_to(account)
-    if fault := write_fault(state):
-        raise FastbootError(f"state: {fault}")
-
-
-def account_of(config: Config) -> pwd.struct_passwd | None:
-    """Return the account to drop to; None where there is none to drop to, or no privilege to drop."""
-    if config.user is None or os.geteuid() != 0:
-        return None
-    try:
-        return pwd.getpwnam(config.user)
-    except KeyError:
-        make = f"adduser --system --group {config.user}"
-        raise ConfigError(f"user: there is no user {config.user!r} here; make it with: {make}") from None
-
-
-def identity_of(account: pwd.struct_passwd | None) -> tuple[int, int, list[int]] | None:
-    """Return the uid, gid and groups of an account."""
-    return account and (account.pw_uid, account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid))
-
-
-def drop_to(account: pwd.struct_passwd | None) -> None:
-    """Become another user for good. Raises FastbootError."""
-    if account:
-        try:
-            os.initgroups(account.pw_name, account.pw_gid)
-            os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
-            os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
-        except OSError as error:
-            raise FastbootError(f"user: can not become {account.pw_name}: {error.strerror}") from error
-    # A program that this process may ever start gets no privileges from a set-uid bit (prctl(2)).
-    ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 @contextmanager

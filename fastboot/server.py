@@ -114,6 +114,12 @@ class Sockets:
                 service.close()
 
 
+def refuse_idle(config: Config) -> None:
+    """Raise ConfigError where no service is configured."""
+    if not (config.dhcp or config.tftp or config.ftp or config.http):
+        raise ConfigError("nothing would run: there is no table dhcp, tftp, ftp or http; add [tftp], for example")
+
+
 def open_sockets(config: Config) -> Sockets:
     """Bind what the configuration needs, so that the caller can drop its privileges before it starts a Server.
 
@@ -218,10 +224,7 @@ class Server:
         load: Callable[[], Config] | None = None,
     ) -> None:
         """Raises ConfigError, and FastbootError where sockets are to be opened and can not be."""
-        if not (config.dhcp or config.tftp or config.ftp or config.http):
-            raise ConfigError(
-                "nothing would run: there is no table dhcp, tftp, ftp or http; add [tftp], for example"
-            )
+        refuse_idle(config)
         self._config = config
         self._decide, self._resolve = decide, resolve
         self._load = load

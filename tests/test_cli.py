@@ -9,8 +9,10 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import closing
+from ftplib import FTP
 from pathlib import Path
 
 import psutil
@@ -139,8 +141,56 @@ def test_missing_file_and_wrong_usage(lab: Lab) -> None:
     lab.path.unlink()
     done = lab.run("check")
     assert done.returncode == 2
-    assert done.stderr == f"fastboot: {lab.path}: No such file or directory\n"
+    assert done.stderr.startswith(f"fastboot: {lab.path}: No such file or directory; write one")
+    assert done.stderr.count("\n") == 1
     assert lab.run("nonsense").returncode == 2
+
+
+def test_nothing_to_run(lab: Lab) -> None:
+    lab.path.write_text('interface = "lo"\nstate = "state"\n')
+    for word, code in (("serve", 2), ("check", 1)):
+        done = lab.run(word)
+        assert done.returncode == code
+        assert "nothing would run: there is no table dhcp, tftp, ftp or http" in done.stderr + done.stdout
+
+
+FAR_LIBRARY = """
+import os, sys
+from fastboot import cli
+become = cli.become
+def then_lose_the_library(config):
+    become(config)
+    os.__file__ = "/nonexist/os.py"
+    sys.meta_path.clear()
+cli.become = then_lose_the_library
+cli.main()
+"""
+
+
+def test_it_serves_where_its_user_can_not_read_the_library(lab: Lab) -> None:
+    """As with a Python below /root: it says so, and what an active FTP session needs is loaded."""
+    command = [sys.executable, "-c", FAR_LIBRARY, "serve", "-c", str(lab.path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, FTP() as client:
+        try:
+            told = wait_for(process, "server", "library_out_of_reach")
+            assert (told["level"], told["text"].split(",")[0]) == ("warning", "user: can not read /nonexist")
+            wait_for(process, "server", "ready")
+            client.connect("127.0.0.1", lab.ftp, timeout=20)
+            client.login()
+            client.set_pasv(False)
+            got = bytearray()
+            client.retrbinary("RETR file", got.extend)
+            assert got == b"x" * 1000
+            assert "file" in client.nlst()
+        finally:
+            process.kill()
+
+
+def test_too_few_open_files_are_named(lab: Lab) -> None:
+    command = ("sh", "-c", 'ulimit -n 64 && exec "$@"', "-", *FASTBOOT, "serve", "-c", str(lab.path))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastboot: this system allows 64 open files; the server needs 256 to start")
 
 
 def test_a_state_that_is_a_file_is_named(lab: Lab) -> None:
@@ -472,7 +522,9 @@ def test_media_without_a_server(lab: Lab) -> None:
     assert "  boots images/pxeboot/vmlinuz with images/pxeboot/initrd.img\n" in done.stdout
     assert "  told for ftp: inst.repo=ftp://SERVER/media/lab ip=dhcp\n" in done.stdout
     assert "lab.iso/bad: leaves the served tree; it is never served\n" in done.stdout
-    done = lab.run("media", "check", "--json")
+    before = [*FASTBOOT, "media", "-c", str(lab.path), "--json", "check"]
+    done = subprocess.run(before, capture_output=True, text=True, timeout=60)
+    assert done.stdout == lab.run("media", "check", "--json").stdout
     assert done.returncode == 1
     assert [each["state"] for each in json.loads(done.stdout)] == ["ready", "failed"]
     done = lab.run("media", "check", "other")

@@ -184,7 +184,7 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("[tftp]", '[tftp]\nsingle_port = "yes"', "tftp.single_port: should be true or false, without quotes (is 'yes')"),
         ("[tftp]", "[tftp]\ndata_ports = 40000", 'tftp.data_ports: is no range of ports; write "40000-49999"'),
         ("[tftp]", '[tftp]\ndata_ports = "1000-2000"', "tftp.data_ports: '1000-2000': ports are 1024 to 65535 here; write"),
-        ('interface = "lo"', "interface = 3", "interface: should be a list"),
+        ('interface = "lo"', "interface = 3", 'interface: write "eno2" or ["eno2", "eno3"]'),
         ('gateway = "10.77.0.1"', 'dns = "10.77.0.1"', 'dhcp.subnets[0].dns: should be a list; write ["10.77.0.1"]'),
         ('gateway = "10.77.0.1"', 'dns = ["ns1"]', "dhcp.subnets[0].dns[0]: is no IPv4 address; write one such as"),
         ("[tftp]", "[[tftp]]", "tftp: should be a table"),
@@ -339,7 +339,9 @@ def test_a_default_route_is_seen() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.toml: No such file"):
+    with pytest.raises(
+        ConfigError, match=r"none\.toml: No such file or directory; write one \(docs/configuration\.md\)"
+    ):
         load(tmp_path / "none.toml")
     assert "nodes_file: " in faults(tmp_path, GOOD.replace("nodes.csv", "none.csv"))
 

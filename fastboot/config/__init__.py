@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Limits, Subnet, mode_faults, subnet_faults
 from fastboot.config.faults import explain, repeated, unknown
@@ -35,6 +35,7 @@ from fastboot.config.fields import (
     Url,
     like,
     mac,
+    one_or_more,
     relay_id_text,
 )
 from fastboot.config.nodes import GroupTable, NodeIndex, NodeTable, node_faults, read_nodes
@@ -119,9 +120,7 @@ class Media(Table):
 class ProfileTable(Table):
     name: Name
     kernel: ServedPath | None = None
-    initrd: Annotated[
-        tuple[ServedPath, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-    ] = ()
+    initrd: Annotated[tuple[ServedPath, ...], one_or_more("/rocky9/initrd.img", "/rocky9/more.img")] = ()
     arguments: Text = ""
     media: str | None = None
     transport: Literal["ftp", "http"] | None = None
@@ -150,7 +149,7 @@ class Config(Table):
 
     interface: Annotated[
         tuple[Annotated[str, like(r"[^\s/:]{1,15}", "is no name of an interface; `ip link` lists them")], ...],
-        BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+        one_or_more("eno2", "eno3"),
         Field(min_length=1),
     ]
     state: FilePath = Path("/var/lib/fastboot")
@@ -221,6 +220,9 @@ def load(path: Path) -> Config:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        help_ = "write one (docs/configuration.md), or do without: fastboot serve --root DIR, or --iso FILE"
+        raise ConfigError(f"{path}: {error.strerror}; {help_}") from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table, like
+from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table, like, one_or_more
 from fastboot.config.options import Options, overlay
 from fastboot.model import Settings
 
@@ -73,18 +73,18 @@ class Subnet(Answer):
     identity: Literal["mac", "client-id"] = "mac"
 
 
-_ONE_OR_MORE = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
-
-
 class ClassTable(Answer):
     """Machines that firmware.py knows by a name, or those that match every key that is given."""
 
     name: Name
-    firmware: Annotated[tuple[str, ...], _ONE_OR_MORE] = ()
-    vendor_class: Annotated[tuple[Line, ...], _ONE_OR_MORE] = ()
-    user_class: Annotated[tuple[Line, ...], _ONE_OR_MORE] = ()
-    macs: Annotated[tuple[MacPrefix, ...], _ONE_OR_MORE] = ()
-    subnets: Annotated[tuple[Annotated[IPv4Network, BeforeValidator(_network)], ...], _ONE_OR_MORE] = ()
+    firmware: Annotated[tuple[str, ...], one_or_more("ipxe", "uefi-x64")] = ()
+    vendor_class: Annotated[tuple[Line, ...], one_or_more("PXEClient", "HTTPClient")] = ()
+    user_class: Annotated[tuple[Line, ...], one_or_more("iPXE", "lab")] = ()
+    macs: Annotated[tuple[MacPrefix, ...], one_or_more("b8:27:eb", "dc:a6:32")] = ()
+    subnets: Annotated[
+        tuple[Annotated[IPv4Network, BeforeValidator(_network)], ...],
+        one_or_more("10.77.0.0/24", "10.78.0.0/24"),
+    ] = ()
 
     @property
     def matches(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -202,6 +203,19 @@ def like(pattern: str, right: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def one_or_more(*examples: str) -> BeforeValidator:
+    """Return what takes a text alone for a list of it, and shows whoever wrote something else both forms."""
+
+    def listed(value: object) -> object:
+        if isinstance(value, str):
+            return (value,)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"write {json.dumps(examples[0])} or {json.dumps(examples)}")
+        return value
+
+    return BeforeValidator(listed)
 
 
 def _architecture(value: object) -> object:

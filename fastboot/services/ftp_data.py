@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - getaddrinfo loads it, when the server's user may not be able to read it
 import errno
 import random
 import socket
