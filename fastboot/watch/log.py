@@ -28,9 +28,7 @@ ALARMS = {
     "conflict": 30,
     "damaged": 40,
     "error": 40,
-    "commit_failed": 40,
-    "decide_failed": 40,
-    "failed": 30,
+    "failed": 40,
     "decline": 30,
     "dropped": 30,
     "evicted": 30,
@@ -45,8 +43,12 @@ ALARMS = {
     "taken": 30,
     "warning": 30,
     "probed": 10,
+    # Transfers end so by what their clients do.
+    "ftp.failed": 30,
+    "http.failed": 30,
+    "tftp.failed": 30,
 }
-"""Levels by the last word of an event's kind; every other kind is "info"."""
+"""Levels by the kind of an event or its last word; every other kind is "info"."""
 GATHER = 0.05
 """Seconds between writes: waking the thread for each event would cost more than its line."""
 NUMBERS: Final = (bool, int, float)  # `bool | int | float` would be made at each call
@@ -140,7 +142,7 @@ class LoggingHandler(logging.Handler):
 def level_of(kind: str) -> int:
     """Return the log level of a kind of event, as a number of the standard library's `logging`."""
     last = kind.rpartition(".")[2]
-    return ALARMS.get(last) or ALARMS.get(last.rpartition("_")[2], logging.INFO)
+    return ALARMS.get(kind) or ALARMS.get(last) or ALARMS.get(last.rpartition("_")[2], logging.INFO)
 
 
 def printable(value: str | bytes) -> str:
