@@ -169,10 +169,10 @@ def test_the_server_ends_whatever_the_disk_does(lab: Lab, serve: Serve, disk: Di
 
 def test_without_descriptors_requests_wait_and_transfers_go_on(lab: Lab, serve: Serve) -> None:
     """Silence makes every firmware ask again; an ERROR makes it give up."""
-    files = {f"file-{number}": SLOW[number : number + 5000] for number in range(80)}
+    files = {f"file-{number}": SLOW[number : number + 5000] for number in range(240)}
     for name, data in files.items():
         put(lab, name, data)
-    process = serve("prlimit", "--nofile=96:96")
+    process = serve("prlimit", "--nofile=256:256")
     with ExitStack() as stack:
         clients = {name: stack.enter_context(Client((HOST, lab.tftp))) for name in files}
         for name, client in clients.items():
