@@ -349,10 +349,7 @@ class Walk:
             f"{verb} {place.path} HTTP/1.1\r\nHost: {place.server}\r\nUser-Agent: {agent}\r\nAccept: */*\r\n\r\n"
         )
         self._machines.get(m.number, head.encode(), head=verb == "HEAD", keep=keep)
-        outcome = yield from self._await(m, stage, f"{verb} {place.path}")
-        self._machines.hang_up(m.number)
-        if outcome.end != "done":
-            raise Stopped(stage, f"{place}: {_cut(outcome)}")
+        outcome = yield from self._last(m, stage, place, verb)
         if outcome.code != 200 and not may_miss:
             raise Stopped(stage, f"{place}: status {outcome.code}")
         return outcome
@@ -372,10 +369,7 @@ class Walk:
             if match := re.search(r"\(\|\|\|(\d+)\|\)", words):
                 port = int(match[1])
         self._machines.retrieve(m.number, port, f"RETR {place.path}\r\n".encode(), keep=keep)
-        outcome = yield from self._await(m, stage, f"RETR {place.path}")
-        self._machines.hang_up(m.number)
-        if outcome.end != "done":
-            raise Stopped(stage, f"{place}: {_cut(outcome)}")
+        outcome = yield from self._last(m, stage, place, "RETR")
         if outcome.code != 226 and not may_miss:
             raise Stopped(stage, f"{place}: reply {outcome.code}")
         return outcome
@@ -389,6 +383,13 @@ class Walk:
         if outcome.end != "done":
             reason = os.strerror(outcome.code) if outcome.code else "no answer"
             raise Stopped(stage, f"{place}: port {place.port}: {reason}")
+
+    def _last(self, m: Machine, stage: Stage, place: Place, verb: str) -> Steps:
+        outcome = yield from self._await(m, stage, f"{verb} {place.path}")
+        self._machines.hang_up(m.number)
+        if outcome.end != "done":
+            raise Stopped(stage, f"{place}: {_cut(outcome)}")
+        return outcome
 
     def _await(self, m: Machine, stage: Stage, what: str) -> Steps:
         m.doing = stage, what

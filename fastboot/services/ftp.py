@@ -25,6 +25,7 @@ from pyftpdlib.servers import FTPServer
 
 from fastboot import config, model
 from fastboot._core import Source
+from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_session import Session, printable
@@ -38,19 +39,6 @@ ACCEPTS = 32
 PER_SESSION = 5
 """Descriptors of a session: control, data, file, and the pump's own of the last two."""
 SPARE = 128
-
-
-class Entry(Protocol):
-    """What the catalog tells of a path."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def is_dir(self) -> bool: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime(self) -> float: ...
 
 
 class Catalog(Protocol):

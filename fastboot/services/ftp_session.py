@@ -19,12 +19,13 @@ from pyftpdlib.handlers.ftp.control import proto_cmds
 from pyftpdlib.handlers.ftp.producers import FileProducer
 
 from fastboot._core import Source
+from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
 from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
 from fastboot.services.source_file import SourceFile
 
 if TYPE_CHECKING:
-    from fastboot.services.ftp import Entry, FtpService, Listener
+    from fastboot.services.ftp import FtpService, Listener
 
 COMMANDS = (
     "ABOR", "CDUP", "CWD", "EPRT", "EPSV", "FEAT", "HELP", "LIST", "MDTM", "MLSD", "MLST", "MODE", "NLST", "NOOP",

@@ -28,10 +28,11 @@ from aiohttp import HttpVersion11, web
 
 from fastboot import config, model
 from fastboot._core import Source
+from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Reason, Refusal
 from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Manager, reset
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
-from fastboot.services.http_pages import Entry, page, printable
+from fastboot.services.http_pages import page, printable
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS

@@ -5,23 +5,10 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 from urllib.parse import quote
 
+from fastboot.boot.tree import Entry
 from fastboot.services.http_message import LAST_SECOND
-
-
-class Entry(Protocol):
-    """What the catalog tells of a path."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def is_dir(self) -> bool: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def mtime(self) -> float: ...
 
 
 def page(path: str, entries: Sequence[Entry]) -> Iterator[str]:
