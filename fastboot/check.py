@@ -25,10 +25,11 @@ from fastboot.config import Config, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.privileges import library_faults, write_fault
-from fastboot.server import Sockets, World, open_sockets, refuse_idle
+from fastboot.server import Sockets, open_sockets, refuse_idle
 from fastboot.services.control import ControlClient, NotRunning
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
+from fastboot.world import World
 
 DESCRIPTORS = 512
 """Open files beside those of FTP sessions: sockets, trees, the store, and sources of TFTP transfers."""

@@ -1,4 +1,4 @@
-"""The command line: the only reader of arguments, the only owner of signals and exit codes.
+"""The command line: the only owner of signals and exit codes.
 
 Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no server is running;
 4 a reload needs a restart; 130 or 143 ended at once by a second SIGINT or SIGTERM.
@@ -8,53 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import os
-import pwd
 import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
-from urllib.parse import quote
 
 import structlog
 import typer
 import uvloop
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
-from fastboot import __version__, leaseimport
+from fastboot import __version__
 from fastboot.boot.chain import COLUMNS, Chain, rows
 from fastboot.boot.elsewhere import advice, boot_files
-from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer
-from fastboot.boot.shelf import Progress, Shelf, describe, explain
+from fastboot.boot.shelf import Shelf, describe, explain
 from fastboot.check import Finding, after_drop, before_drop
-from fastboot.config import Config, NodeIndex, load
+from fastboot.config import Config, load
 from fastboot.lab.command import rehearse
-from fastboot.leaseset import choose
+from fastboot.leases.command import leases
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
 from fastboot.privileges import account_of, become, drop_to, identity_of, library_faults
 from fastboot.quick import quick_config
-from fastboot.server import Server, World
+from fastboot.server import Server
 from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
-from fastboot.services.facts import lease_facts, node_facts
+from fastboot.services.facts import node_facts
 from fastboot.services.links import find_links
-from fastboot.state.lock import StateLock
-from fastboot.state.store import read_leases
-from fastboot.watch.log import EventLog, install, plain, printable
+from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
+from fastboot.watch.log import EventLog, install, plain
+from fastboot.world import World
 
-DEFAULT = Path("/etc/fastboot/fastboot.toml")
 LEAST_FILES = 256
 """Open files that are allowed: at rest the server has 80, and a few more for each further interface."""
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
@@ -68,6 +57,7 @@ app = typer.Typer(
 )
 media_app = typer.Typer(invoke_without_command=True)
 app.add_typer(media_app, name="media")
+app.command()(leases)
 app.command()(rehearse)
 
 
@@ -80,13 +70,6 @@ class Firmware(StrEnum):
     UEFI_SECURE = "uefi-secure"
 
 
-class LeaseState(StrEnum):
-    """What an address may be that `leases` lists."""
-
-    BOUND = "bound"
-    DECLINED = "declined"
-
-
 class OtherProgram(StrEnum):
     """Whose settings `boot-options` writes."""
 
@@ -96,15 +79,8 @@ class OtherProgram(StrEnum):
     WINDOWS = "windows"
 
 
-CONFIG: Any = typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")
-ConfigFile = Annotated[Path, CONFIG]
-
-
 def quick(metavar: str, text: str) -> Any:
     return typer.Option(metavar=metavar, help=text)
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main() -> NoReturn:
@@ -239,61 +215,6 @@ def nodes(
     print_facts(facts, ("name", "macs", "address", "group", "profile"), as_json)
 
 
-@app.command()
-def leases(
-    which: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[WHICH]", help="node[001-064], a group, @all, a MAC, an address, a network or a host name"
-        ),
-    ] = None,
-    state: Annotated[LeaseState | None, typer.Option(help="Only those in this state.")] = None,
-    config: ConfigFile = DEFAULT,
-    as_json: AsJson = False,
-    release: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="Give this address back to its pool.")
-    ] = None,
-    import_: Annotated[
-        Path | None, typer.Option("--import", metavar="FILE", help="Take the leases of dnsmasq or ISC dhcpd.")
-    ] = None,
-) -> None:
-    """List the addresses that are leased."""
-    settings = load(config)
-    client = ControlClient(settings.state)
-    if release is not None:
-        print_json(client.post(f"/leases/{quote(release)}/release"))
-        return
-    if import_ is not None:
-        import_leases(settings, import_, as_json)
-        return
-    try:
-        facts = client.get("/leases")
-    except NotRunning:
-        facts = stored_leases(settings)
-    chosen = choose(which or (), state, facts, settings.all_nodes())
-    print_facts(chosen, ("address", "mac", "node", "hostname", "state", "expires"), as_json)
-
-
-def import_leases(settings: Config, path: Path, as_json: bool) -> None:
-    """Take the leases in a file of another server, by the running server or into its store."""
-    found = leaseimport.read_file(path)
-    try:
-        facts = [lease.facts() for lease in found.leases]
-        done = ControlClient(settings.state).post("/leases/import", facts)
-        count, left_out = done["imported"], done["left_out"]
-    except NotRunning:
-        become(settings)
-        count, left_out = leaseimport.keep(settings, found.leases)
-    texts = [printable(text) for text in (*found.faults, *left_out)]
-    if as_json:
-        print_json({"imported": count, "left_out": texts, "passed_over": found.passed})
-        return
-    for text in texts:
-        print(f"{path}: {text}", file=sys.stderr)
-    passed = "".join(f", {number} {printable(reason)}" for reason, number in sorted(found.passed.items()))
-    print(f"{path}: {count} leases imported, {len(texts)} left out{passed}")
-
-
 @media_app.callback()
 def media(context: typer.Context, config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     """List the media, and the systems that were recognised in them."""
@@ -410,22 +331,6 @@ def read_media(config: Config, shelf: Shelf, indexer: Indexer) -> None:
     indexer.close()
 
 
-def stored_leases(config: Config) -> list[dict[str, Any]]:
-    """Return the leases that a server which does not run has left behind. Raises FastbootError."""
-    if not config.state.exists():
-        return []
-    # SQLite makes files beside its own to read it: they must belong to the server's user, not to root.
-    if os.geteuid() == 0 and (owner := config.state.stat().st_uid):
-        try:
-            drop_to(pwd.getpwuid(owner))
-        except KeyError:
-            raise FastbootError(f"state: {config.state} belongs to a user that does not exist: {owner}") from None
-    known = NodeIndex(config.all_nodes())
-    with StateLock(config.state):
-        leases = read_leases(config.state)
-    return [{key: plain(value) for key, value in lease_facts(lease, known).items()} for lease in leases]
-
-
 async def run(server: Server, log: EventLog) -> None:
     """Serve until a signal says stop: the first lets transfers drain, a second ends the process at once."""
     loop = asyncio.get_running_loop()
@@ -499,56 +404,3 @@ def raise_descriptors() -> None:
         need = f"the server needs {LEAST_FILES} to start, and more for its clients"
         raise FastbootError(f"this system allows {hard} open files; {need}: raise ulimit -n, or LimitNOFILE=")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-@contextmanager
-def media_bar() -> Iterator[Progress]:
-    """Show how far images are read, where standard error is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda name, step: None
-        return
-    columns = TextColumn("reading {task.description}"), BarColumn(), TextColumn("{task.fields[names]} files")
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(name: str, step: Step) -> None:
-            if name not in tasks:
-                tasks[name] = bars.add_task(name, names=0)
-            bars.update(tasks[name], total=step.known, completed=step.read, names=step.names)
-
-        yield show
-
-
-def print_facts(facts: Sequence[Any], columns: Sequence[str], as_json: bool) -> None:
-    if as_json:
-        print_json(facts)
-    elif facts:
-        print_table(facts, columns)
-    else:
-        print("none")
-
-
-def print_json(facts: object) -> None:
-    print(json.dumps(facts, indent=2))
-
-
-def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Print a table for a person, or tab-separated lines where the output is no terminal."""
-    cells = [[_cell(column, row.get(column)) for column in columns] for row in rows]
-    if not cells:
-        return
-    if not sys.stdout.isatty():
-        print("\n".join("\t".join(line) for line in cells))
-        return
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for line in cells:
-        table.add_row(*(Text(cell) for cell in line))
-    Console().print(table)
-
-
-def _cell(column: str, value: Any) -> str:
-    if column == "expires":
-        return "never" if value is None else datetime.fromtimestamp(value).isoformat(" ", "seconds")
-    if value is None:
-        return "-"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""The server: builds the parts from a configuration, starts, reloads and stops them.
+"""The server: builds the services from a configuration, starts, reloads and stops them.
 
 The only module that knows all parts. It touches nothing that belongs to the whole process (signals, logging,
 privileges, the event loop's policy), so several servers can run in one program.
@@ -18,18 +18,14 @@ from typing import Protocol
 
 from fastboot import __version__
 from fastboot._core import Source
-from fastboot.boot.catalog import Catalog, refuse_secrets
-from fastboot.boot.chain import Chains
-from fastboot.boot.firmware import SERVER
+from fastboot.boot.catalog import Catalog
 from fastboot.boot.indexer import Indexer
-from fastboot.boot.loaders import find_loaders
-from fastboot.boot.policy import Policy
-from fastboot.boot.program import Program, Programs
-from fastboot.boot.render import Renderer
-from fastboot.boot.shelf import Medium, Progress, Shelf
+from fastboot.boot.program import Programs
+from fastboot.boot.shelf import Progress
 from fastboot.boot.tree import Entry
-from fastboot.config import Config, NodeIndex, Table
+from fastboot.config import Config
 from fastboot.config import Dhcp as DhcpSettings
+from fastboot.config.changes import changed_keys, needing_restart
 from fastboot.model import (
     BootRequest,
     Client,
@@ -51,6 +47,7 @@ from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
 from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
+from fastboot.world import World, http_url
 
 Resolved = Source | Refusal | None
 Resolve = Callable[[str, Client], Resolved | Awaitable[Resolved]]
@@ -60,36 +57,6 @@ Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
 
 MEDIA_LOOK = 2.0
 """Seconds between two looks at whether the image of a medium was replaced."""
-RELOADABLE = (
-    "allow_links",
-    "boot.",
-    "dhcp.arp_probes",
-    "dhcp.bootp",
-    "dhcp.classes",
-    "dhcp.known_servers",
-    "dhcp.lease",
-    "dhcp.limits.",
-    "dhcp.next_server",
-    "dhcp.options",
-    "dhcp.probe_every",
-    "dhcp.quarantine",
-    "dhcp.snooping",
-    "dhcp.subnets",
-    "drain",
-    "ftp.max_per_address",
-    "ftp.max_sessions",
-    "groups",
-    "http.max_connections",
-    "http.max_per_address",
-    "media",
-    "nodes",
-    "nodes_file",
-    "profiles",
-    "roots",
-    "tftp.max_file",
-    "tftp.max_per_address",
-)
-"""Keys, and tables ending in a dot, that a running server takes; a change of any other needs a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,46 +131,6 @@ class Dhcp(Service, Protocol):
     def mac_of(self, address: IPv4Address) -> str | None: ...
     def node_of(self, mac: str) -> Node | None: ...
     def other_servers(self) -> list[OtherServer]: ...
-
-
-class World:
-    """What a configuration says about machines and files: everything that a reload replaces."""
-
-    def __init__(
-        self,
-        config: Config,
-        node_of: Callable[[str], Node | None] = lambda mac: None,
-        indexer: Indexer | None = None,
-        programs: Programs | None = None,
-    ) -> None:
-        """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
-        finds is kept. `programs` knows boot programs that were looked at before. Raises ConfigError."""
-        refuse_secrets(config)
-        self.nodes = config.all_nodes()
-        self.known = NodeIndex(self.nodes)
-        self._programs = programs or Programs()
-        url, proxy = http_url(config), config.dhcp is not None and config.dhcp.mode == "proxy"
-        self.loaders = find_loaders(config.boot.loaders, http=url, proxy=proxy, programs=self._programs)
-        self.chains = Chains(self.program, url is not None, proxy)
-        profiles = [profile.profile() for profile in config.profiles]
-        tables = {"ftp": config.ftp, "http": config.http}
-        ports = {scheme: table.port for scheme, table in tables.items() if table}
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)
-        self.policy = Policy(config, self.nodes, self.loaders, self.chains, url)
-        self.indexer = indexer or Indexer(config.state / "media", keep=False)
-        self.shelf = Shelf(config, self.indexer)
-        self.catalog = Catalog(config, self.loaders, self.renderer, self.shelf)
-
-    def close(self) -> None:
-        self.catalog.close()
-
-    def _medium(self, name: str) -> Medium | None:
-        return self.shelf.get(name)
-
-    def program(self, path: str) -> Program | None:
-        """Say what a file of the one namespace is, None where there is none."""
-        source = self.catalog.public(path)
-        return self._programs.of(source) if isinstance(source, Source) else None
 
 
 class Server:
@@ -339,7 +266,7 @@ class Server:
             try:
                 config = config or await self._read_again()
                 changed = changed_keys(self._config, config)
-                if fixed := [key for key in changed if not key.startswith(RELOADABLE)]:
+                if fixed := needing_restart(changed):
                     raise NeedsRestart(fixed)
                 # Thousands of nodes take longer than the loop may be busy.
                 world = await asyncio.to_thread(World, config, self._node_behind, self._indexer, self._programs)
@@ -559,22 +486,3 @@ class Files:
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         return self._server.catalog.list(path, client)
-
-
-def http_url(config: Config) -> str | None:
-    """Return the URL of the one namespace as `boot.loaders` would name it, None where HTTP does not serve it."""
-    if config.http is None or not config.http.port:
-        return None
-    return f"http://{SERVER}" + (f":{config.http.port}" if config.http.port != 80 else "")
-
-
-def changed_keys(old: Table, new: Table, prefix: str = "") -> tuple[str, ...]:
-    """Return the key paths of what differs, down to the keys of tables."""
-    keys: list[str] = []
-    for name in type(old).model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        if isinstance(before, Table) and type(before) is type(after):
-            keys += changed_keys(before, after, f"{prefix}{name}.")
-        elif before != after:
-            keys.append(prefix + name)
-    return tuple(keys)

@@ -19,8 +19,8 @@ from fastboot.boot.policy import Policy
 from fastboot.boot.program import Kind, Program
 from fastboot.config import Config, Dhcp
 from fastboot.model import IGNORE, BootRequest, ConfigError, Node, Plan, Scope, Stage, Verdict
-from fastboot.server import http_url
 from fastboot.services.dhcp_plan import architecture_of, features_of, signs_of, stage_of
+from fastboot.world import http_url
 
 LAB = IPv4Network("10.77.0.0/24")
 BASE = """

@@ -401,7 +401,7 @@ def config_of(tmp_path: Path, profile: dict[str, object], **media: dict[str, obj
 
 def booted(config: Config) -> tuple[str, list[str]]:
     """Return what PXELINUX is told, and what `check` complains of, without loaders."""
-    from fastboot.server import World
+    from fastboot.world import World
 
     world = World(config)
     asyncio.run(world.shelf.prepare(lambda kind, **details: None))

@@ -20,6 +20,7 @@ from dhcpkit import need, wires
 
 import fastboot
 from fastboot.config import Config, load
+from fastboot.config.changes import changed_keys
 from fastboot.model import (
     BootRequest,
     Client,
@@ -31,7 +32,7 @@ from fastboot.model import (
     Refusal,
     Verdict,
 )
-from fastboot.server import Server, changed_keys, open_sockets
+from fastboot.server import Server, open_sockets
 from fastboot.services.control import NeedsRestart
 from fastboot.state.lock import StateInUse
 from fastboot.watch.events import Hub

@@ -1,0 +1,1 @@
+"""Leases on the command line."""
