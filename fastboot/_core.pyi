@@ -435,8 +435,12 @@ class Proxy(Decisions):
         """Return the node that has a MAC, or whose switch port it was heard from; a negative number for none."""
 
 @disjoint_base
-class Leases:
-    """Whose every address is, and which of that is not on disk yet. Of the core's own use; it has no methods."""
+class Addresses:
+    """Who has each address, and which are free. Of the core's own use; it has no methods."""
+
+@disjoint_base
+class Leases(Addresses):
+    """How that changes, and which of it is not on disk yet. Of the core's own use; it has no methods."""
 
 _Row = tuple[int, str, int, bytes, bytes, bytes, int, bytes, bytes, int, int | None]
 """address, state, hardware type, MAC, client identifier, host name, relay or 0, circuit id, remote id, start and

@@ -22,11 +22,11 @@ from fastboot._native.datagram cimport (
     pktinfo_of, port_is_closed, put_control,
 )
 from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_FRAME, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
+    DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,
     DHCP_NAK, DHCP_OFFER, DHCP_RELEASE, DHCP_REQUEST, DHCP_TO_ADDRESS, DHCP_TO_HARDWARE, OPTION_ARCHITECTURE,
     OPTION_CLIENT_ID, OPTION_HOST_NAME, OPTION_IPXE, OPTION_MACHINE_ID, OPTION_MESSAGE, OPTION_REQUESTED,
     OPTION_SERVER, OPTION_USER_CLASS, OPTION_VENDOR_CLASS, dhcp_address, dhcp_boot_class, dhcp_destination,
-    dhcp_destination_t, dhcp_emit, dhcp_frame, dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t,
+    dhcp_destination_t, dhcp_emit, dhcp_has, dhcp_hear_relay, dhcp_msg_t, dhcp_parse, dhcp_plan_t,
     dhcp_reply_t, dhcp_size, dhcp_subnet, dhcp_value, dhcp_wants_credentials,
 )
 from fastboot._native.digest cimport NOWHERE, digest_key_t, digest_none, digest_of, digest_same, digest_spread, digest_t
@@ -41,9 +41,9 @@ from fastboot._native.job cimport (
 )
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
-    LEASE_FREE, LEASE_HOST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS, binding_t,
-    fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_holder, lease_link, lease_of, lease_port,
-    lease_says, lease_t, lease_text, lease_unlink, lease_until, leases_t,
+    LEASE_FREE, LEASE_HOST, LEASE_HOST_LONGEST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS,
+    binding_t, fifo_push, fifo_remove, fifo_t, lease_add, lease_at, lease_client, lease_holder, lease_link, lease_of,
+    lease_port, lease_says, lease_t, lease_text, lease_unlink, lease_until, leases_t,
 )
 from fastboot._native.network cimport (
     NETWORK_NEAR, NETWORK_SELF, NODE_CIRCUIT, NODE_MAC, NODE_PORT, NODE_REMOTE, link_t, near_t, node_digest,
@@ -86,6 +86,7 @@ from fastboot._native.transfer cimport (
     SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t,
     octets_done, octets_hash, piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
 )
+from fastboot._native.udp cimport UDP_HEADERS, udp_frame
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put, wire_put_u16, wire_put_u32, wire_put_u8, wire_u16
 
@@ -128,7 +129,8 @@ include "_native/replies.pxi"   # Replies: what waits for the disk and the socke
 include "_native/requests.pxi"  # Requests: the packet at hand, on Replies
 include "_native/decisions.pxi"  # Decisions: the plan table and what waits for a decision, on Requests
 include "_native/proxy.pxi"     # Proxy: names boot files beside another server, on Decisions
-include "_native/leases.pxi"    # Leases: whose every address is
+include "_native/addresses.pxi"  # Addresses: each with who has it, the free ones in order
+include "_native/leases.pxi"    # Leases: how that changes, and which of it is not on disk yet, on Addresses
 include "_native/prober.pxi"    # Prober: which free addresses somebody uses, looks at Leases
 include "_native/keeper.pxi"    # LeaseKeeper: a server's leases, on Decisions, has Leases and a Prober
 include "_native/responder.pxi"  # Responder: the server that gives them, on LeaseKeeper
@@ -202,13 +204,13 @@ def emit_dhcp(bytes request not None, *, uint8_t type, uint32_t server, uint32_t
 
 def udp_packet(uint32_t source, uint16_t source_port, uint32_t destination, uint16_t port, bytes payload not None):
     """See _core.pyi."""
-    cdef uint8_t out[DHCP_FRAME + DHCP_LONGEST]
+    cdef uint8_t out[UDP_HEADERS + DHCP_LONGEST]
     cdef const char *octets = payload
     if len(payload) > DHCP_LONGEST:
         raise ValueError(f"a payload has at most {DHCP_LONGEST} octets")
-    memcpy(out + DHCP_FRAME, octets, len(payload))
-    dhcp_frame(out, source, source_port, destination, port, len(payload))
-    return out[:DHCP_FRAME + len(payload)]
+    memcpy(out + UDP_HEADERS, octets, len(payload))
+    udp_frame(out, source, source_port, destination, port, len(payload))
+    return out[:UDP_HEADERS + len(payload)]
 
 
 cdef str address_text(uint32_t s_addr):

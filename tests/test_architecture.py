@@ -55,7 +55,7 @@ ARROWS = {
     "__main__": {"cli"},
 }
 OPEN = {"model", "_core"}
-DOOR_LINES, PXI_LINES, NATIVE_FUNCTION = 300, 700, 70  # style.md 3.2, rule 9; a function wants to stay under 60
+DOOR_LINES, PXI_LINES, NATIVE_FUNCTION = 300, 500, 70  # style.md 3.2, rule 9; a function wants to stay under 60
 FILE_LINES, FUNCTION_LINES = 600, 60
 """A file wants to stay under 500 lines and a function under 50 (DESIGN section 5); past these it must not go."""
 

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
 from fastboot._native.relay cimport relay_read, relay_t
+from fastboot._native.udp cimport UDP_HEADERS
 from fastboot._native.wire cimport (
     cursor_t, pen_t, wire_cursor, wire_left, wire_pen, wire_put, wire_put_u8, wire_put_u16, wire_put_u32,
     wire_take, wire_u16, wire_u32,
@@ -16,7 +17,6 @@ cdef enum:
     DHCP_SHORTEST_REPLY = 300   # RFC 1542 2.1: old relays and ROMs drop less
     DHCP_LONGEST_REPLY = 1472   # EDK2 ignores longer ones (PXEBC_DHCP4_PACKET_MAX_SIZE)
     DHCP_DEFAULT_REPLY = 548    # 576 octets of IP datagram (RFC 2131 2), less IP and UDP headers
-    DHCP_FRAME = 28             # IP and UDP headers
     DHCP_BROADCAST = 0x8000
 
 cdef enum:                      # option 53, RFC 2132 9.6
@@ -297,9 +297,9 @@ cdef inline size_t dhcp_limit(const dhcp_msg_t *m, uint32_t mtu) noexcept nogil:
     if m.type == 0:
         limit = min(max(m.size, <size_t>DHCP_SHORTEST_REPLY), limit)    # BOOTP knows 64 octets of options (RFC 951)
     if dhcp_size(m, OPTION_MAX_SIZE) == 2:
-        limit = max(wire_u16(dhcp_value(m, OPTION_MAX_SIZE)), <uint16_t>576) - DHCP_FRAME
-    if mtu >= DHCP_FRAME + DHCP_SHORTEST_REPLY:
-        limit = min(limit, <size_t>(mtu - DHCP_FRAME))
+        limit = max(wire_u16(dhcp_value(m, OPTION_MAX_SIZE)), <uint16_t>576) - UDP_HEADERS
+    if mtu >= UDP_HEADERS + DHCP_SHORTEST_REPLY:
+        limit = min(limit, <size_t>(mtu - UDP_HEADERS))
     return min(limit, <size_t>DHCP_LONGEST_REPLY)
 
 cdef inline bint dhcp_put_option(pen_t *p, uint8_t code, const uint8_t *value, size_t n) noexcept nogil:
@@ -472,42 +472,3 @@ cdef inline dhcp_destination_t dhcp_destination(const dhcp_msg_t *m, const dhcp_
     else:
         d.kind, d.address = DHCP_TO_HARDWARE, reply.yiaddr
     return d
-
-
-# ---- IP and UDP, for frames
-
-cdef inline uint32_t dhcp_sum(const uint8_t *data, size_t n, uint32_t start) noexcept nogil:
-    cdef size_t i
-    cdef uint32_t total = start
-    for i in range(0, n & ~<size_t>1, 2):
-        total += wire_u16(data + i)
-    if n & 1:
-        total += <uint32_t>data[n - 1] << 8
-    return total
-
-cdef inline uint16_t dhcp_fold(uint32_t total) noexcept nogil:
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-cdef inline void dhcp_frame(uint8_t *out, uint32_t source, uint16_t source_port, uint32_t destination,
-                            uint16_t destination_port, size_t n) noexcept nogil:
-    # Writes the headers of a datagram whose n octets of payload stand at out + DHCP_FRAME (RFC 791, 768).
-    cdef pen_t p = wire_pen(out, DHCP_FRAME)
-    cdef uint16_t total
-    wire_put_u32(&p, 0x45000000 | (n + DHCP_FRAME))     # version 4, 5 words, length
-    wire_put_u32(&p, 0)                                 # never a fragment
-    wire_put_u32(&p, 0x40110000)                        # TTL 64, UDP, checksum to come
-    wire_put_u32(&p, source)
-    wire_put_u32(&p, destination)
-    wire_put_u16(&p, source_port)
-    wire_put_u16(&p, destination_port)
-    wire_put_u16(&p, n + 8)
-    wire_put_u16(&p, 0)
-    total = dhcp_fold(dhcp_sum(out, 20, 0))
-    out[10], out[11] = total >> 8, total & 0xFF
-    # The pseudo header is the addresses, the protocol and the length once more.
-    total = dhcp_fold(dhcp_sum(out + 12, n + 16, 17 + n + 8))
-    if total == 0:
-        total = 0xFFFF                                  # RFC 768: zero would say "no checksum"
-    out[26], out[27] = total >> 8, total & 0xFF

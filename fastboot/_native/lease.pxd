@@ -17,6 +17,7 @@ cdef enum:                      # what a client, or its relay, says of it
 
 cdef enum:
     LEASE_LONGEST = 255         # octets of a text that are kept
+    LEASE_HOST_LONGEST = 64     # of a host name
 
 cdef enum:                      # states of an address
     LEASE_FREE = 0

@@ -83,7 +83,7 @@ cdef struct out_t:                  # one reply; allocated no longer than its fr
     uint16_t size                   # octets of payload
     bint told
     fact_t event
-    uint8_t frame[DHCP_FRAME + DHCP_LONGEST_REPLY]
+    uint8_t frame[UDP_HEADERS + DHCP_LONGEST_REPLY]
 
 cdef struct outs_t:
     out_t **at
@@ -224,14 +224,14 @@ cdef class Replies(Network):
         memset(&t.vec[n], 0, sizeof(mmsghdr))
         h.msg_iov, h.msg_iovlen = &t.iov[n], 1
         if o.kind == DHCP_TO_HARDWARE:
-            t.iov[n].iov_base, t.iov[n].iov_len = o.frame, o.size + DHCP_FRAME
+            t.iov[n].iov_base, t.iov[n].iov_len = o.frame, o.size + UDP_HEADERS
             h.msg_name, h.msg_namelen = &t.link[n], sizeof(sockaddr_ll)
             memset(&t.link[n], 0, sizeof(sockaddr_ll))
             t.link[n].sll_family, t.link[n].sll_protocol = AF_PACKET, htons(ETH_P_IP)
             t.link[n].sll_ifindex, t.link[n].sll_halen = self.links[o.link].ifindex, 6
             memcpy(t.link[n].sll_addr, o.hardware, 6)
             return
-        t.iov[n].iov_base, t.iov[n].iov_len = o.frame + DHCP_FRAME, o.size
+        t.iov[n].iov_base, t.iov[n].iov_len = o.frame + UDP_HEADERS, o.size
         h.msg_name, h.msg_namelen = &t.name[n], sizeof(sockaddr_in)
         memset(&t.name[n], 0, sizeof(sockaddr_in))
         t.name[n].sin_family, t.name[n].sin_port = AF_INET, htons(o.port)
@@ -252,10 +252,10 @@ cdef class Replies(Network):
         cdef list taken = []
         for i in range(self.ready.count):
             o = self.ready.at[i]
-            start = 0 if o.kind == DHCP_TO_HARDWARE else DHCP_FRAME
+            start = 0 if o.kind == DHCP_TO_HARDWARE else UDP_HEADERS
             taken.append((
                 RESPONDER_WAYS[o.kind - 1], o.link, o.source, o.address, o.port, o.hardware[:6],
-                o.frame[start:DHCP_FRAME + o.size],
+                o.frame[start:UDP_HEADERS + o.size],
             ))
             free(o)
         self.ready.count = 0

@@ -224,21 +224,21 @@ cdef class Requests(Replies):
         cdef out_t *o = &self.scratch
         cdef out_t *copy
         cdef dhcp_destination_t d = self.route(reply)
-        cdef size_t n = dhcp_emit(o.frame + DHCP_FRAME, &self.m, reply, plan, self.links[self.link].mtu)
+        cdef size_t n = dhcp_emit(o.frame + UDP_HEADERS, &self.m, reply, plan, self.links[self.link].mtu)
         o.batch, o.link, o.kind, o.type, o.size = batch, self.link, d.kind, reply.type, n
         o.address, o.port = d.address, d.port
         o.source = self.destination if self.is_own(self.destination) else reply.server
         memcpy(o.hardware, self.m.chaddr, 6)
         if d.kind == DHCP_TO_HARDWARE:
-            dhcp_frame(o.frame, o.source, 67, d.address, d.port, n)
+            udp_frame(o.frame, o.source, 67, d.address, d.port, n)
         o.told = told
         if told:
             self.note(&o.event, reply, plan)
-        copy = <out_t *>malloc(sizeof(out_t) - sizeof(o.frame) + DHCP_FRAME + n)
+        copy = <out_t *>malloc(sizeof(out_t) - sizeof(o.frame) + UDP_HEADERS + n)
         if copy == NULL:
             self.counts[COUNT_NO_MEMORY] += 1
             return
-        memcpy(copy, o, sizeof(out_t) - sizeof(o.frame) + DHCP_FRAME + n)
+        memcpy(copy, o, sizeof(out_t) - sizeof(o.frame) + UDP_HEADERS + n)
         if batch:
             if not outs_push(&self.waiting, copy):
                 self.counts[COUNT_WAITING_FULL] += 1

@@ -12,10 +12,11 @@ from libc.stdlib cimport calloc, free, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_COOKIE, DHCP_FRAME, DHCP_HEADER, DHCP_LONGEST_REPLY, DHCP_NAK, DHCP_OFFER, OPTION_CLIENT_ID,
-    OPTION_REQUESTED, OPTION_SERVER, OPTION_TYPE, dhcp_frame, dhcp_next,
+    DHCP_ACK, DHCP_COOKIE, DHCP_HEADER, DHCP_LONGEST_REPLY, DHCP_NAK, DHCP_OFFER, OPTION_CLIENT_ID,
+    OPTION_REQUESTED, OPTION_SERVER, OPTION_TYPE, dhcp_next,
 )
 from fastboot._native.sys cimport now_ns
+from fastboot._native.udp cimport UDP_HEADERS, udp_frame
 from fastboot._native.wire cimport cursor_t, wire_cursor, wire_u32
 from fastboot.lab._frames cimport (
     BOX, CLIENT_PORT, ETHERNET, SERVER_PORT, box_prepare, box_receive, box_send, box_t, datagram_in, put_mac,
@@ -172,7 +173,7 @@ cdef class DhcpClients:
         # Writes a packet of machine `i` into the outbox.
         cdef int32_t at = self.outbox.n
         cdef uint8_t *frame = self.outbox.data[at]
-        cdef uint8_t *out = frame + (ETHERNET + DHCP_FRAME if self.frames else 0)
+        cdef uint8_t *out = frame + (ETHERNET + UDP_HEADERS if self.frames else 0)
         cdef uint64_t mac = self.first + i
         memcpy(out, t.data, t.size)
         put_u32(out + 4, <uint32_t>mac)
@@ -188,8 +189,8 @@ cdef class DhcpClients:
             memset(frame, 0xff, 6)
             put_mac(frame + 6, mac)
             frame[12], frame[13] = 8, 0
-            dhcp_frame(frame + ETHERNET, 0, CLIENT_PORT, 0xFFFFFFFF, SERVER_PORT, t.size)
-            self.outbox.iov[at].iov_len += ETHERNET + DHCP_FRAME
+            udp_frame(frame + ETHERNET, 0, CLIENT_PORT, 0xFFFFFFFF, SERVER_PORT, t.size)
+            self.outbox.iov[at].iov_len += ETHERNET + UDP_HEADERS
         self.outbox.n += 1
 
     cdef void take(self, int32_t got, int64_t now) noexcept nogil:

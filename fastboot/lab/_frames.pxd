@@ -2,18 +2,19 @@
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memset
 
-from fastboot._native.dhcp cimport DHCP_FRAME, DHCP_LONGEST
+from fastboot._native.dhcp cimport DHCP_LONGEST
 from fastboot._native.sys cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, EAGAIN, EINTR, ENOBUFS, MSG_DONTWAIT, SOL_UDP, UDP_SEGMENT,
     cmsghdr, errno, iovec, mmsghdr, msghdr, recvmmsg, sendmmsg, sockaddr_in,
 )
+from fastboot._native.udp cimport UDP_HEADERS
 from fastboot._native.wire cimport pen_t, wire_pen, wire_put_u32, wire_u16
 from fastboot.lab._sockets cimport POLLOUT, wait_for
 
 cdef enum:
     BOX = 64                        # packets per system call
     ETHERNET = 14                   # octets of its header
-    ROOM = ETHERNET + DHCP_FRAME + DHCP_LONGEST
+    ROOM = ETHERNET + UDP_HEADERS + DHCP_LONGEST
     CLIENT_PORT = 68
     SERVER_PORT = 67
     LONGEST_JOIN = 65000            # octets that one datagram for UDP_SEGMENT may have
@@ -89,7 +90,7 @@ cdef inline const uint8_t *datagram_in(const uint8_t *frame, size_t *n, uint16_t
     # The payload of a UDP datagram to `port` in an Ethernet frame, its size in `n`; NULL for any other frame.
     cdef size_t head
     cdef const uint8_t *ip = frame + ETHERNET
-    if n[0] < ETHERNET + DHCP_FRAME or wire_u16(frame + 12) != 0x0800 or ip[0] >> 4 != 4 or ip[9] != 17:
+    if n[0] < ETHERNET + UDP_HEADERS or wire_u16(frame + 12) != 0x0800 or ip[0] >> 4 != 4 or ip[9] != 17:
         return NULL
     head = 4 * (ip[0] & 15)
     if head < 20 or n[0] < ETHERNET + head + 8 or wire_u16(ip + head + 2) != port:

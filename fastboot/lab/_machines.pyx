@@ -11,8 +11,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_COOKIE, DHCP_FRAME, DHCP_HEADER, DHCP_LONGEST_REPLY, DHCP_NAK, DHCP_OFFER, OPTION_REQUESTED,
-    OPTION_SERVER, dhcp_frame, dhcp_next,
+    DHCP_ACK, DHCP_COOKIE, DHCP_HEADER, DHCP_LONGEST_REPLY, DHCP_NAK, DHCP_OFFER, OPTION_REQUESTED,
+    OPTION_SERVER, dhcp_next,
 )
 from fastboot._native.sys cimport (
     AF_INET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, EINTR, ENOBUFS, EPOLL_CLOEXEC,
@@ -21,6 +21,7 @@ from fastboot._native.sys cimport (
     iovec, mmsghdr, msghdr, now_ns, ntohl, ntohs, recvmmsg, sendmmsg, sockaddr, sockaddr_in,
 )
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_set, wheel_t
+from fastboot._native.udp cimport UDP_HEADERS, udp_frame
 from fastboot._native.wire cimport cursor_t, wire_cursor, wire_u16, wire_u32
 from fastboot.lab._answers cimport head_in, head_t, reply_in
 from fastboot.lab._frames cimport (

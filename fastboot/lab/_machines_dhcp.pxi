@@ -218,7 +218,7 @@ cdef class _Dhcp(_Tftp):
         if w.outbox.n == BOX:
             self.unsent += box_send(w.outbox, w.fd, not w.frames)
         frame = w.outbox.data[w.outbox.n]
-        out = frame + (ETHERNET + DHCP_FRAME if w.frames else 0)
+        out = frame + (ETHERNET + UDP_HEADERS if w.frames else 0)
         memcpy(out, a.discover if first else a.request, size)
         if w.giaddr:
             put_u32(out + 24, w.giaddr)
@@ -228,8 +228,8 @@ cdef class _Dhcp(_Tftp):
             memset(frame, 0xff, 6)
             put_mac(frame + 6, a.mac)
             frame[12], frame[13] = 8, 0
-            dhcp_frame(frame + ETHERNET, 0, CLIENT_PORT, 0xFFFFFFFF, SERVER_PORT, size)
-            w.outbox.iov[w.outbox.n].iov_len += ETHERNET + DHCP_FRAME
+            udp_frame(frame + ETHERNET, 0, CLIENT_PORT, 0xFFFFFFFF, SERVER_PORT, size)
+            w.outbox.iov[w.outbox.n].iov_len += ETHERNET + UDP_HEADERS
         w.outbox.n += 1
 
     cdef void flush(self) noexcept nogil:

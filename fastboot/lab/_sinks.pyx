@@ -6,12 +6,13 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from fastboot._native.dhcp cimport (
-    DHCP_ACK, DHCP_DISCOVER, DHCP_FRAME, DHCP_HEADER, DHCP_OFFER, DHCP_SHORTEST_REPLY, OPTION_END, OPTION_LEASE,
-    OPTION_SERVER, OPTION_TYPE, dhcp_frame, dhcp_next, dhcp_put_number, dhcp_put_option,
+    DHCP_ACK, DHCP_DISCOVER, DHCP_HEADER, DHCP_OFFER, DHCP_SHORTEST_REPLY, OPTION_END, OPTION_LEASE,
+    OPTION_SERVER, OPTION_TYPE, dhcp_next, dhcp_put_number, dhcp_put_option,
 )
 from fastboot._native.sys cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_SPACE, SOL_UDP, UDP_SEGMENT, cmsghdr, iovec, msghdr, now_ns,
 )
+from fastboot._native.udp cimport UDP_HEADERS, udp_frame
 from fastboot._native.wire cimport cursor_t, pen_t, wire_cursor, wire_pen, wire_u16, wire_u32
 from fastboot.lab._frames cimport (
     BOX, CLIENT_PORT, ETHERNET, SERVER_PORT, box_prepare, box_receive, box_send, box_t, datagram_in, put_u32,
@@ -46,7 +47,7 @@ cdef size_t sink_reply(uint8_t *p, size_t n, uint32_t server) noexcept nogil:
 cdef void sink_frame(uint8_t *frame, uint8_t *p, size_t n, uint32_t server) noexcept nogil:
     memcpy(frame, p + 28, 6)
     memset(frame + 6, 2, 6)
-    dhcp_frame(frame + ETHERNET, server, SERVER_PORT, wire_u32(p + 16), CLIENT_PORT, n)
+    udp_frame(frame + ETHERNET, server, SERVER_PORT, wire_u32(p + 16), CLIENT_PORT, n)
 
 
 def dhcp_sink(int fd, *, bint frames, uint32_t server, double seconds):
@@ -72,7 +73,7 @@ def dhcp_sink(int fd, *, bint frames, uint32_t server, double seconds):
                     continue
                 if frames:
                     sink_frame(box.data[k], <uint8_t *>p, n, server)
-                    n += ETHERNET + DHCP_FRAME
+                    n += ETHERNET + UDP_HEADERS
                 box.iov[k].iov_len = n
                 box.vec[kept] = box.vec[k]
                 if not frames:                              # which box_join reads in a row
