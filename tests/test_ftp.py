@@ -682,6 +682,33 @@ def test_passive_range(memory: Memory) -> None:
             assert server.counters()["refused_no_passive_port"] == 2
 
 
+def test_ports_of_ended_connections_are_used_again() -> None:
+    script = """
+        import pathlib, socket, subprocess
+        from fastboot.lab import namespace
+        from fastboot.services.ftp_data import PassivePorts
+
+        namespace.enter()
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40003")
+        ports = PassivePorts(None)
+        for number in range(9):
+            with socket.socket() as door, socket.socket() as client:
+                port = ports.bind(door, "127.0.0.1")
+                door.listen(1)
+                client.bind(("127.0.0.1", 50000 + number))
+                client.connect(("127.0.0.1", port))
+                door.accept()[0].close()
+                assert client.recv(1) == b""
+            ports.give_back(port)
+            print(port)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    ran = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert set(ran.stdout.split()) == {"40000", "40001", "40002", "40003"}
+
+
 def test_bounce_is_refused(server: Running) -> None:
     with socket.create_server(("127.0.0.2", 0)) as victim:
         port = victim.getsockname()[1]
