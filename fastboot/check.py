@@ -13,12 +13,15 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
+from itertools import product
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from fastboot.boot.catalog import is_below
+from fastboot.boot.chain import path_here
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
+from fastboot.boot.loaders import CHOICES
 from fastboot.boot.policy import by_tftp_only
 from fastboot.boot.program import Kind
 from fastboot.config import Config, Subnet
@@ -263,15 +266,24 @@ def _loader_findings(world: World) -> Iterator[Finding]:
 
 
 def _kernel_findings(world: World) -> Iterator[Finding]:
-    """Look at kernels that the shims of this system would not start with Secure Boot."""
-    shims = {path: world.program(path) for path in world.loaders.by_class.values()}
+    """Look at kernels that Secure Boot does not start, or not by the boot file that their machines are given."""
     for key, path in world.renderer.paths():
         kernel = world.program(path) if key.endswith(": kernel") else None
-        for name, shim in shims.items() if kernel and kernel.kind is Kind.LINUX else ():
-            if kernel and shim and shim.kind is Kind.SHIM and not shim.trusts(kernel):
-                signed = f"signed by {' and '.join(kernel.signers)}" if kernel.signers else "not signed"
-                text = f"{key}: {path} is {signed}, so with Secure Boot the chain of {name} does not start it"
-                yield Finding("note", text)
+        if kernel and kernel.kind is Kind.LINUX and not kernel.signers:
+            yield Finding("note", f"{key}: {path} is not signed, so Secure Boot does not start it")
+    said = set()
+    for class_, profile in product(CHOICES, world.profiles):
+        loader = world.policy.default(class_, profile) or ""
+        path = (path_here(loader) or "").strip("/")
+        shim, judged = world.program(path), world.shims.judge(class_, loader, profile)
+        if (profile, path) in said or not judged or not judged[0].flaw or not shim or shim.kind is not Kind.SHIM:
+            continue
+        said.add((profile, path))
+        others = [each for each in judged if each.loader != loader]
+        text = f"profiles {profile}: with Secure Boot, {path} does not start its kernel: {judged[0].flaw}"
+        able = [f"; {each.loader} would" for each in others if not each.flaw]
+        unable = [f"; nor does {each.loader}: {each.flaw}" for each in others]
+        yield Finding("note", text + "".join(able[:1] or unable))
 
 
 def _option_findings(config: Config, world: World) -> Iterator[Finding]:

@@ -195,7 +195,7 @@ class Server:
 
         A medium that can not be read is an event, and the others are served.
         """
-        await self._world.shelf.prepare(self._tell, progress)
+        await self._world.prepare(self._tell, progress)
         self._prepared = True
 
     async def start(self) -> None:
@@ -271,7 +271,7 @@ class Server:
                 # Thousands of nodes take longer than the loop may be busy.
                 world = await asyncio.to_thread(World, config, self._node_behind, self._indexer, self._programs)
                 try:
-                    await world.shelf.prepare(self._tell)
+                    await world.prepare(self._tell)
                     self._adopt(config, world)
                 except BaseException:
                     world.close()
@@ -417,7 +417,8 @@ class Server:
         while True:
             await asyncio.sleep(MEDIA_LOOK)
             try:
-                await self._world.shelf.refresh(self._tell)
+                if await self._world.refresh(self._tell):
+                    self.forget()
             except Exception as error:  # a fault of ours: media stay as they are, and are looked at again
                 self._tell("media.failed", text=repr(error))
 

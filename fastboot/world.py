@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from fastboot._core import Source
@@ -13,7 +14,8 @@ from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.boot.program import Program, Programs
 from fastboot.boot.render import Renderer
-from fastboot.boot.shelf import Medium, Shelf
+from fastboot.boot.shelf import Medium, Progress, Shelf, Tell
+from fastboot.boot.shims import Shims
 from fastboot.config import Config, NodeIndex
 from fastboot.model import Node
 
@@ -41,7 +43,9 @@ class World:
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)
-        self.policy = Policy(config, self.nodes, self.loaders, self.chains, url)
+        self.profiles = {profile.name: profile.media for profile in profiles}
+        self.shims = Shims(self.chains, self.program, self.renderer.kernels, self._carriers, url)
+        self.policy = Policy(config, self.nodes, self.loaders, self.chains, url, self.shims)
         self.indexer = indexer or Indexer(config.state / "media", keep=False)
         self.shelf = Shelf(config, self.indexer)
         self.catalog = Catalog(config, self.loaders, self.renderer, self.shelf)
@@ -49,8 +53,34 @@ class World:
     def close(self) -> None:
         self.catalog.close()
 
+    async def prepare(self, tell: Tell, progress: Progress = lambda name, step: None) -> None:
+        """Have media read, and the boot programs that machines may be given looked at. Events as of `Shelf`."""
+        await self.shelf.prepare(tell, progress)
+        await self._look_ahead()
+
+    async def refresh(self, tell: Tell) -> bool:
+        """Take media that were replaced since; return whether machines may boot something else now."""
+        if not await self.shelf.refresh(tell):
+            return False
+        await self._look_ahead()
+        return True
+
+    async def _look_ahead(self) -> None:
+        """Look at what `decide` will ask for: a kernel takes longer than the loop may be busy."""
+        carried = (f"boot/{medium.name}/{name}" for medium in self.shelf for name in medium.loaders)
+        kernels = (path for key, path in self.renderer.paths() if key.endswith(": kernel"))
+        for path in (*kernels, *carried):
+            if isinstance(source := self.catalog.public(path), Source):
+                await asyncio.to_thread(self._programs.of, source)
+        self.shims.forget()
+
     def _medium(self, name: str) -> Medium | None:
         return self.shelf.get(name)
+
+    def _carriers(self, profile: str | None) -> list[str]:
+        """Return the media with boot programs, that of the profile first."""
+        own = self.profiles.get(profile or "")
+        return sorted((medium.name for medium in self.shelf if medium.loaders), key=lambda name: name != own)
 
     def program(self, path: str) -> Program | None:
         """Say what a file of the one namespace is, None where there is none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from programkit import grub_image, shim_image, signed_by
 
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
@@ -43,7 +43,8 @@ def installed(need: Need) -> Callable[[Path], bytes]:
 def test_what_debian_signs(installed: Callable[[Path], bytes]) -> None:
     """openssl pkcs7 -print_certs says the same of the signers, grub-mkimage's manual of the modules."""
     shim, grub, linux = (recognise(installed(path)) for path in (SHIM, GRUB, LINUX))
-    assert shim.kind is Kind.SHIM and shim.version[:2].isdigit()
+    assert shim.kind is Kind.SHIM and shim.version[:2].isdigit() and shim.loads == "grubx64.efi"
+    assert shim.cpu == grub.cpu == linux.cpu == "x64"
     assert all("Microsoft" in signer for signer in shim.signers) and shim.signers
     assert (grub.kind, grub.prefix) == (Kind.GRUB, "/grub")
     assert grub.version.startswith("2.")
@@ -68,6 +69,8 @@ def test_one_bit_after_the_signature_is_noticed(installed: Callable[[Path], byte
     data[len(data) // 2] ^= 1
     changed = recognise(bytes(data))
     assert changed.altered and changed.signers
+    shim, grub = recognise(installed(SHIM)), recognise(installed(GRUB))
+    assert shim.trusts(grub) and not shim.trusts(replace(grub, altered=True))
 
 
 @given(st.data())
@@ -88,51 +91,10 @@ def test_a_program_is_looked_at_once_while_it_stays_the_same(tmp_path: Path) -> 
     assert programs.at(tmp_path / "missing") == Program()
 
 
-def elf_module(name: bytes) -> bytes:
-    """An ELF file of 64 bits with a section .modname, as GRUB's modules are."""
-    names = b"\0.modname\0.shstrtab\0"
-    start = 64
-    table = start + len(name) + 1 + len(names)
-    header = b"\x7fELF\2\1\1".ljust(0x28, b"\0") + struct.pack("<Q", table)
-    header = header.ljust(0x3A, b"\0") + struct.pack("<HHH", 64, 3, 2)
-
-    def section(name_at: int, at: int, size: int) -> bytes:
-        return struct.pack("<I20xQQ", name_at, at, size).ljust(64, b"\0")
-
-    sections = section(0, 0, 0) + section(1, start, len(name) + 1)
-    sections += section(10, start + len(name) + 1, len(names))
-    return header + name + b"\0" + names + sections
-
-
-def grub_image(
-    modules: tuple[str, ...], prefix: str, version: str = "2.06-77.el9", signature: bytes = b""
-) -> bytes:
-    """A PE file with the sections of GRUB that we read: its modules and prefix, and its SBAT."""
-    parts = [(0, elf_module(name.encode())) for name in modules] + [(3, prefix.encode() + b"\0")]
-    inner = b"".join(struct.pack("<II", kind, len(body) + 8) + body for kind, body in parts)
-    area = struct.pack("<4s4xQQ", b"mimg", 24, 24 + len(inner)) + inner
-    sbat = (
-        "sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md\n"
-        "grub,3,Free Software Foundation,grub,2.06,https://www.gnu.org/software/grub/\n"
-        f"grub.rh,2,Red Hat,grub2,{version},mailto:secalert@redhat.com\n"
-    ).encode()
-    start = 0x40 + 24 + 240 + 2 * 40
-    header = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
-    header += b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 2, 0, 0, 0, 240, 0)
-    certificate = struct.pack("<IHH", len(signature) + 8, 0x200, 2) + signature if signature else b""
-    end = start + len(area) + len(sbat)
-    optional = struct.pack("<H", 0x20B).ljust(112 + 32, b"\0")
-    optional += struct.pack("<II", end if certificate else 0, len(certificate))
-    sections = b""
-    for name, at, size in ((b"mods", start, len(area)), (b".sbat", start + len(area), len(sbat))):
-        sections += struct.pack("<8sIIII", name, size, 0, size, at).ljust(40, b"\0")
-    return header + optional.ljust(240, b"\0") + sections + area + sbat + certificate
-
-
 def test_the_modules_in_a_grub() -> None:
     grub = recognise(grub_image(("normal", "tftp", "http"), "/EFI/fedora"))
     assert grub == Program(
-        Kind.GRUB, "2.06-77.el9", modules=frozenset({"normal", "tftp", "http"}), prefix="/EFI/fedora"
+        Kind.GRUB, "2.06-77.el9", modules=frozenset({"normal", "tftp", "http"}), prefix="/EFI/fedora", cpu="x64"
     )
 
 
@@ -143,7 +105,12 @@ RED_HAT = b"\x31Red Hat Secure Boot CA"
 FILES = {
     "boot/shimx64.efi": Program(Kind.SHIM, "15.8", ("Microsoft",), (b"m",), trusted=b"certificate of " + RED_HAT),
     "boot/grubx64.efi": Program(
-        Kind.GRUB, "2.06-77.el9", ("Red Hat",), (RED_HAT,), modules=frozenset({"http"}), prefix="/EFI/redhat"
+        Kind.GRUB,
+        "2.06-77.el9",
+        ("Red Hat",),
+        (RED_HAT,),
+        modules=frozenset({"http", "tftp"}),
+        prefix="/EFI/redhat",
     ),
     "boot/snponly.efi": Program(Kind.IPXE, "1.21.1"),
     "boot/pxelinux.0": Program(Kind.PXELINUX, "6.04"),
@@ -205,7 +172,17 @@ def test_chains_that_end_before_an_operating_system() -> None:
         assert "asks who gave the address" in asks.flaw
         new = replace(OLD, version="2.12-9+deb13u1")
         assert not chains(proxy=True, grubx64=new).of("uefi-x64", f"boot/{name}.efi").flaw
+    disc = replace(OLD, modules=frozenset({"iso9660"}))
+    assert "no module tftp" in chains(grubx64=disc).of("uefi-x64", "boot/shimx64.efi").flaw
     assert "no HTTP is served" in chains(http=False).of("bios", "boot/lpxelinux.0").flaw
+
+
+def test_a_shim_loads_what_is_built_into_it() -> None:
+    """grubx64.efi and its kin, but grub.efi where SUSE built it."""
+    suse = replace(FILES["boot/shimx64.efi"], loads="grub.efi")
+    assert "boot/grub.efi is missing" in chains(shimx64=suse).of("uefi-x64", "boot/shimx64.efi").flaw
+    whole = chains(shimx64=suse, grub=FILES["boot/grubx64.efi"]).of("uefi-x64", "boot/shimx64.efi")
+    assert str(whole).startswith("shimx64.efi by TFTP, grub.efi by TFTP") and not whole.flaw
 
 
 def test_what_secure_boot_refuses() -> None:
@@ -263,6 +240,17 @@ def test_fedora_goes_on_by_http_from_its_own_directories(tmp_path: Path) -> None
     assert found.by_class["http-x64"] == f"{SITE}/boot/shimx64.efi"
     assert found.by_class["uefi-arm64"] == "boot/shimaa64.efi", "all that is there, though its GRUB is missing"
     assert "http-x64" not in find_loaders({}, tmp_path).by_class
+
+
+def test_suse_has_its_grub_under_the_name_that_its_shim_asks_for(tmp_path: Path) -> None:
+    install(
+        tmp_path,
+        shim=("usr/share/efi/x86_64/shim.efi", shim_image("SUSE", loads="grub.efi")),
+        grub=("usr/share/efi/x86_64/grub.efi", grub_image(("http", "tftp"), "", signature=signed_by("SUSE"))),
+    )
+    found = find_loaders({}, tmp_path, http=SITE)
+    assert found.by_class["uefi-x64"] == "boot/shimx64.efi" and not found.notes
+    assert found.files["grub.efi"] == tmp_path / "usr/share/efi/x86_64/grub.efi"
 
 
 def test_the_first_whose_chain_is_whole_is_taken(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Renders(Protocol):
 class Layer:
     """A tree mounted at a place of the namespace.
 
-    `files` maps the only names it shows to paths in the tree.
+    `files` maps the only names it shows to paths in the tree, where it does not show all.
     """
 
     mount: Parts
@@ -81,7 +81,8 @@ def is_below(path: Path, directory: Path) -> bool:
 
 
 class Catalog:
-    """The one namespace: `roots`, `/media/NAME` (and `NAME.iso`), `/boot` and rendered files (DESIGN section 6).
+    """The one namespace: `roots`, `/media/NAME` (and `NAME.iso`), `/boot` with the loaders of this system,
+    `/boot/NAME` with those of a medium, and rendered files.
 
     `resolve` and `stat` are for one thread (the loop); `list` may also run in others. A reload is a new Catalog.
     A missing directory is left out and reported by `check`.
@@ -115,7 +116,8 @@ class Catalog:
             for layer in media
             if isinstance(layer.tree, Disc)
         ]
-        self._layers = [*media, *images, *(Layer((), tree) for tree in roots), *boot]
+        carried = [Layer(("boot", each.name), each.tree, each.loaders) for each in self._shelf if each.tree]
+        self._layers = [*media, *images, *(Layer((), tree) for tree in roots), *boot, *carried]
 
     def close(self) -> None:
         """Close the trees. Sources that are in use stay open until their last holder drops them."""
@@ -288,7 +290,7 @@ class Catalog:
         entries = {}
         depth = len(parts)
         for layer in self._layers:
-            if layer.mount[:depth] != parts:
+            if layer.mount[:depth] != parts or layer.files == {}:
                 continue
             if len(layer.mount) > depth:
                 name = layer.mount[depth]

@@ -93,7 +93,7 @@ class Chains:
 
     def _shim(self, shim: Program, path: str, transport: str) -> Chain:
         cpu = found[0] if (found := _CPU.search(path)) else "x64"
-        beside = f"{path.rpartition('/')[0]}/grub{cpu}.efi".strip("/")
+        beside = f"{path.rpartition('/')[0]}/{shim.loads or f'grub{cpu}.efi'}".strip("/")
         grub = self._look(beside)
         if grub is None:
             return Chain((), f"{beside} is missing, which it loads next")
@@ -114,6 +114,8 @@ class Chains:
         flaw = ""
         if transport == HTTP and "http" not in grub.modules:
             flaw = f"{grub} has no module http, so it would end at its prompt"
+        elif transport == TFTP and grub.modules and "tftp" not in grub.modules:
+            flaw = f"{grub} has no module tftp, so it would end at its prompt: it is made for discs"
         elif transport == TFTP and self._proxy and not _heeds_a_proxy(grub):
             flaw = (
                 f"{grub} asks who gave the address for its files, whatever a proxy says (2.12 and later do not);"

@@ -166,6 +166,11 @@ def find_loaders(
     overrides, programs = overrides or {}, programs or Programs()
     files = {name: path for name, loader in LOADERS.items() if (path := _first(system, loader.paths))}
     kinds = {name: programs.at(path) for name, path in files.items()}
+    for name, kind in list(kinds.items()):
+        grub = f"grub{name.removeprefix('shim')}"
+        if name.startswith("shim") and kind.loads not in ("", grub) and grub in files:  # SUSE's asks for grub.efi
+            files.setdefault(kind.loads, files[grub])
+            kinds.setdefault(kind.loads, kinds[grub])
     complaints: list[str] = []
     notes: list[str] = []
     for name in ("lpxelinux.0", "pxelinux.0"):

@@ -103,6 +103,23 @@ def recognise(tree: Tree) -> System | None:
     return None
 
 
+def carried(tree: Tree) -> dict[str, str]:
+    """Return the boot programs in a tree that UEFI starts from such a medium (UEFI 2.10 section 3.5.1.1): paths by
+    the names that they are called by when they are fetched. BOOTX64.EFI is shim where there is one, so it is
+    shimx64.efi too; the rest is what that loads from beside it. Reads disks: not for the loop."""
+    look = Look(tree)
+    programs: dict[str, str] = {}
+    for efi in (name for name in look.names(".") if name.lower() == "efi"):
+        for boot in (name for name in look.names(efi) if name.lower() == "boot"):
+            found = [name for name in look.names(f"{efi}/{boot}") if re.fullmatch(r"(?i)[\w-]+\.efi", name)]
+            programs |= {name: f"{efi}/{boot}/{name}" for name in found}
+    for name, path in list(programs.items()):
+        programs.setdefault(name.lower(), path)
+        if name.lower().startswith("boot"):
+            programs.setdefault(f"shim{name.lower().removeprefix('boot')}", path)
+    return programs
+
+
 # --- RHEL and its kin, Fedora: Anaconda
 
 

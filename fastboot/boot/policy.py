@@ -32,6 +32,7 @@ from fastboot.boot.firmware import (
 )
 from fastboot.boot.loaders import CHOICES, Loaders
 from fastboot.boot.program import Kind
+from fastboot.boot.shims import Shims
 from fastboot.config import ClassTable, Config
 from fastboot.config.faults import unknown
 from fastboot.config.options import overlay
@@ -57,16 +58,19 @@ class Policy:
         loaders: Loaders,
         chains: Chains | None = None,
         http: str | None = None,
+        shims: Shims | None = None,
     ) -> None:
         """`nodes` are all that are known, `loaders` those of the system and of the configuration, `chains` what
-        these go on with. `http` is the URL of the one namespace where it is served by HTTP.
+        these go on with. `http` is the URL of the one namespace where it is served by HTTP. `shims` chooses where
+        the configuration names no loader.
 
         Raises ConfigError for a class that there is not, and for a boot file that its class can not be given.
         """
         self._unknown = config.boot.unknown
         self._names = {**ARCHITECTURES, **config.boot.architectures}
         self._loaders, self._nodes = loaders.by_class, tuple(nodes)
-        self._chains, self._http = chains, http
+        self._chains, self._http, self._shims = chains, http, shims
+        self._overrides, self._profiles = config.boot.loaders, [profile.name for profile in config.profiles]
         dhcp = config.dhcp
         self._classes = dhcp.classes if dhcp else ()
         self._groups = {group.name: group.settings(group.loader) for group in config.groups}
@@ -94,8 +98,12 @@ class Policy:
 
     def boot_files(self) -> Iterator[tuple[str, str]]:
         """Yield every boot file that a machine may be told to fetch from here, with its key."""
-        if not self._elsewhere:
-            yield from ((f"boot.loaders.{class_}", loader) for class_, loader in self._loaders.items())
+        usual = {class_: loader for class_ in {**self._loaders, **CHOICES} if (loader := self.default(class_))}
+        for key, profile in ("boot.loaders", None), *((f"profiles {name}", name) for name in self._profiles):
+            for class_, loader in usual.items() if not self._elsewhere else ():
+                own = self.default(class_, profile) if profile else loader
+                if own and (own != loader or profile is None):
+                    yield f"{key}.{class_}", own
         for key, settings in self._named():
             for class_, loader in settings.loaders.items() if not settings.next_server else ():
                 yield key if class_ == ANY else f"{key}.{class_}", loader
@@ -119,8 +127,8 @@ class Policy:
         layers = list(self._layers(request, class_))
         next_server = next((each.next_server for each in reversed(layers) if each.next_server), None)
         server = str(next_server or self._servers.get(request.network) or request.server)
-        loader, remark = self._loader(request, class_, layers)
         elsewhere = server != str(request.server)
+        loader, remark = self._loader(request, class_, layers, elsewhere)
         chain = self._chains.of(class_ or "", loader) if self._chains and loader and not elsewhere else None
         needed = [*self._needed(request, class_, loader), *self._prefix(chain, loader, request.network)]
         options = overlay(needed, *(each.options for each in layers))
@@ -156,12 +164,22 @@ class Policy:
                 yield self._groups[request.node.group]
             yield request.node.settings
 
-    def _loader(self, request: BootRequest, class_: str | None, layers: list[Settings]) -> tuple[str | None, str]:
+    def default(self, class_: str, profile: str | None = None, elsewhere: bool = False) -> str | None:
+        """Return the boot file of a class where nothing is said for the machine. `elsewhere`: another machine than
+        this has its files, which nothing is known of."""
+        usual = self._loaders.get(class_)
+        if self._shims is None or elsewhere or class_ in self._overrides:
+            return usual
+        return self._shims.choose(class_, usual, profile)
+
+    def _loader(
+        self, request: BootRequest, class_: str | None, layers: list[Settings], elsewhere: bool
+    ) -> tuple[str | None, str]:
         """Return the boot file and, where there is none or another than was meant, why."""
         if class_ is None:
             return None, ""
         named = [(key, each.loaders.get(key)) for each in reversed(layers) for key in (class_, ANY)]
-        named.append((class_, self._loaders.get(class_)))
+        named.append((class_, self.default(class_, request.node.profile if request.node else None, elsewhere)))
         # A URL for firmware of any class is for those that fetch by HTTP, not for PXE.
         loader = next(
             (

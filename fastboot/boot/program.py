@@ -23,8 +23,12 @@ _SHA256: Final = bytes.fromhex("608648016503040201")
 _COMMON_NAME, _ORGANISATION = bytes.fromhex("550403"), bytes.fromhex("55040a")
 _MODULES: Final = b"mimg"
 _ELF, _PREFIX = 0, 3
+_CPUS: Final = {0x14C: "ia32", 0x8664: "x64", 0xAA64: "aa64"}
+"""Machine types of PE, as names of boot programs have them."""
 _IPXE_VERSION: Final = re.compile(rb"\0(\d+\.\d+\.\d+[+\-.~\w()]*(?: \([0-9a-f]+\))?)\0")
 _GRUB_VERSION: Final = re.compile(rb"\0(\d\.\d\d[+\-.~\w]*)\0")
+_LOADS: Final = re.compile(rb"\\\0((?:[\w.]\0)+?\.\0e\0f\0i\0)\0\0")
+"""A name in a shim after a backslash, in UTF-16 (shim, DEFAULT_LOADER)."""
 _PXELINUX: Final = re.compile(rb"PXELINUX (\d\.\d+) (PXE|lwIP)")
 
 
@@ -45,7 +49,8 @@ class Program:
 
     `signers` are the names of those that vouch for its signatures (the issuers of the certificates), `issuers` the
     same as X.509 has them. `altered`: it was changed after it had been signed. `modules` and `prefix` are built
-    into GRUB: the names of its modules, and where it looks for its configuration. `trusted`: shim's certificates.
+    into GRUB: the names of its modules, and where it looks for its configuration. `trusted`: shim's certificates;
+    `loads`: the file that it loads from beside itself. `cpu`: "x64", "aa64" or "ia32", of programs for UEFI.
     """
 
     kind: Kind | None = None
@@ -56,10 +61,12 @@ class Program:
     modules: frozenset[str] = frozenset()
     prefix: str = ""
     trusted: bytes = b""
+    loads: str = ""
+    cpu: str = ""
 
     def trusts(self, other: Program) -> bool:
-        """Whether this shim has a certificate of whoever signed the other program."""
-        return any(issuer in self.trusted for issuer in other.issuers)
+        """Whether this shim has a certificate of whoever signed the other program, unaltered since."""
+        return not other.altered and any(issuer in self.trusted for issuer in other.issuers)
 
     def __str__(self) -> str:
         return f"{self.kind or 'a program'} {self.version}".strip()
@@ -109,6 +116,8 @@ def recognise(data: bytes) -> Program:
         modules,
         prefix,
         _vendor(image.section(b".vendor_cert")) if image and kind is Kind.SHIM else b"",
+        _loads(data) if kind is Kind.SHIM else "",
+        image.cpu if image else "",
     )
 
 
@@ -121,7 +130,7 @@ def _name(data: bytes, image: _Image | None) -> tuple[Kind | None, str]:
     if data[0x202:0x206] == b"HdrS":  # Documentation/arch/x86/boot.rst
         at = int.from_bytes(data[0x20E:0x210], "little") + 0x200
         return Kind.LINUX, _text(data[at : at + 128]).split(" ")[0]
-    if data[56:60] == b"ARM\x64":  # Documentation/arch/arm64/booting.rst
+    if data[56:60] == b"ARM\x64" or data[4:8] == b"zimg":  # Documentation/arch/arm64/booting.rst; EFI zboot
         return Kind.LINUX, ""
     if b"GNU GRUB  version" in data:
         return Kind.GRUB, _first(_GRUB_VERSION, data)
@@ -138,6 +147,12 @@ def _vendor(section: bytes) -> bytes:
         return b""
     size, _, start, _ = struct.unpack_from("<IIII", section)
     return section[start : start + size]
+
+
+def _loads(shim: bytes) -> str:
+    """Return the name of GRUB that is built into a shim: grubx64.efi and the like, SUSE's grub.efi."""
+    names = (found[1].decode("utf-16-le") for found in _LOADS.finditer(shim))
+    return next((name for name in names if name.startswith("grub")), "")
 
 
 def _sbat(section: bytes) -> dict[str, str]:
@@ -164,6 +179,8 @@ class _Image:
     """A program for UEFI: a PE file ("PE Format" of Microsoft). `table` is where its certificates are and how many
     octets, `gaps` where the two fields are that its digest leaves out."""
 
+    cpu: str
+
     data: bytes
     sections: Mapping[bytes, tuple[int, int]]
     table: tuple[int, int]
@@ -176,7 +193,7 @@ class _Image:
             (header,) = struct.unpack_from("<I", data, 0x3C)
             if data[:2] != b"MZ" or data[header : header + 4] != b"PE\0\0":
                 return None
-            count, symbols, symbol_count, size = struct.unpack_from("<HxxxxIIH", data, header + 6)
+            machine, count, symbols, symbol_count, size = struct.unpack_from("<HHxxxxIIH", data, header + 4)
             optional = header + 24
             (magic,) = struct.unpack_from("<H", data, optional)
             directory = optional + (112 if magic == 0x20B else 96) + 4 * 8
@@ -191,7 +208,7 @@ class _Image:
                 sections[name] = (start, min(virtual, raw))
         except (struct.error, ValueError):
             return None
-        return cls(data, sections, table, (optional + 64, directory))
+        return cls(_CPUS.get(machine, ""), data, sections, table, (optional + 64, directory))
 
     def section(self, name: bytes) -> bytes:
         start, size = self.sections.get(name, (0, 0))

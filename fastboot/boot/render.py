@@ -45,10 +45,11 @@ VENDORS: Final = (
 _MAC = r"(?P<mac>[0-9a-fA-F]{2}(?:-[0-9a-fA-F]{2}){5})"
 NAMES: Final[Mapping[str, re.Pattern[str]]] = {
     # Each with the name that ends the loader's probe sequence (no MAC in it) and the one made of a MAC.
-    "pxelinux": re.compile(rf"pxelinux\.cfg/(?:01-{_MAC}|default)"),
-    # Debian's GRUB has /grub built in; those of RHEL's line look in the directory that they were loaded from.
-    "grub": re.compile(rf"(?:grub2?|boot)/grub\.cfg(?:-01-{_MAC})?"),
-    "ipxe": re.compile(rf"(?:[^/]+/)?(?:boot|(?:01-)?{_MAC})\.ipxe"),
+    "pxelinux": re.compile(rf"(?:[^/]+/)?pxelinux\.cfg/(?:01-{_MAC}|default)"),
+    # Debian's GRUB has /grub built in; those of RHEL's line look in the directory that they were loaded from, for
+    # those of media /boot/NAME, before the one that is built in, /EFI/BOOT or /EFI/VENDOR (grub.macros of Fedora).
+    "grub": re.compile(rf"(?:(?:[^/]+/)?(?:grub2?|boot)|(?:boot|EFI)/[^/]+)/grub\.cfg(?:-01-{_MAC})?"),
+    "ipxe": re.compile(rf"(?:[^/]+/){{0,2}}(?:boot|(?:01-)?{_MAC})\.ipxe"),
 }
 
 
@@ -115,7 +116,7 @@ class Renderer:
     def render(self, parts: Parts, client: Client) -> bytes | None:
         """Return the file that `parts` names for this client, or None where it names none that is rendered."""
         for language, pattern in NAMES.items():
-            if parts[0] != "media" and (match := pattern.fullmatch("/".join(parts[-2:]))):
+            if parts[0] != "media" and (match := pattern.fullmatch("/".join(parts[-3:]))):
                 mac = match["mac"].replace("-", ":").lower() if match["mac"] else None
                 node = self._identify(mac, client)
                 if mac is not None and (node is None or node.profile is None):
@@ -131,6 +132,17 @@ class Renderer:
                 for key, path in (("kernel", kernel), *(("initrd", path) for path in initrd)):
                     if "://" not in path:
                         yield f"profiles {profile.name}: {key}", path
+
+    def kernels(self, profile: str | None) -> list[str]:
+        """Return the kernels that a machine may be told to boot, as paths or URLs: that of its profile, or those
+        of the menu."""
+        own = self._profiles.get(profile or "")
+        menu = [each for each in self._profiles.values() if not each.installs and self._unknown == "menu"]
+        found = []
+        for each in [own] if own else menu:
+            with suppress(RenderError):
+                found.append(self._files(each)[0])
+        return found
 
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
 from fastboot.boot.disc import Disc
 from fastboot.boot.image import Step
 from fastboot.boot.indexer import Indexer, MediaError
-from fastboot.boot.media import System, recognise
+from fastboot.boot.media import System, carried, recognise
 from fastboot.boot.tree import Directory, Tree
 from fastboot.config import Config, Media
 
@@ -31,7 +31,8 @@ class Medium:
     """A medium of the configuration. `place` is the path or URL that is named there.
 
     `tree` is None where it could not be opened, for the reason in `fault`, or where another machine serves it.
-    `system` is what was recognised when it was read.
+    `system` is what was recognised when it was read, `loaders` the boot programs on it: paths in it by name, in
+    one mapping for as long as the medium is there.
     """
 
     name: str
@@ -40,6 +41,13 @@ class Medium:
     tree: Tree | None = None
     fault: str | None = None
     system: System | None = None
+    loaders: dict[str, str] = field(default_factory=dict)
+
+    async def recognise(self, tree: Tree) -> None:
+        """Say what is on it now."""
+        self.system, loaders = await asyncio.to_thread(lambda: (recognise(tree), carried(tree)))
+        self.loaders.clear()
+        self.loaders.update(loaders)
 
     def facts(self) -> dict[str, object]:
         """Return the medium as commands print it."""
@@ -55,6 +63,7 @@ class Medium:
             "label": index.label if index else None,
             "files": index.files if index else None,
             "system": self.system.facts(self.name) if self.system else None,
+            "loaders": sorted(self.loaders),
         }
 
 
@@ -98,25 +107,30 @@ class Shelf:
             if isinstance(disc := medium.tree, Disc):
                 await self._read(medium, disc, disc.prepare(partial(progress, medium.name)), tell)
             if medium.tree and medium.system is None:
-                medium.system = await asyncio.to_thread(recognise, medium.tree)
+                await medium.recognise(medium.tree)
 
-    async def refresh(self, tell: Tell) -> None:
-        """Take images that were replaced since. To be called every few seconds. Events as `prepare`."""
-        for medium in self:
-            if isinstance(disc := medium.tree, Disc):
-                await self._read(medium, disc, disc.refresh(lambda step: None), tell)
+    async def refresh(self, tell: Tell) -> bool:
+        """Take images that were replaced since; return whether one was. To be called every few seconds. Events as
+        `prepare`."""
+        discs = [(medium, medium.tree) for medium in self if isinstance(medium.tree, Disc)]
+        is_new = False
+        for medium, disc in discs:
+            is_new |= await self._read(medium, disc, disc.refresh(lambda step: None), tell)
+        return is_new
 
-    async def _read(self, medium: Medium, disc: Disc, reading: Awaitable[bool], tell: Tell) -> None:
+    async def _read(self, medium: Medium, disc: Disc, reading: Awaitable[bool], tell: Tell) -> bool:
+        """Return whether there is something else to serve."""
         began = time.monotonic()
         try:
             is_new = await reading
         except MediaError as error:
             tell("media.failed", media=medium.name, text=str(error))
-            return
+            return False
         if is_new and disc.index:
-            medium.system = await asyncio.to_thread(recognise, disc)
+            await medium.recognise(disc)
             facts = {"files": disc.index.files, "system": str(medium.system or "not recognised")}
             tell("media.ready", media=medium.name, **facts, seconds=round(time.monotonic() - began, 3))
+        return is_new
 
     def _open(self, item: Media) -> Medium:
         medium = Medium(item.name, str(item.iso or item.path or item.url), item.url)
@@ -157,5 +171,7 @@ def explain(facts: Mapping[str, Any]) -> Iterator[str]:
     for scheme, arguments in system.get("arguments", {}).items():
         note = " (where another server exports it)" if scheme == "nfs" else ""
         yield f"  told for {scheme}{note}: {arguments}"
+    if shims := [name for name in facts["loaders"] if name.startswith("shim")]:
+        yield f"  UEFI machines can start {', '.join(shims)} from it, served in /boot/{facts['name']}"
     yield from (f"  missing: {text}" for text in system.get("missing", ()))
     yield from (f"  refused: {text}" for text in facts["refused"])
