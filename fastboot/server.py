@@ -169,7 +169,7 @@ class Server:
         self._pump: Pump | None = None
         self._control: ControlService | None = None
         self._lock: StateLock | None = None
-        self._reloading = asyncio.Lock()
+        self._reloading, self._ending = asyncio.Lock(), asyncio.Lock()
         self._prepared = False
         self._watch: asyncio.Task[None] | None = None
         self._state = "new"
@@ -186,7 +186,7 @@ class Server:
         """Start the process that reads images, which then becomes `user` (uid, gid, groups).
 
         For programs that drop privileges: before that, for afterwards Python may be out of reach. Others need not.
-        Raises MediaError.
+        Raises FastbootError.
         """
         self._indexer.start(user)
 
@@ -224,17 +224,20 @@ class Server:
     async def stop(self, drain: float | None = None) -> None:
         """Take nothing new, give transfers under way `drain` seconds (by default those of the configuration).
 
-        Leases that were acknowledged are on disk; an acknowledgement that waits for the disk still leaves.
+        Leases that were acknowledged are on disk; an acknowledgement that waits for the disk still leaves. Where
+        it is stopping already, this waits for that end.
         """
-        if self._state == "stopped":
-            return
+        async with self._ending:
+            if self._state != "stopped":
+                await self._stop(self._config.drain if drain is None else drain)
+
+    async def _stop(self, drain: float) -> None:
         self._state = "stopping"
-        seconds = self._config.drain if drain is None else drain
-        self._tell("server.stopping", drain=seconds)
+        self._tell("server.stopping", drain=drain)
         if self._watch:
             self._watch.cancel()
             await asyncio.wait({self._watch})
-        stops = (service.stop(seconds) for service in self._services.values())
+        stops = (service.stop(drain) for service in self._services.values())
         faults = await asyncio.gather(*stops, return_exceptions=True)
         self._services.clear()
         self._tftp = self._ftp = self._http = self._dhcp = None

@@ -8,7 +8,8 @@ import math
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,42 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "control.sock"))
     with pytest.raises(NotRunning):
         ControlClient(tmp_path).get("/status")
+
+
+def test_a_server_that_ends_as_it_answers(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+    cut = (
+        head + b'Content-Length: 20\r\n\r\n{"version":',
+        head + b"Transfer-Encoding: chunked\r\n\r\n14\r\n{}\n",
+    )
+
+    def answer(listener: socket.socket) -> None:
+        for text in cut:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(text)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control.sock"))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,))
+        thread.start()
+        with pytest.raises(NotRunning, match="ended as it answered"):
+            ControlClient(tmp_path).get("/status")
+        assert list(ControlClient(tmp_path).events()) == [{}]
+        thread.join()
+
+
+async def test_a_socket_that_can_not_be_removed_holds_up_no_end(
+    tmp_path: Path, as_nobody: Callable[[], AbstractContextManager[None]]
+) -> None:
+    service = ControlService(tmp_path, Stub())
+    await service.start()
+    tmp_path.chmod(0o555)
+    with as_nobody():
+        await service.stop()
+    tmp_path.chmod(0o755)
 
 
 async def test_a_socket_left_by_a_killed_server_is_replaced(tmp_path: Path) -> None:

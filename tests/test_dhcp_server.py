@@ -13,6 +13,7 @@ from collections.abc import Awaitable
 from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import cast
 
 import pytest
 from dhcpkit import ACK, DISCOVER, NAK, OFFER, REQUEST, asking, message, need, number, wires
@@ -114,7 +115,8 @@ async def test_what_decide_raises_is_a_named_silence(tmp_path: Path, capsys: pyt
         raise KeyError("later")
 
     answers: list[Verdict | Awaitable[Verdict] | Exception] = [
-        RuntimeError("broken"), RuntimeError("again"), later(), None, Plan(options=((54, b"x"),)), IGNORE, Plan(),
+        RuntimeError("broken"), RuntimeError("again"), later(), None, Plan(options=((54, b"x"),)), IGNORE,
+        cast(Verdict, "pxelinux.0"), Plan(),
     ]  # fmt: skip
 
     def decide(request: BootRequest) -> Verdict | Awaitable[Verdict]:
@@ -125,15 +127,15 @@ async def test_what_decide_raises_is_a_named_silence(tmp_path: Path, capsys: pyt
 
     async with site(tmp_path, decide=decide) as here:
         (station,) = here.stations
-        for at in range(6):
+        for at in range(len(answers) - 1):
             station.send(message(DISCOVER, f"52:54:00:00:00:{at:02x}", options=((60, bytes([at + 1])),)))
         offer = await station.ask(message(DISCOVER, B))
         assert offer.message.type == OFFER
         counters = here.service.counters()
-        assert counters["decide_failed"] == 4
+        assert counters["decide_failed"] == 5
         assert counters["undecided"] == 1
         assert counters["ignored"] == 1
-        assert capsys.readouterr().out.count("dhcp.decide_failed") == 3, "once for each kind"
+        assert capsys.readouterr().out.count("dhcp.decide_failed") == 4, "once for each kind"
 
 
 async def test_a_disk_that_is_full_stops_acknowledgements_and_nothing_else(tmp_path: Path) -> None:
@@ -174,6 +176,28 @@ async def test_a_disk_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: 
         answers.set()
         assert (await station.hear()).message.type == ACK
         assert here.kinds().count("dhcp.commit_stalled") == 1
+
+
+async def test_imports_at_once_all_end_and_one_that_is_given_up_holds_nothing_up(tmp_path: Path) -> None:
+    def foreign(at: int) -> list[ForeignLease]:
+        address = IPv4Address("10.77.0.100") + at
+        return [ForeignLease(1, address, 1, bytes([2, 0, 0, 0, 0, at]), b"", b"", b"", b"", 0.0, 9e9)]
+
+    answers = threading.Event()
+    async with site(tmp_path) as here:
+        here.store._jobs.put(lambda: bool(answers.wait(10)))  # type: ignore[arg-type]
+        imports = [asyncio.create_task(here.service.adopt(foreign(at))) for at in range(5)]
+        async with asyncio.timeout(10):
+            while len(here.service.leases()) < 5:
+                await asyncio.sleep(0.001)
+            imports[0].cancel()
+            imports[1].cancel()
+            answers.set()
+            given_up, *done = await asyncio.gather(*imports, return_exceptions=True)
+            assert isinstance(given_up, asyncio.CancelledError) and isinstance(done[0], asyncio.CancelledError)
+            assert done[1:] == [(1, [])] * 3
+    with closing(Store(tmp_path)) as store:
+        assert len(store.leases()) == 5
 
 
 async def test_after_damage_no_address_is_given_to_a_stranger_unasked(tmp_path: Path) -> None:

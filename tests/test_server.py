@@ -178,6 +178,16 @@ async def test_nothing_is_left_behind(make: Make) -> None:
     assert (descriptors(), len(asyncio.all_tasks())) == before
 
 
+async def test_whoever_stops_it_waits_for_the_same_end(make: Make) -> None:
+    server = Server(make())
+    events = server.events()
+    await server.start()
+    await asyncio.gather(server.stop(), server.stop(drain=0), server.stop())
+    async with asyncio.timeout(10):
+        kinds = [event.kind async for event in events]
+    assert kinds[-2:] == ["server.stopping", "server.stopped"] and kinds.count("server.stopping") == 1
+
+
 async def test_a_server_that_can_not_start_leaves_nothing(make: Make) -> None:
     config = make()
     async with Server(config):

@@ -17,6 +17,7 @@ import json
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from fastboot.watch.log import plain, printable
 SOCKET = "control.sock"
 MAX_BODY = 64 << 20
 """Octets of a question, for an import of some hundred thousand leases."""
+_CUT_OFF = http.client.IncompleteRead, ConnectionError
 MAX_PATH = 107
 """Octets of a Unix socket's path (unix(7): sun_path holds 108 with its end)."""
 
@@ -105,7 +107,8 @@ class ControlService:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # of a disk that failed and is read-only by now: the next start removes it
+                self._path.unlink()
 
     def _get(self, facts: Callable[[], object]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def answer(request: web.Request) -> web.Response:
@@ -197,17 +200,24 @@ class ControlClient:
 
     def get(self, path: str) -> Any:
         """Return the JSON that a GET of `path` answers."""
-        return json.loads(self._ask("GET", path).read())
+        return self._answer("GET", path)
 
     def post(self, path: str, body: object = None) -> Any:
         """Return the JSON that a POST of `body`, as JSON, to `path` answers."""
-        return json.loads(self._ask("POST", path, b"" if body is None else json.dumps(body).encode()).read())
+        return self._answer("POST", path, b"" if body is None else json.dumps(body).encode())
 
     def events(self, *, replay: bool = False) -> Iterator[dict[str, Any]]:
         """Yield events as they happen, until the server ends."""
-        with self._ask("GET", f"/events?replay={int(replay)}") as response:
+        with self._ask("GET", f"/events?replay={int(replay)}") as response, suppress(*_CUT_OFF):
             for line in response:
                 yield json.loads(line)
+
+    def _answer(self, method: str, path: str, body: bytes = b"") -> Any:
+        with self._ask(method, path, body) as response:
+            try:
+                return json.loads(response.read())
+            except _CUT_OFF as error:
+                raise NotRunning(f"the fastboot server on {self._path.parent} ended as it answered") from error
 
     def _ask(self, method: str, path: str, body: bytes = b"") -> http.client.HTTPResponse:
         connection = _UnixConnection(self._path)

@@ -75,9 +75,10 @@ class Commits:
         """
         number, taken = self._responder.adopt(rows, self._store.clock.now())
         if len(taken) < len(rows):
-            waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+            # Shared where another import is in the same batch, and no waiter's to cancel.
+            waiting = self._waiting.setdefault(number, asyncio.get_running_loop().create_future())
             self._step()
-            await waiting
+            await asyncio.shield(waiting)
         return taken
 
     async def settle(self) -> None:

@@ -146,7 +146,7 @@ class Decisions:
         else:
             try:
                 plan = self._encode(request, verdict, self._tag(request, verdict))
-            except (ValueError, UnicodeError) as error:
+            except Exception as error:  # as in _ask: it may be no Plan at all
                 self._fail(token, error)
                 return
             self._core.answer(token, plan, verdict.scope.value, now)
