@@ -51,6 +51,10 @@ class Source:
         """Return a copy with line ends as RFC 764 has them: LF as CR LF, CR as CR NUL. For texts: it is held in
         memory. Blocks: call it in an executor. Raises OSError."""
 
+    def at_hand(self) -> bytes | None:
+        """Return the whole range if it is in memory; None where somebody would have to wait for a disk, where the
+        file became shorter, or where its file system can not tell. For small ranges."""
+
     def read(self) -> bytes:
         """Return the whole range. Raises OSError (EIO) where the file became shorter."""
 

@@ -135,6 +135,14 @@ cdef class Source:
         # RFC 764: LF travels as CR LF, CR as CR NUL.
         return Source.of_bytes(self.name, self.read().replace(b"\r", b"\r\0").replace(b"\n", b"\r\n"))
 
+    def at_hand(self):
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, self.size)
+        cdef iovec whole
+        whole.iov_base, whole.iov_len = <char *>data, self.size
+        if self.size and preadv2(self.file.fd, &whole, 1, self.offset, RWF_NOWAIT) != self.size:
+            return None
+        return data
+
     def read(self):
         cdef bytes data = PyBytes_FromStringAndSize(NULL, self.size)
         cdef char *p = data

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import secrets
 import socket
 import time
@@ -19,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from http import HTTPStatus
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
@@ -30,6 +28,7 @@ from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.services.http_answer import Answer, notice
 from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Manager, reset
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
 from fastboot.services.http_pages import page, printable
@@ -43,8 +42,6 @@ BACKLOG: Final = 4096
 SMALL: Final = 64 * 1024
 """Octets of a body that leaves in one write with its header: a package manager fetches thousands of such."""
 LISTING: Final = 65_536
-RETRY: Final = 5
-"""Seconds after which a client that was turned away should ask again; iPXE does."""
 STOPPED: Final = "the server stopped"
 STATUS: Final[Mapping[Reason, int]] = {
     Reason.MISSING: 404,
@@ -181,7 +178,7 @@ class HttpService:
 
     # --- requests
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.BaseRequest) -> Answer:
         """Answer one request. For aiohttp."""
         assert self._turns is not None  # there is no request before `start`
         await self._turns.wait()
@@ -190,7 +187,7 @@ class HttpService:
             response.force_close()  # aiohttp's parser takes nothing that follows for a request
         return response
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest) -> Answer:
         self._counters["requests"] += 1
         hosts = request.headers.getall("Host", ())
         if fault := framing_fault(request._version, hosts, "Transfer-Encoding" in request.headers):
@@ -201,12 +198,12 @@ class HttpService:
             raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
         if excess := self._crowd.excess(connection.peer):
             self._counters[f"refused_{excess.replace(' ', '_')}"] += 1
-            response = _text(503, excess)
+            response = notice(503, excess)
             response.force_close()
             return response
         if request.method not in ("GET", "HEAD"):
             self._counters["refused_method"] += 1
-            return _text(405, "this server is for reading", {"Allow": "GET, HEAD"})
+            return notice(405, "this server is for reading", {"Allow": "GET, HEAD"})
         path = path_of(request.raw_path)
         if path is None:
             return self.malformed(request, "this is no path")
@@ -222,41 +219,41 @@ class HttpService:
             self._tell("http.missing", client, path)
         else:
             self._failed(client, path, found.text)
-        return _text(STATUS[found.reason], found.text)
+        return notice(STATUS[found.reason], found.text)
 
-    def malformed(self, request: web.BaseRequest, text: str, status: int = 400) -> web.Response:
+    def malformed(self, request: web.BaseRequest, text: str, status: int = 400) -> Answer:
         """Answer what is no request, and close: what follows may be part of it."""
         self._counters["malformed"] += 1
         request._version = HttpVersion11  # aiohttp repeats in its answer whatever the client says it speaks
-        response = _text(status, text)
+        response = notice(status, text)
         response.force_close()
         return response
 
-    def broken(self, request: web.BaseRequest, fault: BaseException | None) -> web.Response:
+    def broken(self, request: web.BaseRequest, fault: BaseException | None) -> Answer:
         """Answer a request that a fault of ours ended."""
         self._log.error("fault in answering a request", exc_info=fault)
         if request.writer.output_size:
             raise ConnectionResetError(errno.ECONNRESET, "the answer had begun")
-        response = _text(500, "internal error")
+        response = notice(500, "internal error")
         response.force_close()
         return response
 
     async def _resolve(self, path: str, client: Client) -> Source | Refusal:
         try:
             found = self._catalog.resolve(path, client)
-            return found if isinstance(found, Source | Refusal) else await found
+            return found if isinstance(found, (Source, Refusal)) else await found
         except Exception:
             # The catalog may be an embedder's: its fault ends one request.
             self._log.exception("the catalog failed", path=printable(path))
             return Refusal(Reason.BROKEN, "can not be read")
 
-    async def _list(self, path: str, client: Client) -> web.Response:
+    async def _list(self, path: str, client: Client) -> Answer:
         # Beside the loop: half a second for the largest.
         body = await asyncio.get_running_loop().run_in_executor(self._lister, self._page, path, client)
         if isinstance(body, Refusal):
-            return _text(STATUS[body.reason], body.text)
+            return notice(STATUS[body.reason], body.text)
         self._counters["listings"] += 1
-        return _response(200, {"Content-Type": "text/html; charset=utf-8"}, body)
+        return Answer(200, {"Content-Type": "text/html; charset=utf-8"}, body)
 
     def _page(self, path: str, client: Client) -> bytes | Refusal:
         entries = self._catalog.list(path, client)
@@ -268,9 +265,7 @@ class HttpService:
 
     # --- files
 
-    async def _send(
-        self, request: web.BaseRequest, path: str, client: Client, source: Source
-    ) -> web.StreamResponse:
+    async def _send(self, request: web.BaseRequest, path: str, client: Client, source: Source) -> Answer:
         version = version_of(source)
         headers = {
             "ETag": version.tag,
@@ -280,13 +275,13 @@ class HttpService:
         }
         if status := precondition(request.headers, version):
             self._counters[f"status_{status}"] += 1
-            return _response(status, headers if status == 304 else {**headers, "Content-Type": "text/plain"})
+            return Answer(status, headers if status == 304 else {**headers, "Content-Type": "text/plain"})
         parts = ranges(request.headers, version, source.size) if request.method == "GET" else None
         if parts is None:
             return await self._transfer(request, path, client, 200, headers, [source])
         if not parts:
             self._counters["status_416"] += 1
-            return _response(416, {"Content-Range": f"bytes */{source.size}", "Content-Type": "text/plain"})
+            return Answer(416, {"Content-Range": f"bytes */{source.size}", "Content-Type": "text/plain"})
         if len(parts) == 1:
             ((start, end),) = parts
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{source.size}"
@@ -299,21 +294,18 @@ class HttpService:
     async def _transfer(
         self, request: web.BaseRequest, path: str, client: Client, status: int, headers: Mapping[str, str],
         pieces: Sequence[Source | bytes],
-    ) -> web.StreamResponse:  # fmt: skip
+    ) -> Answer:  # fmt: skip
         size = sum(piece.size if isinstance(piece, Source) else len(piece) for piece in pieces)
         self._counters[f"status_{status}"] += 1
-        response: web.StreamResponse | None = None
-        if request.method == "HEAD" or size > SMALL:
-            response = web.StreamResponse(status=status, headers={**headers, "Server": "fastboot"})
-            response.content_length = size
-        if response is not None and request.method == "HEAD":
-            return response
+        response = None if size <= SMALL else Answer(status, headers, size=size)
+        if request.method == "HEAD":
+            return response or Answer(status, headers, size=size)
         began = time.monotonic()
         transfer = self._transfers[id(request)] = Transfer(client, printable(path), size)
         try:
             if response is None:
                 body = b"".join([await self._read(piece) for piece in pieces])
-                response = _response(status, headers, body)
+                response = Answer(status, headers, body)
                 transfer.sent = size
             else:
                 await self._stream(request, response, pieces, transfer)
@@ -321,7 +313,7 @@ class HttpService:
             reason = self._reason(error)
             self._failed(client, path, reason, bytes=transfer.octets)
             if response is None or not response.prepared:
-                return _text(503 if error.errno == errno.ESTALE else 500, reason)
+                return notice(503 if error.errno == errno.ESTALE else 500, reason)
             if request.transport is not None:
                 reset(request.transport)
             return response
@@ -339,21 +331,15 @@ class HttpService:
     async def _read(self, piece: Source | bytes) -> bytes:
         if isinstance(piece, bytes):
             return piece
-        if not piece.size:
-            return b""
-        data = bytearray(piece.size)
-        try:
-            count = os.preadv(piece.fileno(), [data], piece.offset, os.RWF_NOWAIT)
-        except OSError:
-            count = 0  # not in memory, or a file system that can not tell
-        if count < piece.size:
-            return await asyncio.get_running_loop().run_in_executor(None, piece.read)
+        data = piece.at_hand()
+        if data is None:
+            data = await asyncio.get_running_loop().run_in_executor(None, piece.read)
         if not piece.unchanged():
             raise OSError(errno.ESTALE, "changed")
-        return bytes(data)
+        return data
 
     async def _stream(
-        self, request: web.BaseRequest, response: web.StreamResponse, pieces: Sequence[Source | bytes],
+        self, request: web.BaseRequest, response: Answer, pieces: Sequence[Source | bytes],
         transfer: Transfer,
     ) -> None:  # fmt: skip
         assert self._pump is not None
@@ -412,13 +398,3 @@ def _multipart(
         yield f"\r\n--{boundary}\r\n{fields}\r\n\r\n".encode()
         yield source.slice(start, end - start)
     yield f"\r\n--{boundary}--\r\n".encode()
-
-
-def _response(status: int, headers: Mapping[str, str], body: bytes = b"") -> web.Response:
-    return web.Response(status=status, headers={**headers, "Server": "fastboot"}, body=body)
-
-
-def _text(status: int, text: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    retry = {"Retry-After": str(RETRY)} if status == 503 else {}
-    fields = {"Content-Type": "text/plain; charset=utf-8", **retry, **(headers or {})}
-    return _response(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())

@@ -62,15 +62,18 @@ class Crowd:
     def __init__(self, settings: config.Http) -> None:
         self.settings = settings
         self._by_address: Counter[str] = Counter()
+        self._total = 0
 
     def __len__(self) -> int:
-        return self._by_address.total()
+        return self._total
 
     def enter(self, address: str) -> None:
         self._by_address[address] += 1
+        self._total += 1
 
     def leave(self, address: str) -> None:
         self._by_address[address] -= 1
+        self._total -= 1
         if not self._by_address[address]:
             del self._by_address[address]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from fastboot._core import Source
@@ -38,8 +37,7 @@ _SPEC: Final = re.compile(r"(\d*)\s*-\s*(\d*)", re.ASCII)
 _TAG: Final = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(NamedTuple):
     """Which version of a file there is: its strong entity tag, quotes included, and when it was modified, in
     whole seconds since the epoch."""
 
@@ -48,7 +46,7 @@ class Version:
 
     @property
     def last_modified(self) -> str:
-        return _http_date(self.modified)
+        return http_date(self.modified)
 
 
 def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bool) -> str | None:
@@ -67,7 +65,8 @@ def framing_fault(version: tuple[int, int], hosts: Sequence[str], has_coding: bo
 
 
 @lru_cache(1024)
-def _http_date(seconds: int) -> str:
+def http_date(seconds: int) -> str:
+    """Return a time since the epoch as HTTP writes it (RFC 9110 section 5.6.7)."""
     return formatdate(seconds, usegmt=True)
 
 
