@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from securekit import VARIABLES, make_discs
 
 from fastboot.lab import rehearsal
 from fastboot.lab.machine import Firmware
@@ -233,6 +235,45 @@ def test_secure_boot_refuses_what_is_not_signed(directory: Path, machine_needs: 
     code, result = run([sys.executable, "-c", UNSIGNED], directory)
     assert (code, result["failed_step"]) == (1, "kernel"), explain(result)
     assert set(result["server"]["tftp"]) == {"boot/snponly.efi"}
+
+
+DISCS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from fastboot.lab import demo, machine, rehearsal, story
+
+discs, variables, loader = Path(sys.argv[1]), *sys.argv[2:]
+initrd = rehearsal._netboot()[1]
+rehearsal._netboot = lambda: (discs / "linux", initrd)
+machine.SECURE = ((machine.SECURE[0][0], variables),)
+if loader:
+    story.STEPS = tuple(replace(step, limit=40) for step in story.STEPS)
+media = "".join(f"[[media]]\\nname = '{name}'\\niso = '{discs}/{name}.iso'\\n" for name in ("debian", "lab"))
+sys.exit(demo.run("uefi-secure", loaders={"uefi-x64": loader} if loader else {}, settings=media, as_json=True))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("loader", ["", "boot/debian/shimx64.efi"])
+def test_secure_boot_takes_the_chain_of_the_medium_that_knows_the_kernel(
+    loader: str, directory: Path, tmp_path: Path, machine_needs: Callable[..., None], need: Need
+) -> None:
+    """The kernel is signed by one whom Debian's shim, of this system and on a disc, does not know; that on the
+    other disc does, and is chosen. Debian's, named in the configuration, ends at the kernel."""
+    machine_needs("uefi-secure")
+    need(shutil.which("sbsign") is not None, "sbsigntool is not installed")
+    need(shutil.which("xorriso") is not None, "xorriso is not installed")
+    make_discs(tmp_path)
+    code, result = run([sys.executable, "-c", DISCS, str(tmp_path), str(VARIABLES), loader], directory)
+    disc = loader.split("/")[1] if loader else "lab"
+    sent = {f"boot/{disc}/shimx64.efi", f"boot/{disc}/grubx64.efi", "grub/grub.cfg", "lab/linux"}
+    if loader:
+        # GRUB asks shim before it fetches the initrd.
+        assert (code, result["failed_step"], set(result["server"]["tftp"])) == (1, "initrd", sent), explain(result)
+    else:
+        expect_success(code, result, directory)
+        assert set(result["server"]["tftp"]) == sent | {"lab/initrd.gz"}
 
 
 SPOILED = """

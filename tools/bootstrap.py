@@ -59,6 +59,7 @@ PACKAGES = {
         "p7zip-full",
         "procps",
         "rpm",
+        "sbsigntool",
         "squashfs-tools",
         "strace",
         "tcpdump",
