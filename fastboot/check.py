@@ -248,7 +248,7 @@ def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Fin
 
 def _loader_findings(world: World) -> Iterator[Finding]:
     said = "\n".join(world.loaders.complaints)
-    for key, loader in world.policy.boot_files():
+    for key, loader, told in world.policy.boot_files():
         scheme = urlsplit(loader).scheme
         if not scheme and (refusal := world.catalog.lacks(loader)):
             yield Finding("error", f"{key}: {loader}: {refusal.text}; name a file below a root, or a URL")
@@ -257,7 +257,7 @@ def _loader_findings(world: World) -> Iterator[Finding]:
             http = f"http-{class_.removeprefix('uefi-')}"
             text = f"{key}: {loader}: PXE firmware fetches by TFTP only; a URL is for {http} or ipxe"
             yield Finding("warning", text)
-        chain = world.chains.of(class_, loader)
+        chain = world.chains.of(class_, loader, told)
         if chain.flaw and chain.flaw not in said:
             yield Finding("warning", f"{key}: {loader}: {chain.flaw}")
         if chain.doubt:

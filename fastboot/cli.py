@@ -156,7 +156,8 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
         world = World(settings)
         read_media(settings, world.shelf, world.indexer)
         findings += after_drop(settings, world, path)
-        chains = {key: world.chains.of(key.rpartition(".")[2], file) for key, file in world.policy.boot_files()}
+        files = world.policy.boot_files()
+        chains = {key: world.chains.of(key.rpartition(".")[2], file, told) for key, file, told in files}
     except ConfigError as error:
         findings += (Finding("error", line) for line in str(error).splitlines())
     counts = Counter(finding.level for finding in findings)

@@ -29,6 +29,10 @@ class Option:
     always: bool = False
 
 
+Transport = Literal["auto", "tftp", "http"]
+"""How loaders fetch kernels and initrds: "auto" by HTTP where they can, else by TFTP."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the configuration says of the answer to some machines; None and empty say nothing.
@@ -41,6 +45,7 @@ class Settings:
     next_server: IPv4Address | None = None
     lease: int | None = None
     options: tuple[Option, ...] = ()
+    transport: Transport | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,8 @@ class Plan:
     and the protocol require; those of `asked` only to a client that asks for them or does not say what it wants
     (option 55). An option given here replaces one of the same code. Lease seconds: 60 to 0xFFFFFFFF (infinite);
     None means the subnet's. `remark` says why a machine gets less than it asked for; it is told once. `chain` says
-    in events what is fetched from the boot file on, and by which protocol.
+    in events what is fetched from the boot file on, and by which protocol. `transport` is how the
+    machine's loader is told to fetch the kernel, None as `boot.transport` says; one with it is for one machine.
     """
 
     loader: str | None = None
@@ -159,6 +165,7 @@ class Plan:
     asked: tuple[tuple[int, bytes], ...] = ()
     remark: str = ""
     chain: str = ""
+    transport: Transport | None = None
 
 
 Verdict = Plan | Ignore | None

@@ -20,6 +20,7 @@ from fastboot import __version__
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.indexer import Indexer
+from fastboot.boot.policy import Told
 from fastboot.boot.program import Programs
 from fastboot.boot.shelf import Progress
 from fastboot.boot.tree import Entry
@@ -157,7 +158,8 @@ class Server:
         self._load = load
         self._indexer = Indexer(config.state / "media")
         self._programs = Programs()
-        self._world = self._old = World(config, self._node_behind, self._indexer, self._programs)
+        self._told = Told()
+        self._world = self._old = self._world_of(config)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -272,7 +274,7 @@ class Server:
                 if fixed := needing_restart(changed):
                     raise NeedsRestart(fixed)
                 # Thousands of nodes take longer than the loop may be busy.
-                world = await asyncio.to_thread(World, config, self._node_behind, self._indexer, self._programs)
+                world = await asyncio.to_thread(self._world_of, config)
                 try:
                     await world.prepare(self._tell)
                     self._adopt(config, world)
@@ -416,6 +418,9 @@ class Server:
             emit_all=self._hub.emit_all,
         )  # fmt: skip
 
+    def _world_of(self, config: Config) -> World:
+        return World(config, self._node_behind, self._indexer, self._programs, self._told)
+
     async def _watch_media(self) -> None:
         while True:
             await asyncio.sleep(MEDIA_LOOK)
@@ -445,16 +450,16 @@ class Server:
 
     def decide(self, request: BootRequest) -> Verdict | Awaitable[Verdict]:
         """Say what a machine boots."""
-        if self._decide is None:
-            return self._world.policy.decide(request)
-        verdict = self._decide(request)
+        verdict = self._decide(request) if self._decide else None
         if inspect.isawaitable(verdict):
             return self._decide_later(verdict, request)
-        return self._world.policy.decide(request) if verdict is None else verdict
+        return self._settle(verdict, request)
 
     async def _decide_later(self, verdict: Awaitable[Verdict], request: BootRequest) -> Verdict:
-        decided = await verdict
-        return self._world.policy.decide(request) if decided is None else decided
+        return self._settle(await verdict, request)
+
+    def _settle(self, verdict: Verdict, request: BootRequest) -> Verdict:
+        return self._told.keep(request, self._world.policy.decide(request) if verdict is None else verdict)
 
     def _mac_of(self, address: IPv4Address) -> str | None:
         return self._dhcp.mac_of(address) if self._dhcp else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, refuse_secrets
@@ -17,7 +17,7 @@ from fastboot.boot.render import Renderer
 from fastboot.boot.shelf import Medium, Progress, Shelf, Tell
 from fastboot.boot.shims import Shims
 from fastboot.config import Config, NodeIndex
-from fastboot.model import Node
+from fastboot.model import Node, Transport
 
 
 class World:
@@ -29,9 +29,11 @@ class World:
         node_of: Callable[[str], Node | None] = lambda mac: None,
         indexer: Indexer | None = None,
         programs: Programs | None = None,
+        told: Mapping[str, Transport] | None = None,
     ) -> None:
         """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
-        finds is kept. `programs` knows boot programs that were looked at before. Raises ConfigError."""
+        finds is kept. `programs` knows boot programs that were looked at before. `told` has the transports that
+        plans gave to machines, by MAC. Raises ConfigError."""
         refuse_secrets(config)
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
@@ -42,7 +44,10 @@ class World:
         profiles = [profile.profile() for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
-        self.renderer = Renderer(self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium)
+        self._told, self._transport = {} if told is None else told, config.boot.transport
+        self.renderer = Renderer(
+            self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium, self._transport_of
+        )
         self.profiles = {profile.name: profile.media for profile in profiles}
         self.shims = Shims(self.chains, self.program, self.renderer.kernels, self._carriers, url)
         self.policy = Policy(config, self.nodes, self.loaders, self.chains, url, self.shims)
@@ -76,6 +81,9 @@ class World:
 
     def _medium(self, name: str) -> Medium | None:
         return self.shelf.get(name)
+
+    def _transport_of(self, node: Node | None, mac: str | None) -> Transport:
+        return self.policy.transport(node) or self._told.get(mac or "") or self._transport
 
     def _carriers(self, profile: str | None) -> list[str]:
         """Return the media with boot programs, that of the profile first."""

@@ -18,7 +18,7 @@ from fastboot.boot.chain import Chains, rows
 from fastboot.boot.loaders import CHOICES, LOADERS, find_loaders
 from fastboot.boot.program import Kind, Program, Programs, recognise
 from fastboot.config import Config
-from fastboot.model import Client, Refusal
+from fastboot.model import Client, Refusal, Transport
 
 Need = Callable[[bool, str], None]
 SHIM = Path("/usr/lib/shim/shimx64.efi.signed")
@@ -118,7 +118,7 @@ FILES = {
     "own/vmlinuz.efi": Program(Kind.LINUX, "6.1"),
 }
 SITE = "http://{server}:8080"
-OLD = replace(FILES["boot/grubx64.efi"], modules=frozenset(), prefix="/grub")
+OLD = replace(FILES["boot/grubx64.efi"], modules=frozenset({"tftp"}), prefix="/grub")
 
 
 def chains(http: bool = True, proxy: bool = False, **changed: Program | None) -> Chains:
@@ -175,6 +175,41 @@ def test_chains_that_end_before_an_operating_system() -> None:
     disc = replace(OLD, modules=frozenset({"iso9660"}))
     assert "no module tftp" in chains(grubx64=disc).of("uefi-x64", "boot/shimx64.efi").flaw
     assert "no HTTP is served" in chains(http=False).of("bios", "boot/lpxelinux.0").flaw
+
+
+@pytest.mark.parametrize(
+    ("class_", "boot_file", "told", "ends", "fault"),
+    [
+        ("uefi-x64", "boot/shimx64.efi", "tftp", "grub.cfg by TFTP, kernel, initrd by TFTP", ""),
+        ("uefi-x64", "boot/shimx64.efi", "http", "grub.cfg by TFTP, kernel, initrd by HTTP", ""),
+        ("uefi-x64", "boot/old.efi", "http", "kernel, initrd by HTTP", "has no module http, and transport"),
+        (
+            "http-x64",
+            f"{SITE}/boot/web.efi",
+            "tftp",
+            "kernel, initrd by TFTP",
+            "has no module tftp, and transport",
+        ),
+        ("*", "boot/snponly.efi", "tftp", "boot.ipxe by TFTP, kernel, initrd by TFTP", ""),
+        ("*", "boot/snponly.efi", "http", "boot.ipxe by HTTP, kernel, initrd by HTTP", ""),
+        ("ipxe", "boot/boot.ipxe", "http", "boot.ipxe by TFTP, kernel, initrd by HTTP", ""),
+        ("bios", "boot/lpxelinux.0", "tftp", "pxelinux.cfg, kernel, initrd by TFTP", ""),
+        ("bios", "boot/lpxelinux.0", "http", "pxelinux.cfg, kernel, initrd by HTTP", ""),
+        ("bios", "boot/pxelinux.0", "http", "kernel, initrd by TFTP", "lpxelinux.0 speaks HTTP"),
+    ],
+)
+def test_the_configuration_says_how_kernels_are_fetched(
+    class_: str, boot_file: str, told: Transport, ends: str, fault: str
+) -> None:
+    web = replace(OLD, modules=frozenset({"http"}))
+    chain = chains(old=OLD, web=web).of(class_, boot_file, told)
+    assert str(chain).endswith(ends) and fault in chain.flaw and bool(fault) == bool(chain.flaw)
+
+
+def test_http_demanded_of_a_grub_that_loads_its_module() -> None:
+    files = {"boot/grubx64.efi": replace(OLD, signers=("Debian",)), "grub/x86_64-efi/http.mod": Program()}
+    chain = Chains(files.get, True).of("uefi-x64", "boot/grubx64.efi", "http")
+    assert str(chain).endswith("initrd by HTTP") and not chain.flaw and "Secure Boot forbids" in chain.doubt
 
 
 def test_a_shim_loads_what_is_built_into_it() -> None:

@@ -512,7 +512,7 @@ def test_the_boot_files_that_are_checked() -> None:
     loader = "d.efi"
     next_server = "10.77.0.9"
     """
-    assert dict(policy(more).boot_files()) == {
+    assert {key: file for key, file, _ in policy(more).boot_files()} == {
         "boot.loaders.bios": "boot/pxelinux.0",
         "boot.loaders.uefi-x64": "a.efi",
         "boot.loaders.ipxe": SCRIPT,

@@ -133,7 +133,7 @@ def test_each_kernel_gets_the_shim_that_knows_its_signer(make: Callable[..., Wor
     assert given(world, architecture=0x10).loader == "http://10.77.0.1/boot/rocky/shimx64.efi"
     assert given(world, "debian").loader == "boot/shimx64.efi"
     assert (given(world, "new").loader, given(world, "new").scope) == ("boot/shimx64.efi", Scope.CLASS)
-    assert ("profiles rocky.uefi-x64", "boot/rocky/shimx64.efi") in list(world.policy.boot_files())
+    assert ("profiles rocky.uefi-x64", "boot/rocky/shimx64.efi", "auto") in list(world.policy.boot_files())
     assert not [text for text in notes(world) if "Secure Boot" in text]
 
 

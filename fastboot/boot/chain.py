@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from fastboot.boot.firmware import IPXE, SCRIPT, SERVER
 from fastboot.boot.program import Kind, Program
+from fastboot.model import Transport
 
 Look = Callable[[str], Program | None]
 """What a file of the one namespace is, by its path; None for one that is not there."""
@@ -66,14 +67,15 @@ class Chains:
     def __init__(self, look: Look, http: bool = False, proxy: bool = False) -> None:
         self._look, self._http, self._proxy = look, http, proxy
 
-    def of(self, class_: str, boot_file: str) -> Chain:
-        """Return the chain of a boot file for a class of machines, "*" for any."""
+    def of(self, class_: str, boot_file: str, told: Transport = "auto") -> Chain:
+        """Return the chain of a boot file for a class of machines, "*" for any. `told` is what the configuration
+        says of how kernels are fetched."""
         scheme, path = urlsplit(boot_file).scheme, path_here(boot_file)
         transport = scheme.upper() or TFTP
         if class_ == IPXE:
             ours = path is not None and path.strip("/") == SCRIPT
             hops = [Hop("iPXE", boot_file, transport, "iPXE can" if transport == HTTP else "")]
-            hops += [Hop("iPXE", SYSTEM, transport, "as the script came")] if ours else []
+            hops += [Hop("iPXE", SYSTEM, *_told(told, transport, "as the script came"))] if ours else []
             return Chain(tuple(hops))
         program = self._look(path.strip("/")) if path is not None else None
         first = Hop("firmware", boot_file, transport, _why_first(class_, transport), program)
@@ -88,16 +90,16 @@ class Chains:
         }.get(program.kind or Kind.LINUX)
         if rest is None:
             return Chain((first,))
-        chain = rest(program, path.strip("/"), transport)
+        chain = rest(program, path.strip("/"), transport, told)
         return Chain((first, *chain.hops), chain.flaw, chain.doubt)
 
-    def _shim(self, shim: Program, path: str, transport: str) -> Chain:
+    def _shim(self, shim: Program, path: str, transport: str, told: Transport) -> Chain:
         cpu = found[0] if (found := _CPU.search(path)) else "x64"
         beside = f"{path.rpartition('/')[0]}/{shim.loads or f'grub{cpu}.efi'}".strip("/")
         grub = self._look(beside)
         if grub is None:
             return Chain((), f"{beside} is missing, which it loads next")
-        chain = self._grub(grub, beside, transport)
+        chain = self._grub(grub, beside, transport, told)
         hop = Hop("shim", beside, transport, "shim takes it from where it came from", grub)
         doubt = chain.doubt
         if altered := [file for file, each in ((path, shim), (beside, grub)) if each.altered]:
@@ -110,7 +112,7 @@ class Chains:
             doubt = f"{beside} is signed by {' and '.join(grub.signers)}, whom {path} does not know"
         return Chain((hop, *chain.hops), chain.flaw, doubt)
 
-    def _grub(self, grub: Program, path: str, transport: str) -> Chain:
+    def _grub(self, grub: Program, path: str, transport: str, told: Transport) -> Chain:
         flaw = ""
         if transport == HTTP and "http" not in grub.modules:
             flaw = f"{grub} has no module http, so it would end at its prompt"
@@ -122,33 +124,52 @@ class Chains:
                 " where Secure Boot needs it, name it, and have the other server name fastboot as next-server:"
                 " fastboot boot-options prints how"
             )
+        doubt = "" if grub.signers else f"{path} is not signed, so Secure Boot refuses it"
         module = http_module(path, grub)
+        loads = self._look(module) is not None
         system, why = transport, "as it came itself"
-        if transport == TFTP and self._http:
+        if told != "auto":
+            system, why = _told(told)
+            if told == "tftp" and "tftp" not in grub.modules:
+                flaw = flaw or f"{grub} has no module tftp, and transport forbids HTTP"
+            elif told == "http" and "http" not in grub.modules and not loads:
+                flaw = flaw or f"{grub} has no module http, and transport forbids TFTP"
+            elif told == "http" and "http" not in grub.modules:
+                doubt = doubt or f"{path} loads /{module}, which Secure Boot forbids, and transport forbids TFTP"
+        elif transport == TFTP and self._http:
             if "http" in grub.modules:
                 system, why = HTTP, "it has the module http"
-            elif self._look(module) is not None:
+            elif loads:
                 system, why = f"{HTTP}, with Secure Boot {TFTP}", f"it loads /{module}, which Secure Boot forbids"
             else:
                 why = "it has no module http"
         hops = (Hop("GRUB", "grub.cfg", transport, "as it came itself"), Hop("GRUB", SYSTEM, system, why))
-        return Chain(hops, flaw, "" if grub.signers else f"{path} is not signed, so Secure Boot refuses it")
+        return Chain(hops, flaw, doubt)
 
-    def _ipxe(self, ipxe: Program, path: str, transport: str) -> Chain:
+    def _ipxe(self, ipxe: Program, path: str, transport: str, told: Transport) -> Chain:
         by, why = (HTTP, "iPXE can") if self._http else (TFTP, "no HTTP is served")
+        by, why = _told("auto" if told == "http" else told, by, why)
         unsigned = path.endswith(".efi") and not ipxe.signers
-        hops = (Hop("iPXE", SCRIPT, by, why), Hop("iPXE", SYSTEM, by, "as the script came"))
+        hops = (Hop("iPXE", SCRIPT, by, why), Hop("iPXE", SYSTEM, *_told(told, by, "as the script came")))
         return Chain(hops, doubt=f"{path} is not signed, so Secure Boot refuses it" if unsigned else "")
 
-    def _pxelinux(self, program: Program, path: str, transport: str) -> Chain:
+    def _pxelinux(self, program: Program, path: str, transport: str, told: Transport) -> Chain:
         why = "PXELINUX speaks nothing else"
-        return Chain((Hop("PXELINUX", f"pxelinux.cfg, {SYSTEM}", TFTP, why),))
+        flaw = "it speaks TFTP only, which transport forbids; lpxelinux.0 speaks HTTP" if told == "http" else ""
+        return Chain((Hop("PXELINUX", f"pxelinux.cfg, {SYSTEM}", TFTP, why),), flaw)
 
-    def _lpxelinux(self, program: Program, path: str, transport: str) -> Chain:
+    def _lpxelinux(self, program: Program, path: str, transport: str, told: Transport) -> Chain:
+        if told == "tftp":
+            return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", *_told(told)),))
         if not self._http:
             hop = Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", TFTP, "no HTTP is served")
             return Chain((hop,), "no HTTP is served, which is all that it can more than pxelinux.0")
         return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", HTTP, "by DHCP option 210"),))
+
+
+def _told(told: Transport, by: str = "", why: str = "") -> tuple[str, str]:
+    """Return the transport that the configuration demands, and why; what is given where it demands none."""
+    return (by, why) if told == "auto" else (told.upper(), f'transport is "{told}"')
 
 
 def http_module(path: str, grub: Program) -> str:

@@ -30,17 +30,43 @@ from fastboot.boot.firmware import (
     class_of,
     user_classes,
 )
-from fastboot.boot.loaders import CHOICES, Loaders
+from fastboot.boot.loaders import CHOICES, COMMON, Loaders
 from fastboot.boot.program import Kind
 from fastboot.boot.shims import Shims
 from fastboot.config import ClassTable, Config
 from fastboot.config.faults import unknown
 from fastboot.config.options import overlay
-from fastboot.model import IGNORE, BootRequest, ConfigError, Node, Option, Plan, Scope, Settings, Stage, Verdict
+from fastboot.model import (
+    IGNORE,
+    BootRequest,
+    ConfigError,
+    Node,
+    Option,
+    Plan,
+    Scope,
+    Settings,
+    Stage,
+    Transport,
+    Verdict,
+)
 
 ANY: Final = "*"
 """Under `loader` of a node or group: for firmware of any class."""
+MAX_TOLD: Final = 65536
+"""As many machines as the plan table holds."""
 _PROGRAM = re.compile(r"\.(?:0|efi|k?kpxe|pxe|lkrn|krn|usb|iso)$", re.IGNORECASE)
+
+
+class Told(dict[str, Transport]):
+    """The transports of machines, by MAC, that DHCP gave another than is usual: their loaders ask later."""
+
+    def keep(self, request: BootRequest, verdict: Verdict) -> Verdict:
+        self.pop(request.mac, None)
+        if isinstance(verdict, Plan) and verdict.transport:
+            self[request.mac] = verdict.transport
+            if len(self) > MAX_TOLD:
+                del self[next(iter(self))]
+        return verdict
 
 
 def is_program(loader: str) -> bool:
@@ -66,7 +92,7 @@ class Policy:
 
         Raises ConfigError for a class that there is not, and for a boot file that its class can not be given.
         """
-        self._unknown = config.boot.unknown
+        self._unknown, self._transport = config.boot.unknown, config.boot.transport
         self._names = {**ARCHITECTURES, **config.boot.architectures}
         self._loaders, self._nodes = loaders.by_class, tuple(nodes)
         self._chains, self._http, self._shims = chains, http, shims
@@ -83,7 +109,7 @@ class Policy:
         self._elsewhere = dhcp is not None and dhcp.next_server is not None
         self._proxy = dhcp is not None and dhcp.mode != "server"
         self._sole = dhcp is not None and not self._proxy and not dhcp.known_servers
-        if faults := [*self._class_faults(), *self._loader_faults(config)]:
+        if faults := [*self._class_faults(), *self._loader_faults(config), *self._transport_faults(config)]:
             raise ConfigError("\n".join(faults))
 
     @property
@@ -96,22 +122,44 @@ class Policy:
         """The names of the classes of firmware."""
         return frozenset({*self._names.values(), *CHOICES, IPXE, ONIE, *ALONE})
 
-    def boot_files(self) -> Iterator[tuple[str, str]]:
-        """Yield every boot file that a machine may be told to fetch from here, with its key."""
+    def transport(self, node: Node | None) -> Transport | None:
+        """Return how the configuration wants the loader of a node to fetch its kernel; None where it says nothing
+        of the node or its group."""
+        if node is None:
+            return None
+        group = self._groups.get(node.group or "", Settings())
+        return node.settings.transport or group.transport
+
+    def boot_files(self) -> Iterator[tuple[str, str, Transport]]:
+        """Yield every boot file that a machine may be told to fetch from here: its key, itself, and how what it
+        starts is told to go on."""
         usual = {class_: loader for class_ in {**self._loaders, **CHOICES} if (loader := self.default(class_))}
         for key, profile in ("boot.loaders", None), *((f"profiles {name}", name) for name in self._profiles):
             for class_, loader in usual.items() if not self._elsewhere else ():
                 own = self.default(class_, profile) if profile else loader
                 if own and (own != loader or profile is None):
-                    yield f"{key}.{class_}", own
+                    yield f"{key}.{class_}", own, self._class_transport(class_)
         for key, settings in self._named():
+            told = settings.transport or self._transport
             for class_, loader in settings.loaders.items() if not settings.next_server else ():
-                yield key if class_ == ANY else f"{key}.{class_}", loader
+                yield f"{key}.loader" if class_ == ANY else f"{key}.loader.{class_}", loader, told
+        for key, settings in (*self._named(), *self._own_classes()):
+            for class_ in (*COMMON, IPXE) if settings.transport and not settings.next_server else ():
+                if class_ in usual and not {class_, ANY} & set(settings.loaders):
+                    loader = self.default(class_, transport=settings.transport or "auto") or ""
+                    yield f"{key}.transport.{class_}", loader, settings.transport or self._transport
+
+    def _class_transport(self, class_: str) -> Transport:
+        said = [entry.transport for entry in self._classes if entry.name == class_ and entry.transport]
+        return said[-1] if said else self._transport
 
     def _named(self) -> Iterator[tuple[str, Settings]]:
-        """Yield what is said for groups and nodes, with the key of their loaders."""
-        yield from ((f"groups {name}.loader", settings) for name, settings in self._groups.items())
-        yield from ((f"nodes {node.name}.loader", node.settings) for node in self._nodes)
+        """Yield what is said for groups and nodes, with their keys."""
+        yield from ((f"groups {name}", settings) for name, settings in self._groups.items())
+        yield from ((f"nodes {node.name}", node.settings) for node in self._nodes)
+
+    def _own_classes(self) -> Iterator[tuple[str, Settings]]:
+        yield from ((f"dhcp.classes {each.name}", each.settings()) for each in self._classes if each.matches)
 
     def decide(self, request: BootRequest) -> Verdict:
         """Return the plan for this request, or IGNORE. A node gets a plan of its own, with its address.
@@ -126,11 +174,14 @@ class Policy:
         class_ = self.class_of(request)
         layers = list(self._layers(request, class_))
         next_server = next((each.next_server for each in reversed(layers) if each.next_server), None)
+        told = next((each.transport for each in reversed(layers) if each.transport), self._transport)
         server = str(next_server or self._servers.get(request.network) or request.server)
         elsewhere = server != str(request.server)
-        loader, remark = self._loader(request, class_, layers, elsewhere)
-        chain = self._chains.of(class_ or "", loader) if self._chains and loader and not elsewhere else None
-        needed = [*self._needed(request, class_, loader), *self._prefix(chain, loader, request.network)]
+        own = told if told != self._transport else None
+        loader, remark = self._loader(request, class_, layers, elsewhere, told)
+        chain = self._chains.of(class_ or "", loader, told) if self._chains and loader and not elsewhere else None
+        prefix = self._prefix(chain, loader, request.network) if told != "tftp" else ()
+        needed = [*self._needed(request, class_, loader), *prefix]
         options = overlay(needed, *(each.options for each in layers))
         return Plan(
             loader.replace(SERVER, server) if loader and class_ != ONIE else None,
@@ -138,10 +189,11 @@ class Policy:
             next_server,
             next((each.lease for each in reversed(layers) if each.lease), None),
             _filled((each for each in options if each.always), server),
-            Scope.MACHINE if node else Scope.CLASS,
+            Scope.MACHINE if node or own else Scope.CLASS,
             _filled((each for each in options if not each.always), server),
             remark,
             str(chain) if chain else "",
+            own,
         )
 
     def class_of(self, request: BootRequest) -> str | None:
@@ -164,22 +216,29 @@ class Policy:
                 yield self._groups[request.node.group]
             yield request.node.settings
 
-    def default(self, class_: str, profile: str | None = None, elsewhere: bool = False) -> str | None:
+    def default(
+        self, class_: str, profile: str | None = None, elsewhere: bool = False, transport: Transport = "auto"
+    ) -> str | None:
         """Return the boot file of a class where nothing is said for the machine. `elsewhere`: another machine than
         this has its files, which nothing is known of."""
         usual = self._loaders.get(class_)
-        if self._shims is None or elsewhere or class_ in self._overrides:
+        if class_ in self._overrides:
+            return usual
+        if class_ == IPXE and transport == "tftp":
+            return SCRIPT
+        if self._shims is None or elsewhere:
             return usual
         return self._shims.choose(class_, usual, profile)
 
     def _loader(
-        self, request: BootRequest, class_: str | None, layers: list[Settings], elsewhere: bool
+        self, request: BootRequest, class_: str | None, layers: list[Settings], elsewhere: bool, told: Transport
     ) -> tuple[str | None, str]:
         """Return the boot file and, where there is none or another than was meant, why."""
         if class_ is None:
             return None, ""
         named = [(key, each.loaders.get(key)) for each in reversed(layers) for key in (class_, ANY)]
-        named.append((class_, self.default(class_, request.node.profile if request.node else None, elsewhere)))
+        profile = request.node.profile if request.node else None
+        named.append((class_, self.default(class_, profile, elsewhere, told)))
         # A URL for firmware of any class is for those that fetch by HTTP, not for PXE.
         loader = next(
             (
@@ -245,7 +304,8 @@ class Policy:
 
     def _loader_faults(self, config: Config) -> Iterator[str]:
         classes = self.classes
-        for key, settings in (("boot.loaders", Settings(config.boot.loaders)), *self._named()):
+        named = ((f"{key}.loader", settings) for key, settings in self._named())
+        for key, settings in (("boot.loaders", Settings(config.boot.loaders)), *named):
             for class_, loader in settings.loaders.items():
                 if class_ == ANY and key != "boot.loaders":
                     continue
@@ -259,6 +319,14 @@ class Policy:
                 elif not _suits(class_, loader):
                     url = f"http://{SERVER}/{loader.lstrip('/')}"
                     yield f'{key}.{class_}: {loader} is no URL; write one such as "{url}"'
+
+    def _transport_faults(self, config: Config) -> Iterator[str]:
+        classes = ((f"dhcp.classes {each.name}", each.settings()) for each in self._classes)
+        everywhere = ("boot", Settings(transport=config.boot.transport))
+        for key, settings in (everywhere, *classes, *self._named()):
+            for name, table in (("http", config.http), ("tftp", config.tftp)):
+                if settings.transport == name and table is None:
+                    yield f'{key}.transport: is "{name}", and there is no [{name}]; add that table'
 
 
 def _holds(entry: ClassTable, request: BootRequest, class_: str | None) -> bool:

@@ -16,7 +16,7 @@ from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from fastboot.boot.shelf import Medium
-from fastboot.model import Client, ConfigError, FastbootError, Node, Profile
+from fastboot.model import Client, ConfigError, FastbootError, Node, Profile, Transport
 
 Parts = tuple[str, ...]
 
@@ -83,9 +83,11 @@ class Renderer:
         ports: Mapping[str, int] = MappingProxyType({}),
         node_of: Callable[[str], Node | None] = lambda mac: None,
         medium_of: Callable[[str], Medium | None] = lambda name: None,
+        transport_of: Callable[[Node | None, str | None], Transport] = lambda node, mac: "auto",
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where these are served.
-        `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium.
+        `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium, `transport_of`
+        how the loader of a node, or else of a MAC, is to fetch its kernel.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
@@ -97,7 +99,7 @@ class Renderer:
         self._ports = {
             scheme: "" if port == WELL_KNOWN[scheme] else f":{port}" for scheme, port in ports.items() if port
         }
-        self._medium_of = medium_of
+        self._medium_of, self._transport_of = medium_of, transport_of
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
                 known = ", ".join(self._profiles) or "none"
@@ -164,7 +166,7 @@ class Renderer:
             try:
                 entry = self._entry(profile_of_node, node, mac, client)
                 for language in NAMES:
-                    self._fill(language, entry.name, [entry], "check", mac, client)
+                    self._fill(language, entry.name, [entry], "check", mac, client, node)
             except RenderError as error:
                 complaints.append(f"nodes {node.name}: {error}")
         return complaints
@@ -201,11 +203,11 @@ class Renderer:
             elif self._unknown == "menu":
                 entries = self._menu(node, mac, client)
                 note = f"{whom}: a menu"
-            return self._fill(language, default, entries, note, mac, client)
+            return self._fill(language, default, entries, note, mac, client, node)
         except RenderError as error:
             # A machine that waits at a prompt for ever helps nobody: the local disk, and the reason in the file.
             note = f"{whom}: local disk, because {error}"
-            return self._fill(language, "local", [], note, mac, client)
+            return self._fill(language, "local", [], note, mac, client, node)
 
     def _files(self, profile: Profile) -> tuple[str, tuple[str, ...]]:
         """Return kernel and initrds of a profile as `_place` does: those that it names, or else those of
@@ -282,10 +284,19 @@ class Renderer:
         return BootEntry(profile.name, kernel, initrd, arguments)
 
     def _fill(
-        self, language: str, default: str, entries: list[BootEntry], note: str, mac: str | None, client: Client
+        self,
+        language: str,
+        default: str,
+        entries: list[BootEntry],
+        note: str,
+        mac: str | None,
+        client: Client,
+        node: Node | None,
     ) -> str:
-        # A loader fetches the rest as it fetched this file: what came by HTTP goes on so.
-        protocol, server = client.protocol, f"{client.server}{self._ports.get(client.protocol, '')}"
+        # A loader fetches the rest as it fetched this file, unless it is told how: what came by HTTP goes on so.
+        told = self._transport_of(node, mac or client.mac)
+        protocol: str = client.protocol if told == "auto" else told
+        server = f"{client.server}{self._ports.get(protocol, '')}"
         own = f"-01-{mac.replace(':', '-')}" if mac and default != "local" else ""
         by_http = (
             f"(http,{client.server}{self._ports['http']})/grub/grub.cfg{own}" if "http" in self._ports else ""
@@ -304,7 +315,7 @@ class Renderer:
             mac=mac,
             url=url,
             grub=lambda path: _grub_url(path) if "://" in path else f"({protocol},{server}){_quote(path)}",
-            by_http=by_http if protocol != "http" else "",
+            by_http=by_http if protocol != "http" and told == "auto" else "",
             # By TFTP, `::` keeps a name from being joined to the directory of the loader.
             pxelinux=lambda path: f"::{path}" if protocol == "tftp" and "://" not in path else url(path),
         )

@@ -39,7 +39,7 @@ from fastboot.config.fields import (
     relay_id_text,
 )
 from fastboot.config.nodes import GroupTable, NodeIndex, NodeTable, node_faults, read_nodes
-from fastboot.model import ConfigError, Node, Profile
+from fastboot.model import ConfigError, Node, Profile, Transport
 
 __all__ = [
     "FOREVER",
@@ -133,6 +133,8 @@ class ProfileTable(Table):
 
 class Boot(Table):
     unknown: Literal["menu", "local", "ignore"] = "menu"
+    transport: Transport = "auto"
+    """How loaders fetch kernels and initrds."""
     loaders: dict[str, LoaderPath] = Field(default_factory=dict)
     """Overrides of what boot/loaders.py would choose, by class: bios, uefi-x64, ipxe, ..."""
     architectures: dict[Architecture, Name] = Field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import combinations, pairwise
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from fastboot.config.fields import Bool, Int, Lease, Line, MacPrefix, Name, Pool, Seconds, Table, like, one_or_more
 from fastboot.config.options import Options, overlay
-from fastboot.model import Settings
+from fastboot.model import Settings, Transport
 
 
 def _network(value: object) -> object:
@@ -60,6 +61,16 @@ class Answer(Table):
         return Settings(loaders or {}, self.next_server, self.lease, self.options)
 
 
+class BootAnswer(Answer):
+    """What may be said beside that of machines which are picked out."""
+
+    transport: Transport | None = None
+    """How their loaders fetch kernels and initrds."""
+
+    def settings(self, loaders: Mapping[str, str] | None = None) -> Settings:
+        return replace(super().settings(loaders), transport=self.transport)
+
+
 class Subnet(Answer):
     network: Annotated[IPv4Network, BeforeValidator(_network)]
     pools: tuple[Pool, ...] = ()
@@ -73,7 +84,7 @@ class Subnet(Answer):
     identity: Literal["mac", "client-id"] = "mac"
 
 
-class ClassTable(Answer):
+class ClassTable(BootAnswer):
     """Machines that firmware.py knows by a name, or those that match every key that is given."""
 
     name: Name

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from fastboot.config.dhcp import Answer, Subnet, address_faults
+from fastboot.config.dhcp import BootAnswer, Subnet, address_faults
 from fastboot.config.faults import explain, unknown
 from fastboot.config.fields import Line, Loaders, Mac, Name, RelayId, Variable, relay_id_text
 from fastboot.config.options import from_text
@@ -23,14 +23,14 @@ OPTION = "options."
 """How the name of a column begins that holds a DHCP option."""
 
 
-class GroupTable(Answer):
+class GroupTable(BootAnswer):
     """What the nodes of a group have in common."""
 
     name: Name
     loader: Loaders = Field(default_factory=dict)
 
 
-class NodeTable(Answer):
+class NodeTable(BootAnswer):
     name: Name
     macs: tuple[Mac, ...] = ()
     address: IPv4Address | None = None
@@ -84,7 +84,7 @@ def node_keys(node: Node) -> Iterator[tuple[str | bytes, ...]]:
 
 def read_nodes(path: Path) -> list[tuple[str, Node]]:
     """Read a CSV file: name, macs (joined by spaces), circuit_id, remote_id, address, group, profile, loader,
-    next_server, lease, and options.NAME for DHCP options. Any other column is a variable of the node.
+    next_server, lease, transport, and options.NAME for DHCP options. Any other column is a variable of the node.
 
     Returns each node with the place it stands at, for errors.
     Raises ConfigError with the line number.
