@@ -33,6 +33,7 @@ from fastboot import config
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.model import Client, FastbootError, Refusal
+from fastboot.services import ftp_data
 from fastboot.services.ftp import FtpService, Limits, open_sockets
 from fastboot.services.ftp_session import COMMANDS
 from fastboot.services.links import Link
@@ -660,6 +661,43 @@ def test_one_address_keeps_nobody_else_out(memory: Memory) -> None:
         server.until(lambda: server.service.counters()["sessions_open"] == 0)
         assert greeting("127.0.0.2") == b"220 "
         assert server.of("ftp.refused")[0]["reason"] == "too many sessions of one address"
+
+
+def test_a_small_file_and_its_replies_leave_at_once(server: Running) -> None:
+    def packets(sock: socket.socket) -> int:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+        return int.from_bytes(info[152:156], sys.byteorder)  # tcpi_data_segs_in
+
+    with Raw(server) as raw, raw.data() as data:
+        before = packets(raw.sock)
+        assert raw("RETR /README").startswith("125")
+        assert raw.reply().startswith("226")
+        assert packets(raw.sock) == before + 1
+        assert everything(data) == b"one\ntwo\r\nthree\n"
+
+
+def test_a_small_file_that_changed_before_its_connection_came_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"as it was")
+    with serving(Memory({"/small": opened(tmp_path, "small")})) as server, Raw(server) as raw:
+        address = raw.passive()
+        assert raw("RETR /small").startswith("150")
+        (tmp_path / "small").write_bytes(b"as it is!")
+        with socket.create_connection(address, 10) as data:
+            assert raw.reply().startswith("451")
+            with suppress(ConnectionError):
+                assert data.recv(1) == b""
+
+
+def test_what_the_kernel_does_not_take_of_a_small_file_follows(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ftp_data, "SMALL", len(BIG))
+    with Raw(server) as raw, raw.data(buffer=4096) as data:
+        assert raw("REST 1000").startswith("350")
+        assert raw("RETR /media/big").startswith("125")
+        assert everything(data) == BIG[1000:]
+        assert raw.reply().startswith("226")
+    assert server.of("ftp.sent")[-1]["bytes"] == len(BIG) - 1000
 
 
 def test_passive_range(memory: Memory) -> None:

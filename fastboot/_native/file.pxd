@@ -6,6 +6,7 @@ from fastboot._native.sys cimport stat_t
 cdef struct file_t:
     int64_t count          # atomic; whoever takes it to 0 frees
     int fd
+    bint resident          # bytes of ours, of which a file system can not say that they are in memory
     uint8_t *map           # the whole file, from its first TFTP use; written once, under the GIL
     int64_t size           # at open; the map's length
     stat_t opened

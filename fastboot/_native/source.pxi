@@ -97,7 +97,9 @@ cdef class Source:
                 raise OSError(error, os.strerror(error), name)
             p += n
             left -= n
-        return source_of(fd, name)
+        cdef Source source = source_of(fd, name)
+        source.file.resident = True
+        return source
 
     def slice(self, int64_t offset, int64_t size, str name=None, mtime=None):
         if offset < 0 or size < 0 or offset > self.size or size > self.size - offset:
@@ -138,8 +140,9 @@ cdef class Source:
     def at_hand(self):
         cdef bytes data = PyBytes_FromStringAndSize(NULL, self.size)
         cdef iovec whole
+        cdef int flags = 0 if self.file.resident else RWF_NOWAIT
         whole.iov_base, whole.iov_len = <char *>data, self.size
-        if self.size and preadv2(self.file.fd, &whole, 1, self.offset, RWF_NOWAIT) != self.size:
+        if self.size and preadv2(self.file.fd, &whole, 1, self.offset, flags) != self.size:
             return None
         return data
 

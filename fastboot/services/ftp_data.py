@@ -19,7 +19,7 @@ from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
 
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
-from fastboot.services.source_file import FAULTS, SourceFile
+from fastboot.services.source_file import FAULTS, SMALL, SourceFile
 
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session
@@ -52,6 +52,9 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         self._sending: Sending | None = None
         super().__init__(sock, session)
 
+    def __repr__(self) -> str:
+        return f"<Transfer of {self.cmd_channel!r}>"  # pyftpdlib writes it several times for each, for no reader
+
     @property
     def busy(self) -> bool:
         return bool(self._initialized)
@@ -59,7 +62,7 @@ class Transfer(DTPHandler):  # type: ignore[misc]
     @property
     def octets(self) -> int:
         """How many have left."""
-        return self._sending.octets if self._sending else int(self.tot_bytes_sent)
+        return int(self.tot_bytes_sent) + (self._sending.octets if self._sending else 0)
 
     def push_with_producer(self, producer: Any) -> None:
         if not self.use_sendfile():
@@ -69,22 +72,40 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         file: SourceFile = self.file_obj
         # The connection is the pump's now: nothing here may look at it.
         self.del_channel()
+        self.tot_bytes_sent = self._send_at_hand(file)
+        position = file.position + self.octets
+        if position == file.size:
+            self._all_sent()
+            return
         try:
-            self._sending = self.cmd_channel.service.pump.send(
-                self.socket, file.source, self.timeout, file.position
-            )
+            self._sending = self.cmd_channel.service.pump.send(self.socket, file.source, self.timeout, position)
         except OSError as error:
             self.fail(f"the server can not send now: {error.strerror}")
             return
         self._sending.done.add_done_callback(self._sent)
+
+    def _send_at_hand(self, file: SourceFile) -> int:
+        """Send what is small and in memory, return how much of it the kernel took. What is wrong with the
+        connection is the pump's to find."""
+        left = file.size - file.position
+        data = file.source.slice(file.position, left).at_hand() if left <= SMALL else None
+        if data is None or not file.source.unchanged():
+            return 0
+        try:
+            return int(self.socket.send(data))
+        except OSError:
+            return 0
+
+    def _all_sent(self) -> None:
+        self.discard_buffers()
+        self.handle_close()
 
     def _sent(self, done: Future[None]) -> None:
         if self._closed:
             return
         error = done.exception()
         if error is None:
-            self.discard_buffers()
-            self.handle_close()
+            self._all_sent()
         elif not isinstance(error, OSError):
             self.log.exception("fault in sending", exc_info=error)
             self.fail("internal error")
@@ -147,8 +168,9 @@ class Transfer(DTPHandler):  # type: ignore[misc]
             with contextlib.suppress(OSError):
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
         if self._sending is not None:
-            self.tot_bytes_sent = self._sending.octets
-            self._sending.cancel()
+            sending, self._sending = self._sending, None
+            self.tot_bytes_sent += sending.octets
+            sending.cancel()
         super().close()
         if self.file_obj is not None:
             self.cmd_channel.transfer_ended(self)
@@ -204,21 +226,30 @@ class Passive(PassiveDTP):  # type: ignore[misc]
         self._ports = session.service.passive_ports
         self._port: int | None = None
         Acceptor.__init__(self, ioloop=session.ioloop)
-        address = session.socket.getsockname()[0]
+        address = str(session.client.server)
         try:
             self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
-            self._port = self._ports.bind(self.socket, address)
+            port = self._port = self._ports.bind(self.socket, address)
             self.listen(8)
         except OSError:
             self.close()
             raise
-        port = self.socket.getsockname()[1]
         if extmode:
             session.respond(f"229 Entering extended passive mode (|||{port}|).")
         else:
             host = address.replace(".", ",")
             session.respond(f"227 Entering passive mode ({host},{port // 256},{port % 256}).")
         self.call_later(session.service.limits.connect, self.handle_timeout)
+
+    def __repr__(self) -> str:
+        return f"<Passive of {self.cmd_channel!r}>"
+
+    def take_waiting(self) -> None:
+        """Take the connection if it is there: with many sessions at work, the loop hears of the command first."""
+        try:
+            self.handle_accept()
+        except OSError:
+            self.handle_error()
 
     def handle_accepted(self, sock: socket.socket, addr: tuple[str, int]) -> None:
         if addr[0] != self.cmd_channel.remote_ip:

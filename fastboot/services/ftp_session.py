@@ -106,6 +106,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._listing = False
         self._gone = False
         self._later: deque[bytes] = deque()
+        self._held: list[bytes] | None = None
         super().__init__(conn, server, ioloop=ioloop)
         self._available_facts = list(FACTS)
         self._current_facts = list(FACTS)
@@ -146,9 +147,14 @@ class Session(FTPHandler):  # type: ignore[misc]
             self._gone = True
             self.ioloop.call_later(0, self.close)
 
+    def close_when_done(self) -> None:
+        self._release()
+        super().close_when_done()
+
     def close(self) -> None:
         if self._closed:
             return
+        self._release()
         transfer: Transfer | None = self.data_channel
         if transfer is not None and transfer.reason is None:
             transfer.reason = self.service.ending or "the client closed its session"
@@ -182,6 +188,14 @@ class Session(FTPHandler):  # type: ignore[misc]
             self._in_buffer = []
 
     def found_terminator(self) -> None:
+        # What one command is answered leaves together: that a small file comes and that it is sent is one packet.
+        self._held = []
+        try:
+            self._take_line()
+        finally:
+            self._release()
+
+    def _take_line(self) -> None:
         line = TELNET.sub(b"", b"".join(self._in_buffer))
         too_long, self._too_long = self._too_long, False
         self._in_buffer, self._in_buffer_len = [line], 0
@@ -215,8 +229,16 @@ class Session(FTPHandler):  # type: ignore[misc]
         super().pre_process_command(line, cmd, arg)
 
     def push(self, data: str) -> None:
-        if not self._gone:
-            super(FTPHandler, self).push(data.encode(self.encoding, self.unicode_errors))
+        octets = data.encode(self.encoding, self.unicode_errors)
+        if self._held is not None:
+            self._held.append(octets)
+        elif not self._gone:
+            super(FTPHandler, self).push(octets)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held and not self._gone and not self._closed:
+            super(FTPHandler, self).push(b"".join(held))
 
     def respond(self, resp: str, logfun: object = None) -> None:
         self._last_response = resp
@@ -298,6 +320,8 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def _has_data_connection(self) -> bool:
         """Whether data can be sent or will be able to; where not, the command is answered here."""
+        if self.data_channel is None and self._dtp_acceptor is not None:
+            self._dtp_acceptor.take_waiting()
         channel: Transfer | None = self.data_channel
         doors = (self._dtp_acceptor, self._dtp_connector)
         if self._out_dtp_queue is not None or (channel is not None and channel.busy):

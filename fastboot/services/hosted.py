@@ -47,6 +47,12 @@ class HostedLoop(Epoll):  # type: ignore[misc]
         self._fresh.add(fd)
         super().register(fd, instance, events)
 
+    def unregister(self, fd: int) -> None:
+        if (
+            fd in self.socket_map
+        ):  # pyftpdlib does so again at the end of a channel, and writes a line for no reader
+            super().unregister(fd)
+
     def poll(self, timeout: float) -> None:
         self._fresh.clear()
         for fd, events in self._poller.poll(timeout, BATCH):

@@ -34,13 +34,11 @@ from fastboot.services.http_message import content_type, framing_fault, path_of,
 from fastboot.services.http_pages import page, printable
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, Sending, start_pump
-from fastboot.services.source_file import FAULTS
+from fastboot.services.source_file import FAULTS, SMALL
 from fastboot.services.turns import Turns
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
-SMALL: Final = 64 * 1024
-"""Octets of a body that leaves in one write with its header: a package manager fetches thousands of such."""
 LISTING: Final = 65_536
 STOPPED: Final = "the server stopped"
 STATUS: Final[Mapping[Reason, int]] = {
