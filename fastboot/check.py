@@ -247,7 +247,7 @@ def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Fin
 
 
 def _loader_findings(world: World) -> Iterator[Finding]:
-    said = "\n".join(world.loaders.complaints)
+    said, doubts = "\n".join(world.loaders.complaints), dict[str, list[str]]()
     for key, loader, told in world.policy.boot_files():
         scheme = urlsplit(loader).scheme
         if not scheme and (refusal := world.catalog.lacks(loader)):
@@ -261,7 +261,8 @@ def _loader_findings(world: World) -> Iterator[Finding]:
         if chain.flaw and chain.flaw not in said:
             yield Finding("warning", f"{key}: {loader}: {chain.flaw}")
         if chain.doubt:
-            yield Finding("note", f"{key}: {chain.doubt}")
+            doubts.setdefault(chain.doubt, []).append(key)
+    yield from (Finding("note", f"{', '.join(keys)}: {doubt}") for doubt, keys in doubts.items())
     yield from _kernel_findings(world)
 
 
@@ -271,14 +272,18 @@ def _kernel_findings(world: World) -> Iterator[Finding]:
         kernel = world.program(path) if key.endswith(": kernel") else None
         if kernel and kernel.kind is Kind.LINUX and not kernel.signers:
             yield Finding("note", f"{key}: {path} is not signed, so Secure Boot does not start it")
-    said = set()
+    said = set[tuple[str, str]]()
     for class_, profile in product(CHOICES, world.profiles):
         loader = world.policy.default(class_, profile) or ""
-        path = (path_here(loader) or "").strip("/")
+        path, usual = (path_here(loader) or "").strip("/"), world.policy.default(class_)
         shim, judged = world.program(path), world.shims.judge(class_, loader, profile)
-        if (profile, path) in said or not judged or not judged[0].flaw or not shim or shim.kind is not Kind.SHIM:
+        if (profile, path) in said or not judged or not shim or shim.kind is not Kind.SHIM:
             continue
         said.add((profile, path))
+        if not judged[0].flaw:
+            if usual and usual != loader and (flaw := world.shims.judge(class_, usual, profile)[0].flaw):
+                yield Finding("note", f"profiles {profile}: {path} is handed out, not {usual}: {flaw}")
+            continue
         others = [each for each in judged if each.loader != loader]
         text = f"profiles {profile}: with Secure Boot, {path} does not start its kernel: {judged[0].flaw}"
         able = [f"; {each.loader} would" for each in others if not each.flaw]

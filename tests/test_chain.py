@@ -169,12 +169,12 @@ def test_chains_that_end_before_an_operating_system() -> None:
         assert "no module http" in chains(grubx64=OLD).of("http-x64", f"{SITE}/boot/{name}.efi").flaw
         assert not chains(grubx64=OLD).of("uefi-x64", f"boot/{name}.efi").flaw
         asks = chains(proxy=True).of("uefi-x64", f"boot/{name}.efi")
-        assert "asks who gave the address" in asks.flaw
+        assert "asks the server that gave the address" in asks.flaw
         new = replace(OLD, version="2.12-9+deb13u1")
         assert not chains(proxy=True, grubx64=new).of("uefi-x64", f"boot/{name}.efi").flaw
     disc = replace(OLD, modules=frozenset({"iso9660"}))
     assert "no module tftp" in chains(grubx64=disc).of("uefi-x64", "boot/shimx64.efi").flaw
-    assert "no HTTP is served" in chains(http=False).of("bios", "boot/lpxelinux.0").flaw
+    assert "there is no [http]" in chains(http=False).of("bios", "boot/lpxelinux.0").flaw
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,10 @@ def test_the_table_of_check() -> None:
     )  # fmt: skip
     assert (second["for"], second["who"], second["fetches"]) == ("", "shim", "boot/grubx64.efi")
     (unsigned, *_) = rows("nodes n.loader", chains().of("loader", "boot/snponly.efi"))
-    assert (unsigned["for"], unsigned["signed by"]) == ("nodes n.loader", "nobody")
+    assert (unsigned["for"], unsigned["signed by"]) == ("node n", "not signed")
+    told = {"nodes n.loader.bios": "bios of node n", "groups a.b.transport.ipxe": "ipxe of group a.b"}
+    told |= {"profiles x.uefi-x64": "uefi-x64 of profile x", "dhcp.classes c.transport.bios": "bios of class c"}
+    assert {key: next(rows(key, chains().of("*", "boot/snponly.efi")))["for"] for key in told} == told
 
 
 # ---- what is chosen

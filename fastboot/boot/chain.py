@@ -25,6 +25,9 @@ COLUMNS: Final = ("for", "who", "fetches", "by", "which is", "signed by", "why")
 """Of `rows`."""
 GRUB_TARGETS: Final = {"grubx64.efi": "x86_64-efi", "grubaa64.efi": "arm64-efi", "grubia32.efi": "i386-efi"}
 """What GRUB calls the platform of a file, and the directory of its modules."""
+_REFUSED: Final = "machines with Secure Boot on do not start it"
+_NOUNS: Final = {"profiles": "profile", "groups": "group", "nodes": "node", "dhcp.classes": "class"}
+"""What the tables of the configuration hold."""
 _CPU: Final = re.compile(r"(?:x64|aa64|ia32)(?=\.efi$)")
 
 
@@ -75,7 +78,7 @@ class Chains:
         if class_ == IPXE:
             ours = path is not None and path.strip("/") == SCRIPT
             hops = [Hop("iPXE", boot_file, transport, "iPXE can" if transport == HTTP else "")]
-            hops += [Hop("iPXE", SYSTEM, *_told(told, transport, "as the script came"))] if ours else []
+            hops += [Hop("iPXE", SYSTEM, *_told(told, transport, "as its script came"))] if ours else []
             return Chain(tuple(hops))
         program = self._look(path.strip("/")) if path is not None else None
         first = Hop("firmware", boot_file, transport, _why_first(class_, transport), program)
@@ -100,12 +103,12 @@ class Chains:
         if grub is None:
             return Chain((), f"{beside} is missing, which it loads next")
         chain = self._grub(grub, beside, transport, told)
-        hop = Hop("shim", beside, transport, "shim takes it from where it came from", grub)
+        hop = Hop("shim", beside, transport, "from where shim came", grub)
         doubt = chain.doubt
         if altered := [file for file, each in ((path, shim), (beside, grub)) if each.altered]:
-            doubt = f"{altered[0]} was altered after it had been signed, so Secure Boot refuses it"
+            doubt = f"{altered[0]} was altered after it had been signed, and {_REFUSED}"
         elif not shim.signers:
-            doubt = f"{path} is not signed, so Secure Boot refuses it"
+            doubt = f"{path} is not signed, and {_REFUSED}"
         elif not grub.signers:
             doubt = f"{beside} is not signed, so with Secure Boot {path} refuses it"
         elif not shim.trusts(grub):
@@ -120,14 +123,14 @@ class Chains:
             flaw = f"{grub} has no module tftp, so it would end at its prompt: it is made for discs"
         elif transport == TFTP and self._proxy and not _heeds_a_proxy(grub):
             flaw = (
-                f"{grub} asks who gave the address for its files, whatever a proxy says (2.12 and later do not);"
-                " where Secure Boot needs it, name it, and have the other server name fastboot as next-server:"
-                " fastboot boot-options prints how"
+                f"{grub} asks the server that gave the address for its files, not the proxy (2.12 and later ask"
+                " the proxy). Where Secure Boot is on, name shim in boot.loaders and have the other server"
+                " name fastboot as next-server: fastboot boot-options prints how"
             )
-        doubt = "" if grub.signers else f"{path} is not signed, so Secure Boot refuses it"
+        doubt = "" if grub.signers else f"{path} is not signed, and {_REFUSED}"
         module = http_module(path, grub)
         loads = self._look(module) is not None
-        system, why = transport, "as it came itself"
+        system, why = transport, "as GRUB itself came"
         if told != "auto":
             system, why = _told(told)
             if told == "tftp" and "tftp" not in grub.modules:
@@ -142,19 +145,19 @@ class Chains:
             elif loads:
                 system, why = f"{HTTP}, with Secure Boot {TFTP}", f"it loads /{module}, which Secure Boot forbids"
             else:
-                why = "it has no module http"
-        hops = (Hop("GRUB", "grub.cfg", transport, "as it came itself"), Hop("GRUB", SYSTEM, system, why))
+                why = "it has no module http, nor is one served"
+        hops = (Hop("GRUB", "grub.cfg", transport, "as GRUB itself came"), Hop("GRUB", SYSTEM, system, why))
         return Chain(hops, flaw, doubt)
 
     def _ipxe(self, ipxe: Program, path: str, transport: str, told: Transport) -> Chain:
-        by, why = (HTTP, "iPXE can") if self._http else (TFTP, "no HTTP is served")
+        by, why = (HTTP, "iPXE can") if self._http else (TFTP, "there is no [http]")
         by, why = _told("auto" if told == "http" else told, by, why)
         unsigned = path.endswith(".efi") and not ipxe.signers
-        hops = (Hop("iPXE", SCRIPT, by, why), Hop("iPXE", SYSTEM, *_told(told, by, "as the script came")))
-        return Chain(hops, doubt=f"{path} is not signed, so Secure Boot refuses it" if unsigned else "")
+        hops = (Hop("iPXE", SCRIPT, by, why), Hop("iPXE", SYSTEM, *_told(told, by, "as its script came")))
+        return Chain(hops, doubt=f"{path} is not signed, and {_REFUSED}" if unsigned else "")
 
     def _pxelinux(self, program: Program, path: str, transport: str, told: Transport) -> Chain:
-        why = "PXELINUX speaks nothing else"
+        why = "pxelinux.0 speaks TFTP only"
         flaw = "it speaks TFTP only, which transport forbids; lpxelinux.0 speaks HTTP" if told == "http" else ""
         return Chain((Hop("PXELINUX", f"pxelinux.cfg, {SYSTEM}", TFTP, why),), flaw)
 
@@ -162,9 +165,9 @@ class Chains:
         if told == "tftp":
             return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", *_told(told)),))
         if not self._http:
-            hop = Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", TFTP, "no HTTP is served")
-            return Chain((hop,), "no HTTP is served, which is all that it can more than pxelinux.0")
-        return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", HTTP, "by DHCP option 210"),))
+            hop = Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", TFTP, "there is no [http]")
+            return Chain((hop,), "there is no [http], and HTTP is all that it has over pxelinux.0")
+        return Chain((Hop("lpxelinux", f"pxelinux.cfg, {SYSTEM}", HTTP, "DHCP option 210 sends it there"),))
 
 
 def _told(told: Transport, by: str = "", why: str = "") -> tuple[str, str]:
@@ -192,9 +195,9 @@ def rows(key: str, chain: Chain) -> Iterator[dict[str, str]]:
     for at, hop in enumerate(chain.hops):
         program = hop.program
         cells = (
-            "" if at else key.removeprefix("boot.loaders."),
+            "" if at else _whom(key),
             hop.by,
-            hop.files,
+            hop.files.replace(SERVER, "SERVER"),
             hop.transport,
             str(program) if program and program.kind else "",
             _signed(program) if program and hop.files.endswith(".efi") else "",
@@ -203,15 +206,26 @@ def rows(key: str, chain: Chain) -> Iterator[dict[str, str]]:
         yield dict(zip(COLUMNS, cells, strict=True))
 
 
+def _whom(key: str) -> str:
+    """Return in words for which machines a boot file is that has this key."""
+    table, _, rest = key.partition(" ")
+    if not rest:
+        return key.removeprefix("boot.loaders.")
+    name, _, class_ = rest.rpartition(".")
+    if class_ == "loader":
+        return f"{_NOUNS[table]} {name}"
+    return f"{class_} of {_NOUNS[table]} {name.removesuffix('.loader').removesuffix('.transport')}"
+
+
 def _signed(program: Program) -> str:
-    names = ", ".join(program.signers) or "nobody"
+    names = ", ".join(program.signers) or "not signed"
     return f"{names}, but altered since" if program.altered else names
 
 
 def _why_first(class_: str, transport: str) -> str:
     if class_.startswith("http-"):
         return "UEFI HTTP Boot"
-    return "PXE firmware has nothing else" if transport == TFTP else ""
+    return "PXE firmware speaks TFTP only" if transport == TFTP else ""
 
 
 def _heeds_a_proxy(grub: Program) -> bool:
