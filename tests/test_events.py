@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Mapping
 from io import StringIO
 
@@ -55,6 +56,29 @@ def test_a_backlog_drops_the_oldest_within_a_batch_too() -> None:
     (batch,) = backlog.take()
     assert (len(batch), batch[0].time, batch.kind(3), dict(batch.kinds())) == (4, 12, "dhcp.ack", {"dhcp.ack": 4})
     assert len(backlog) == 0 and times(backlog) == []
+
+
+def test_events_that_come_one_by_one_are_taken_together() -> None:
+    backlog, given = Backlog(1000), Events((Event(0, "test.event"),))
+    backlog.put(given)
+    for number in range(1, 600):
+        assert backlog.add(Event(number, "test.event")) == 0
+    assert times(backlog) == list(range(600))
+    taken = backlog.take()
+    assert len(given) == 1 and len(taken) < 5 and sum(map(len, taken)) == 600
+    backlog.add(Event(600, "test.event"))
+    assert sum(map(len, taken)) == 600 and times(backlog) == [600]
+
+
+def test_a_full_backlog_lets_go_of_what_it_dropped() -> None:
+    backlog = Backlog(4)
+    events = [Event(number, "test.event") for number in range(10_000)]
+    assert sum(map(backlog.add, events)) == 9_996
+    assert times(backlog) == [9_996, 9_997, 9_998, 9_999]
+    held = [sys.getrefcount(event) for event in events]
+    assert sum(count > min(held) for count in held) < 1000
+    assert backlog.put(one(10_000)) == 1 and backlog.add(events[0]) == 1
+    assert times(backlog) == [9_998, 9_999, 10_000, 0]
 
 
 async def test_what_nobody_reads_is_not_made() -> None:

@@ -16,6 +16,10 @@ QUEUE = 65536
 """Events that one watcher may be behind. A storm of 1,000 machines emits about 10,000 in its first seconds."""
 
 
+GATHERED = 256
+"""Events that came one by one and are a batch for who takes them: what is done for a batch is done for so many."""
+
+
 class Batch(Protocol):
     """Events that happened together. Each is made when somebody reads it: nobody reads all of a storm."""
 
@@ -26,22 +30,30 @@ class Batch(Protocol):
         """Return how many there are of each kind."""
 
 
-class Events:
-    """A batch of events that are made already, from one of them on."""
-
-    __slots__ = ("_events", "_first")
-
-    def __init__(self, events: Batch | tuple[Event, ...], first: int = 0) -> None:
-        self._events, self._first = events, first
-
-    def __len__(self) -> int:
-        return len(self._events) - self._first
-
-    def __getitem__(self, at: int) -> Event:
-        return self._events[self._first + at]
+class Events(list[Event]):
+    """A batch of events that are made already."""
 
     def kind(self, at: int) -> str:
         return self[at].kind
+
+    def kinds(self) -> Mapping[str, int]:
+        return Counter(event.kind for event in self)
+
+
+class Rest:
+    """What is left of a batch, from one of its events on."""
+
+    def __init__(self, batch: Batch, first: int) -> None:
+        self._batch, self._first = batch, first
+
+    def __len__(self) -> int:
+        return len(self._batch) - self._first
+
+    def __getitem__(self, at: int) -> Event:
+        return self._batch[self._first + at]
+
+    def kind(self, at: int) -> str:
+        return self._batch.kind(self._first + at)
 
     def kinds(self) -> Mapping[str, int]:
         return Counter(self.kind(at) for at in range(len(self)))
@@ -59,6 +71,8 @@ class Backlog:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._batches: deque[Batch] = deque()
+        self._open: Events | None = None
+        """The last batch, where it is of our making."""
         self._passed = 0
         """Events of the first batch that are not in here any more."""
         self._count = 0
@@ -73,8 +87,22 @@ class Backlog:
                 yield batch[at]
             first = 0
 
+    def add(self, event: Event) -> int:
+        """Add an event. Returns how many older ones were dropped for it."""
+        if self._open is not None and len(self._open) < GATHERED:
+            self._open.append(event)
+        else:
+            self._open = Events((event,))
+            self._batches.append(self._open)
+        self._count += 1
+        if self._count <= self._limit:
+            return 0
+        self._pass(1)
+        return 1
+
     def put(self, batch: Batch) -> int:
         """Add events. Returns how many older ones were dropped for them."""
+        self._open = None
         self._batches.append(batch)
         self._count += len(batch)
         dropped = max(0, self._count - self._limit)
@@ -92,8 +120,9 @@ class Backlog:
         """Take all events."""
         batches = list(self._batches)
         if self._passed:
-            batches[0] = Events(batches[0], self._passed)
+            batches[0] = Rest(batches[0], self._passed)
         self._batches.clear()
+        self._open = None
         self._passed = self._count = 0
         return batches
 
@@ -103,6 +132,8 @@ class Backlog:
         if self._passed == len(self._batches[0]):
             self._batches.popleft()
             self._passed = 0
+            if not self._batches:
+                self._open = None
 
 
 class Hub:
@@ -119,13 +150,12 @@ class Hub:
 
     def emit(self, event: Event) -> None:
         self.counts[event.kind] += 1
-        self._spread(Events((event,)))
+        self._recent.add(event)
+        for subscription in self._subscriptions:
+            self.dropped += subscription.add(event)
 
     def emit_all(self, batch: Batch) -> None:
         self.counts.update(batch.kinds())
-        self._spread(batch)
-
-    def _spread(self, batch: Batch) -> None:
         self._recent.put(batch)
         for subscription in self._subscriptions:
             self.dropped += subscription.put(batch)
@@ -136,8 +166,8 @@ class Hub:
         At most `limit` events wait in it; the oldest is dropped for a new one and counted in its `dropped`.
         """
         subscription = Subscription(limit, self._subscriptions.discard)
-        if replay and (recent := tuple(self._recent)):
-            subscription.put(Events(recent))
+        for event in self._recent if replay else ():
+            subscription.add(event)
         if self._closed:
             subscription.close()
         else:
@@ -160,6 +190,13 @@ class Subscription:
         self._leave = leave
         self._closed = False
         self._wake = asyncio.Event()
+
+    def add(self, event: Event) -> int:
+        """Queue an event. Returns how many older ones were dropped for it."""
+        dropped = self._events.add(event)
+        self.dropped += dropped
+        self._wake.set()
+        return dropped
 
     def put(self, batch: Batch) -> int:
         """Queue events. Returns how many older ones were dropped for them."""
