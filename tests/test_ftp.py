@@ -965,6 +965,15 @@ def test_server_outlives_its_descriptors(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_quit_with_an_open_data_connection_by_a_client_that_is_gone(memory: Memory) -> None:
+    with capture_logs() as logs, serving(memory) as server, Raw(server) as raw, raw.data():
+        (session,) = server.service._sessions
+        server.call(lambda: session.socket.shutdown(socket.SHUT_WR))  # as after its reset: EPIPE
+        raw.sock.sendall(b"QUIT\r\n")
+        server.until(lambda: not server.service.counters()["sessions_open"])
+    assert logs == []
+
+
 def test_nonsense_ends_in_replies(memory: Memory) -> None:
     """Seeded nonsense, on the control connection and around the data connections: no fault, no session left."""
     chance = random.Random(3)

@@ -147,6 +147,10 @@ class Session(FTPHandler):  # type: ignore[misc]
             self._gone = True
             self.ioloop.call_later(0, self.close)
 
+    def del_channel(self, map: object = None) -> None:
+        self._release()
+        super().del_channel(map)
+
     def close_when_done(self) -> None:
         self._release()
         super().close_when_done()
