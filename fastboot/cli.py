@@ -30,7 +30,7 @@ from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Shelf, describe, explain
 from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, load
-from fastboot.lab.command import rehearse
+from fastboot.lab.rehearsal.command import rehearse
 from fastboot.leases.command import leases
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
@@ -299,7 +299,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the logs of a success as well.")] = False,
 ) -> None:
     """Boot a bare virtual machine from a real server on a private network, and show what happens."""
-    from fastboot.lab.demo import run as rehearse
+    from fastboot.lab.vm.demo import run as rehearse
 
     sys.exit(rehearse(firmware.value, nic=nic, proxy=proxy, http=http, as_json=as_json, keep=keep))
 

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from securekit import VARIABLES, make_discs
 
-from fastboot.lab import rehearsal
-from fastboot.lab.machine import Firmware
-from fastboot.lab.story import STEPS
+from fastboot.lab.vm import scenario
+from fastboot.lab.vm.machine import Firmware
+from fastboot.lab.vm.story import STEPS
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -37,7 +37,7 @@ def machine_needs(need: Need) -> Callable[..., None]:
     """Skip unless the packages for a firmware, and a private network, are there."""
 
     def check(firmware: Firmware, proxy: bool = False) -> None:
-        if lacking := rehearsal.missing(firmware, proxy):
+        if lacking := scenario.missing(firmware, proxy):
             need(False, f"packages are missing: {' '.join(lacking)}")
         mine = (
             os.geteuid() == 0 or subprocess.run(["unshare", "-Urn", "true"], capture_output=True).returncode == 0
@@ -222,7 +222,7 @@ def test_what_speaks_http_goes_on_by_http(
 UNSIGNED = """
 import sys
 from dataclasses import replace
-from fastboot.lab import demo, story
+from fastboot.lab.vm import demo, story
 
 story.STEPS = tuple(replace(step, limit=40) for step in story.STEPS)
 sys.exit(demo.run("uefi-secure", loaders={"uefi-x64": "boot/snponly.efi"}, as_json=True))
@@ -278,7 +278,7 @@ def test_secure_boot_takes_the_chain_of_the_medium_that_knows_the_kernel(
 
 SPOILED = """
 import sys
-from fastboot.lab import demo, media
+from fastboot.lab.vm import demo, media
 
 honest = media.make
 media.recipe = lambda: iter([("good", 1000), ("dir/bad", 1000)])

@@ -27,14 +27,15 @@ import pytest
 from rich.console import Console
 
 from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
-from fastboot.lab import demo, initrd, media, namespace, network, rehearsal
-from fastboot.lab.initrd import Entry
-from fastboot.lab.machine import Hardware, plain
+from fastboot.lab import namespace, network
 from fastboot.lab.namespace import LabError
-from fastboot.lab.other import OtherServer
-from fastboot.lab.screen import Moving, Screen, moving_of, timeline
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.story import STEPS, Story
+from fastboot.lab.vm import demo, initrd, media, scenario
+from fastboot.lab.vm.initrd import Entry
+from fastboot.lab.vm.machine import Hardware, plain
+from fastboot.lab.vm.other import OtherServer
+from fastboot.lab.vm.screen import Moving, Screen, moving_of, timeline
+from fastboot.lab.vm.story import STEPS, Story
 from fastboot.services.dhcp_probe import client_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +136,7 @@ def test_what_the_initrd_can_not_be_built_from_is_named(tmp_path: Path) -> None:
 def test_the_scripts_of_the_initrd_are_valid_shell(need: Need) -> None:
     need(shutil.which("busybox") is not None, "busybox is missing")
     for script in ("init", "lease"):
-        path = ROOT / "fastboot" / "lab" / "initrd" / script
+        path = ROOT / "fastboot" / "lab" / "vm" / "initrd" / script
         subprocess.run(["busybox", "sh", "-n", str(path)], check=True)
 
 
@@ -241,7 +242,7 @@ def test_what_the_machine_says_went_wrong_ends_the_story() -> None:
     assert story.done and story.faults == ["the machine says: dhcp no lease"]
 
 
-def make_result(directory: Path) -> rehearsal.Result:
+def make_result(directory: Path) -> scenario.Result:
     """Return a result in which machine, host and server agree."""
     for name, size in (("linux", 8), ("initrd.gz", 9)):
         path = directory / "boot" / "lab" / name
@@ -251,11 +252,11 @@ def make_result(directory: Path) -> rehearsal.Result:
     story = story_of_success()
     assert story.checked
     story.checked.digest = manifest.digest()
-    return rehearsal.Result(rehearsal.Scenario(Hardware()), directory, manifest, story)
+    return scenario.Result(scenario.Scenario(Hardware()), directory, manifest, story)
 
 
 def test_agreement_is_success(tmp_path: Path) -> None:
-    assert rehearsal.disagreements(make_result(tmp_path)) == []
+    assert scenario.disagreements(make_result(tmp_path)) == []
 
 
 def wrong_digest(story: Story) -> None:
@@ -316,7 +317,7 @@ def test_every_disagreement_is_a_fault(tmp_path: Path, spoil: Callable[[Story], 
     result = make_result(tmp_path)
     assert result.story
     spoil(result.story)
-    assert any(told in fault for fault in rehearsal.disagreements(result)), rehearsal.disagreements(result)
+    assert any(told in fault for fault in scenario.disagreements(result)), scenario.disagreements(result)
 
 
 def test_progress_is_of_tftp_first_and_of_the_media_then() -> None:
@@ -660,7 +661,7 @@ def test_missing_packages_are_named_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, stay: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(stay))
-    assert {"qemu-system-x86", "iproute2"} <= set(rehearsal.missing("bios"))
+    assert {"qemu-system-x86", "iproute2"} <= set(scenario.missing("bios"))
     assert demo.run("bios") == 2
     printed = " ".join(capsys.readouterr().out.split())
     assert "apt-get install" in printed and "qemu-system-x86" in printed

@@ -21,8 +21,11 @@ from typer.testing import CliRunner
 from fastboot import config
 from fastboot.boot.render import Renderer
 from fastboot.cli import app
-from fastboot.lab import bootfile, interrupt
-from fastboot.lab.kinds import (
+from fastboot.lab import interrupt
+from fastboot.lab.namespace import LabError
+from fastboot.lab.rehearsal import bootfile
+from fastboot.lab.rehearsal.command import amount_of
+from fastboot.lab.rehearsal.kinds import (
     ANACONDA_DHCP,
     BIOS_DHCP,
     DISCOVER,
@@ -36,12 +39,11 @@ from fastboot.lab.kinds import (
     loader_of,
     mixed,
 )
-from fastboot.lab.morning import Machine, Place
-from fastboot.lab.namespace import LabError
-from fastboot.lab.rehearse import paper, show
-from fastboot.lab.site import plugs_of, rate_of
-from fastboot.lab.tally import Tally
-from fastboot.model import Client, Node, Profile
+from fastboot.lab.rehearsal.machine import Machine, Place
+from fastboot.lab.rehearsal.report import Report, show
+from fastboot.lab.rehearsal.run import paper
+from fastboot.lab.rehearsal.site import plugs_of
+from fastboot.model import Client, ConfigError, Node, Profile
 
 VECTORS = Path(__file__).parent / "vectors" / "dhcp"
 SERVER = IPv4Address("10.77.0.1")
@@ -171,10 +173,11 @@ def test_kinds_are_mixed_evenly() -> None:
     assert kinds.count("uefi") == 6 and kinds[:4].count("bios") == 1
 
 
-def test_rates() -> None:
-    assert [rate_of(text) for text in ("1G", "100M", "2.5gbit")] == [1e9, 1e8, 2.5e9]
-    with pytest.raises(ValueError, match="is no rate"):
-        rate_of("fast")
+def test_amounts() -> None:
+    assert [amount_of("--link", text, "bit") for text in ("1G", "100M", "2.5gbit")] == [1e9, 1e8, 2.5e9]
+    assert amount_of("--packages", "300MB", "B") == 3e8
+    with pytest.raises(ConfigError, match="--link: 'fast': write"):
+        amount_of("--link", "fast", "bit")
 
 
 def test_the_server_gets_the_addresses_that_its_subnets_need() -> None:
@@ -308,8 +311,8 @@ def test_too_few_addresses_are_told(tmp_path: Path) -> None:
         (("--kinds", "toaster=1"), "write bios, uefi, ipxe"),
         (("--kinds", "bios=0"), "no machine at all"),
         (("--kinds", "bios=²"), "write bios, uefi, ipxe"),
-        (("--link", "fast"), "is no rate"),
-        (("--link", "0G"), "is no rate"),
+        (("--link", "fast"), "--link: "),
+        (("--link", "0G"), "--link: "),
     ],
 )
 def test_wrong_arguments_are_named(words: tuple[str, ...], told: str) -> None:
@@ -337,7 +340,7 @@ def test_what_is_told_is_no_markup(tmp_path: Path) -> None:
     assert 'needs [dhcp] in mode "server"' in refusal(file)
     machine = Machine(1, "new-[b]", "bios", bytes(6), 0, stopped="system", fault="[dhcp] in /lab/[i]linux")
     with StringIO() as told:
-        show(Tally([machine], [], [], None, 0, 0, 0, {}), paper(file=told, width=200))
+        show(Report([machine], [], [], None, 0, 0, 0, {}), paper(file=told, width=200))
         assert "new-[b] (" in told.getvalue() and "[dhcp] in /lab/[i]linux" in told.getvalue()
 
 

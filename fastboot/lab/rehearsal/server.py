@@ -1,6 +1,6 @@
 """The server of a rehearsal: a real one, on a configuration file and a copy of its state.
 
-    python -m fastboot.lab.played FILE STATE [PROFILE NAME=MAC...]
+    python -m fastboot.lab.rehearsal.server FILE STATE [PROFILE NAME=MAC...]
 
 With a profile, every machine boots it: those of the configuration, and the machines NAME, which it does not know.
 Nothing is written but in STATE. It ends at SIGTERM, as the real one.

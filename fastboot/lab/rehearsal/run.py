@@ -11,28 +11,31 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table
 
 from fastboot.config import Config, load
 from fastboot.lab import interrupt
 from fastboot.lab._machines import Machines
 from fastboot.lab.fleet import dropped
 from fastboot.lab.interrupt import Interrupted
-from fastboot.lab.kinds import KINDS, mixed
-from fastboot.lab.morning import Machine, Walk, play
 from fastboot.lab.namespace import LabError
+from fastboot.lab.rehearsal.fetching import Fetcher
+from fastboot.lab.rehearsal.installer import Installer
+from fastboot.lab.rehearsal.kinds import mixed
+from fastboot.lab.rehearsal.machine import Machine
+from fastboot.lab.rehearsal.morning import play
+from fastboot.lab.rehearsal.report import Report, show
+from fastboot.lab.rehearsal.site import Site, Wire, plugs_of
+from fastboot.lab.rehearsal.walk import Walk
+from fastboot.lab.rehearsal.watch import Watch
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.site import Site, Wire, plugs_of
-from fastboot.lab.tally import Tally, Watch, story
 from fastboot.lab.tftp import open_ways
 from fastboot.model import FastbootError, Node
 from fastboot.watch.log import printable
@@ -52,7 +55,7 @@ class Plan:
     """What is rehearsed. `file` is the configuration. `spread`: seconds over which machines are switched on;
     `loss`: the share of UDP packets lost each way; `slow`: the seconds that each machine takes to acknowledge a
     block; `link`: bits per second of every link; `profile`: what all machines boot, else what each would get
-    now."""
+    now; `media`: whether installers fetch theirs, and of `packages` so many octets for each machine."""
 
     file: Path
     nodes: int
@@ -63,6 +66,7 @@ class Plan:
     link: int | None = None
     profile: str | None = None
     media: bool = True
+    packages: int = 0
     limit: float = 900.0
 
 
@@ -87,22 +91,22 @@ def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> in
 
 async def _run(plan: Plan, console: Console, as_json: bool, picture: Path | None) -> int:
     if picture:
-        from fastboot.lab.picture import draw, probe
+        from fastboot.lab.rehearsal.picture import draw, probe
 
         probe(picture)
     with tempfile.TemporaryDirectory(prefix="fastboot-rehearse-", ignore_cleanup_errors=True) as directory:
-        tally = await rehearse(plan, Path(directory), console)
+        report = await rehearse(plan, Path(directory), console)
     if as_json:
-        print(json.dumps(tally.facts(), indent=2))
+        print(json.dumps(report.facts(), indent=2))
     else:
-        show(tally, console)
+        show(report, console)
     if picture:
         try:
-            draw(tally, picture)
+            draw(report, picture)
         except LabError as error:  # the disk filled up meanwhile: what was found has been told
             complain(error)
             return _CAN_NOT
-    return _FAILED if tally.failed else 0
+    return _FAILED if report.failed else 0
 
 
 def complain(error: object) -> None:
@@ -111,7 +115,7 @@ def complain(error: object) -> None:
         print(f"fastboot: {printable(line)}", file=sys.stderr)
 
 
-async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
+async def rehearse(plan: Plan, directory: Path, console: Console) -> Report:
     """Play the morning in namespaces of our own; tell on `console` how far it is. Raises LabError, ConfigError."""
     config = load(plan.file)
     plugs = plugs_of(config)
@@ -122,7 +126,7 @@ async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
     try:
         cast = cast_of(plan, config, site.wires)
         guests = [f"{m.name}={m.mac.hex(':')}" for m in cast if m.name.startswith("new-")]
-        words = ["-m", "fastboot.lab.played", str(plan.file.absolute()), str(directory / "state")]
+        words = ["-m", "fastboot.lab.rehearsal.server", str(plan.file.absolute()), str(directory / "state")]
         server = ServerProcess([*words, *([plan.profile, *guests] if plan.profile else [])], directory)
         try:
             with site.at_server():
@@ -136,7 +140,7 @@ async def rehearse(plan: Plan, directory: Path, console: Console) -> Tally:
         site.close()
 
 
-async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], console: Console) -> Tally:
+async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], console: Console) -> Report:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     machines = Machines(len(cast), loss=plan.loss)
@@ -151,13 +155,18 @@ async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machin
             watch.look(running)
             status.update(f"{len(cast) - running} of {len(cast)} machines are through")
 
-        walk = Walk(machines, slow=plan.slow, media=plan.media)
-        await play(machines, cast, walk, limit=plan.limit, look=look)
+        fetcher = Fetcher(machines, slow=plan.slow)
+        with closing(Installer(fetcher, plan.packages)) as installer:
+            walk = Walk(fetcher, installer if plan.media else None)
+            await play(machines, cast, walk, limit=plan.limit, look=look)
+            assumed = installer.assumed()
         own = sum(map(dropped, [*sockets, *(wire.port for wire in site.wires)]))
     facts = await server.status()
     counters: Mapping[str, int] = facts.get("services", {}).get("dhcp", {}).get("counters", {})
     silence = {name: value for name, value in counters.items() if value and name not in _SPOKEN}
-    return Tally(cast, machines.flow(), watch.samples, plan.link, machines.lost, watch.dropped(), own, silence)
+    return Report(
+        cast, machines.flow(), watch.samples, plan.link, machines.lost, watch.dropped(), own, silence, assumed
+    )
 
 
 @contextmanager
@@ -213,53 +222,6 @@ def _wire_of(node: Node | None, wires: Sequence[Wire], room: Mapping[IPv4Network
 def paper(**settings: Any) -> Console:
     """Return a console on which nothing is markup: names of files, nodes and settings have brackets too."""
     return Console(**settings, highlight=False, markup=False, emoji=False)
-
-
-def show(tally: Tally, console: Console) -> None:
-    """Print the report."""
-    booted = sorted(tally.booted, key=lambda machine: machine.seconds)
-    console.print(
-        f"{len(booted)} of {len(tally.machines)} machines booted in {tally.seconds:.1f} s"
-        + (f"; the slowest, {_who(booted[-1])}, took {booted[-1].seconds:.1f} s" if booted else "")
-    )
-    for result, count in Counter(machine.result for machine in booted).most_common():
-        console.print(f"  {count} came to: {printable(result)}")
-    table = Table("stage", "machines", "p50", "p99", "worst", box=None, pad_edge=False)
-    for stage, figures in tally.stages().items():
-        seconds = [f"{figures[name]:.2f} s" for name in ("p50", "p99", "worst")]
-        table.add_row(stage, f"{figures['machines']:.0f}", *seconds)
-    console.print(table)
-    rate = tally.octets / tally.seconds if tally.seconds else 0
-    console.print(
-        f"{tally.octets / 1e6:,.0f} MB of files, {rate / 1e6:,.1f} MB/s on average,"
-        f" {tally.best_second / 1e6:,.1f} MB in the best second"
-    )
-    for limit in tally.limits():
-        console.print(f"what held it up: {limit}")
-    _show_failed(tally, console)
-
-
-def _show_failed(tally: Tally, console: Console) -> None:
-    groups: dict[tuple[str, str], list[Machine]] = {}
-    for machine in tally.failed:
-        groups.setdefault((machine.stopped or "", machine.fault), []).append(machine)
-    for (stage, fault), machines in sorted(groups.items(), key=lambda each: -len(each[1]))[:_GROUPS]:
-        console.print(f"\n{len(machines)} stopped in {stage}: {printable(fault)}")
-        facts = story(machines[0])
-        console.print(f"  {_who(machines[0])}, {facts['mac']}, {facts['address'] or 'no address'}:")
-        for step in facts["steps"][-_LAST_STEPS:]:
-            console.print(
-                f"  {step['at']:8.2f} s  {step['stage']:13} {printable(step['what'])}, {step['octets']:,} octets"
-            )
-    if len(groups) > _GROUPS:
-        console.print(f"\nand {len(groups) - _GROUPS} other reasons: see --json")
-    if tally.failed and tally.counters:
-        told = ", ".join(f"{name} {value}" for name, value in tally.counters.items())
-        console.print(f"\nwhat the server's DHCP counted beside answers: {told}")
-
-
-def _who(machine: Machine) -> str:
-    return f"{machine.name} ({KINDS[machine.kind].title})"
 
 
 def _last_lines(log: Path) -> str:

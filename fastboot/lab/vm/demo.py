@@ -21,10 +21,10 @@ from rich.text import Text
 
 from fastboot.lab import interrupt, namespace
 from fastboot.lab.interrupt import Interrupted
-from fastboot.lab.machine import Firmware, Hardware, plain
 from fastboot.lab.namespace import LabError
-from fastboot.lab.rehearsal import Result, Scenario, boot, require
-from fastboot.lab.screen import Screen, timeline
+from fastboot.lab.vm.machine import Firmware, Hardware, plain
+from fastboot.lab.vm.scenario import Result, Scenario, boot, require
+from fastboot.lab.vm.screen import Screen, timeline
 
 _FAILED, _CAN_NOT = 1, 2
 _TAIL = 25

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -84,15 +83,6 @@ def _own(subnet: Subnet, taken: set[IPv4Address | None]) -> IPv4Interface:
         if not pooled and host not in taken and host != subnet.gateway:
             return IPv4Interface(f"{host}/{subnet.network.prefixlen}")
     raise LabError(f"no address of {subnet.network} is left for the server")
-
-
-def rate_of(text: str) -> int:
-    """Return bits per second of "1G", "100M", "2.5gbit". Raises ValueError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg])(?:bit)?", text.strip(), re.IGNORECASE)
-    rate = int(float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]) if match else 0
-    if not rate:
-        raise ValueError(f'{text!r} is no rate; write "1G" or "100M"')
-    return rate
 
 
 @dataclass(slots=True)

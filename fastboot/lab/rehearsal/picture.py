@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastboot.lab.namespace import LabError
-from fastboot.lab.tally import Tally
+from fastboot.lab.rehearsal.report import Report
 
 try:
     from matplotlib.figure import Figure
@@ -27,34 +27,35 @@ def probe(path: Path) -> None:
             path.unlink()
 
 
-def draw(tally: Tally, path: Path) -> None:
+def draw(report: Report, path: Path) -> None:
     """Write a PNG: machines that are through, throughput, processors, and the seconds of each stage. Raises
     LabError."""
     figure = Figure(figsize=(11, 8), layout="constrained")
-    through_all = f"{len(tally.booted)} of {len(tally.machines)} machines booted in {tally.seconds:.1f} s"
-    figure.suptitle(f"{through_all}\n{tally.limits()[0]}")
+    through_all = f"{len(report.booted)} of {len(report.machines)} machines booted in {report.seconds:.1f} s"
+    figure.suptitle(f"{through_all}\n{report.limits()[0]}")
     (through, rate), (stages, cores) = figure.subplots(2, 2)
-    start = min((machine.switched_on for machine in tally.machines if machine.switched_on), default=0)
-    on = sorted((machine.switched_on - start) / 1e9 for machine in tally.machines if machine.switched_on)
-    done = sorted((machine.steps[-1].ended - start) / 1e9 for machine in tally.booted)
+    start = min((machine.switched_on for machine in report.machines if machine.switched_on), default=0)
+    on = sorted((machine.switched_on - start) / 1e9 for machine in report.machines if machine.switched_on)
+    done = sorted((machine.steps[-1].ended - start) / 1e9 for machine in report.booted)
     through.step(on, range(1, len(on) + 1), where="post", label="switched on")
     through.step(done, range(1, len(done) + 1), where="post", label="booted")
     through.set(xlabel="seconds", ylabel="machines", ylim=(0, None))
     through.legend()
-    seconds = [_TENTH * at for at in range(len(tally.flow))]
-    rate.plot(seconds, [octets / _TENTH / 1e6 for octets in tally.flow])
-    if tally.link:
-        rate.axhline(tally.link / 8e6, linestyle="--", color="gray")
+    seconds = [_TENTH * at for at in range(len(report.flow))]
+    rate.plot(seconds, [octets / _TENTH / 1e6 for octets in report.flow])
+    if report.link:
+        rate.axhline(report.link / 8e6, linestyle="--", color="gray", label="the link")
+        rate.legend()
     rate.set(xlabel="seconds", ylabel="MB/s of files", ylim=(0, None))
-    named = list(tally.stages())
-    spent = [[took for m in tally.machines if (took := m.took(stage)) is not None] for stage in named]
+    named = list(report.stages())[::-1]
+    spent = [[took for m in report.machines if (took := m.took(stage)) is not None] for stage in named]
     stages.boxplot(spent, orientation="horizontal", whis=(0, 100))
     stages.set_yticks(range(1, len(named) + 1), named)
     stages.set(xlabel="seconds of each machine")
-    at = [sample.at for sample in tally.samples]
-    cores.plot(at, [sample.server for sample in tally.samples], label="server")
-    cores.plot(at, [sample.busiest for sample in tally.samples], label="its busiest thread, with waits")
-    cores.plot(at, [sample.own for sample in tally.samples], label="simulated machines, with waits")
+    at = [sample.at for sample in report.samples]
+    cores.plot(at, [sample.server for sample in report.samples], label="server")
+    cores.plot(at, [sample.busiest for sample in report.samples], label="its busiest thread, with waits")
+    cores.plot(at, [sample.own for sample in report.samples], label="simulated machines, with waits")
     cores.set(xlabel="seconds", ylabel="cores", ylim=(0, None))
     cores.legend()
     with _written(path):

@@ -2,100 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Final
 
-from fastboot.lab.morning import STAGES, Machine, Stage
+from rich.console import Console
+from rich.table import Table
+
+from fastboot.lab.rehearsal.kinds import KINDS
+from fastboot.lab.rehearsal.machine import STAGES, Machine, Stage
+from fastboot.lab.rehearsal.watch import Sample
+from fastboot.watch.log import printable
 
 BUSY: Final = 0.85
 """The share of its time from which on a thread, or a link, is at its limit."""
+_GROUPS, _LAST_STEPS = 5, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One look at `at` seconds. `busiest` is the share of its time that the server's busiest thread, `thread`, ran
-    or waited for a processor, `own` that of the simulated machines; `server`: the processors that it took."""
-
-    at: float
-    running: int
-    busiest: float
-    thread: str
-    server: float
-    own: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """The seconds that a thread ran, and those that it waited for a processor."""
-
-    name: str
-    ran: float
-    waited: float
-
-
-@dataclass(slots=True)
-class Watch:
-    """Looks at the server and at ourselves while the machines are under way."""
-
-    pid: int
-    samples: list[Sample] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
-    _then: tuple[float, dict[str, Spent], dict[str, Spent]] | None = None
-
-    def look(self, running: int) -> None:
-        """Take a sample."""
-        now, server, own = time.monotonic(), spent_by(self.pid), spent_by(os.getpid())
-        if self._then:
-            past, server_then, own_then = self._then
-            took = [_since(each, server_then.get(task)) for task, each in server.items()]
-            busiest = max(took, key=lambda each: each.ran + each.waited, default=Spent("", 0, 0))
-            ours = max((_since(each, own_then.get(task)) for task, each in own.items()), key=lambda each: each.ran)
-            wall = now - past
-            self.samples.append(
-                Sample(
-                    now - self.began,
-                    running,
-                    (busiest.ran + busiest.waited) / wall,
-                    busiest.name,
-                    sum(each.ran for each in took) / wall,
-                    (ours.ran + ours.waited) / wall,
-                )
-            )
-        self._then = now, server, own
-
-    def dropped(self) -> int:
-        """Return how many packets the server's UDP sockets had no room for."""
-        with suppress(OSError):
-            lines = Path(f"/proc/{self.pid}/net/udp").read_text().splitlines()[1:]
-            return sum(int(line.split()[-1]) for line in lines)
-        return 0
-
-
-def spent_by(pid: int) -> dict[str, Spent]:
-    """Return what every thread of a process has spent, user and kernel."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        with suppress(OSError):
-            ran, waited, _ = (task / "schedstat").read_text().split()
-            found[task.name] = Spent((task / "comm").read_text().strip(), int(ran) / 1e9, int(waited) / 1e9)
-    return found
-
-
-def _since(now: Spent, then: Spent | None) -> Spent:
-    return Spent(now.name, now.ran - then.ran, now.waited - then.waited) if then else now
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Report:
     """A morning that is over. `link`: bits per second of the links, where they have a limit. `counters`: those of
-    the server's DHCP that tell why it was silent."""
+    the server's DHCP that tell why it was silent. `packages`: what was assumed of them."""
 
     machines: Sequence[Machine]
     flow: Sequence[int]
@@ -105,6 +34,7 @@ class Tally:
     server_dropped: int
     own_dropped: int
     counters: Mapping[str, int]
+    packages: Sequence[str] = ()
 
     @property
     def booted(self) -> list[Machine]:
@@ -183,6 +113,7 @@ class Tally:
             "best_second": self.best_second,
             "flow": list(self.flow),
             "limits": self.limits(),
+            "packages": list(self.packages),
             "server_cpu": [round(sample.server, 2) for sample in self.samples],
             "server_dropped": self.server_dropped,
             "own_dropped": self.own_dropped,
@@ -215,3 +146,52 @@ def story(machine: Machine) -> dict[str, Any]:
             for step in machine.steps
         ],
     }
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    booted = sorted(report.booted, key=lambda machine: machine.seconds)
+    console.print(
+        f"{len(booted)} of {len(report.machines)} machines booted in {report.seconds:.1f} s"
+        + (f"; the slowest, {_who(booted[-1])}, took {booted[-1].seconds:.1f} s" if booted else "")
+    )
+    for result, count in Counter(machine.result for machine in booted).most_common():
+        console.print(f"  {count} came to: {printable(result)}")
+    table = Table("stage", "machines", "p50", "p99", "worst", box=None, pad_edge=False)
+    for stage, figures in report.stages().items():
+        seconds = [f"{figures[name]:.2f} s" for name in ("p50", "p99", "worst")]
+        table.add_row(stage, f"{figures['machines']:.0f}", *seconds)
+    console.print(table)
+    rate = report.octets / report.seconds if report.seconds else 0
+    console.print(
+        f"{report.octets / 1e6:,.0f} MB of files, {rate / 1e6:,.1f} MB/s on average,"
+        f" {report.best_second / 1e6:,.1f} MB in the best second"
+    )
+    for text in report.packages:
+        console.print(f"packages: {printable(text)}")
+    for limit in report.limits():
+        console.print(f"what held it up: {limit}")
+    _show_failed(report, console)
+
+
+def _show_failed(report: Report, console: Console) -> None:
+    groups: dict[tuple[str, str], list[Machine]] = {}
+    for machine in report.failed:
+        groups.setdefault((machine.stopped or "", machine.fault), []).append(machine)
+    for (stage, fault), machines in sorted(groups.items(), key=lambda each: -len(each[1]))[:_GROUPS]:
+        console.print(f"\n{len(machines)} stopped in {stage}: {printable(fault)}")
+        facts = story(machines[0])
+        console.print(f"  {_who(machines[0])}, {facts['mac']}, {facts['address'] or 'no address'}:")
+        for step in facts["steps"][-_LAST_STEPS:]:
+            console.print(
+                f"  {step['at']:8.2f} s  {step['stage']:13} {printable(step['what'])}, {step['octets']:,} octets"
+            )
+    if len(groups) > _GROUPS:
+        console.print(f"\nand {len(groups) - _GROUPS} other reasons: see --json")
+    if report.failed and report.counters:
+        told = ", ".join(f"{name} {value}" for name, value in report.counters.items())
+        console.print(f"\nwhat the server's DHCP counted beside answers: {told}")
+
+
+def _who(machine: Machine) -> str:
+    return f"{machine.name} ({KINDS[machine.kind].title})"

@@ -117,7 +117,7 @@ def build(
     # The kernel gives init no standard streams without this node; no root is needed to write it here.
     entries.append(Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)))
     entries.append(Entry("bin/busybox", stat.S_IFREG | 0o755, program))
-    for script in resources.files("fastboot.lab").joinpath("initrd").iterdir():
+    for script in resources.files("fastboot.lab.vm").joinpath("initrd").iterdir():
         entries.append(Entry(script.name, stat.S_IFREG | 0o755, script.read_bytes()))
     entries += [Entry(f"lib/{Path(driver.name).name}", stat.S_IFREG | 0o644, driver.data) for driver in drivers]
     order = "".join(f"{Path(driver.name).name}\n" for driver in drivers)

@@ -13,14 +13,14 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-from fastboot.lab import initrd, media
-from fastboot.lab.machine import Firmware, Hardware, Machine, images
 from fastboot.lab.namespace import LabError
 from fastboot.lab.network import Network, Router
-from fastboot.lab.other import OtherServer
-from fastboot.lab.screen import Moving, Screen, moving_of
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.story import STEPS, Story
+from fastboot.lab.vm import initrd, media
+from fastboot.lab.vm.machine import Firmware, Hardware, Machine, images
+from fastboot.lab.vm.other import OtherServer
+from fastboot.lab.vm.screen import Moving, Screen, moving_of
+from fastboot.lab.vm.story import STEPS, Story
 
 ADDRESS: Final = IPv4Interface("10.77.0.1/24")
 OTHER: Final = IPv4Interface("10.77.0.2/24")

@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fastboot.lab.story import STEPS, Step, Story
+from fastboot.lab.vm.story import STEPS, Step, Story
 
 _MEGA = 1_000_000
 _PLAIN_EVERY = 16 * _MEGA

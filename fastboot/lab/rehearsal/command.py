@@ -28,25 +28,26 @@ def rehearse(
     media: Annotated[
         bool, typer.Option("--media/--no-media", help="Whether installers fetch their media.")
     ] = True,
+    packages: Annotated[
+        str | None, typer.Option(metavar="SIZE", help='Packages that each machine installs, such as "500M".')
+    ] = None,
     limit: Annotated[float, typer.Option(min=1, help="Seconds after which it ends in any case.")] = 900.0,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it, as PNG.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Rehearse a lab's morning with simulated machines, on a private network with a copy of the server's state."""
-    from fastboot.lab.rehearse import Plan, run
-    from fastboot.lab.site import rate_of
+    from fastboot.lab.rehearsal.run import Plan, run
 
-    try:
-        rate = rate_of(link) if link else None
-    except ValueError as error:
-        raise ConfigError(f"--link: {error}") from error
-    plan = Plan(config, nodes, mix_of(kinds), spread, loss / 100, slow / 1000, rate, profile, media, limit)
+    rate, size = amount_of("--link", link, "bit"), amount_of("--packages", packages, "B") or 0
+    if size and not media:
+        raise ConfigError("--packages: with --no-media installers fetch nothing")
+    plan = Plan(config, nodes, mix_of(kinds), spread, loss / 100, slow / 1000, rate, profile, media, size, limit)
     sys.exit(run(plan, as_json=as_json, picture=picture))
 
 
 def mix_of(text: str) -> dict[str, int]:
     """Return the shares of each kind. Raises ConfigError."""
-    from fastboot.lab.kinds import KINDS
+    from fastboot.lab.rehearsal.kinds import KINDS
 
     parts = {}
     for part in text.split(","):
@@ -57,3 +58,14 @@ def mix_of(text: str) -> dict[str, int]:
     if not any(parts.values()):
         raise ConfigError("--kinds: no machine at all")
     return parts
+
+
+def amount_of(option: str, text: str | None, unit: str) -> int | None:
+    """Return the number that "1G", "100M" or "2.5g" with or without its unit stands for. Raises ConfigError."""
+    if text is None:
+        return None
+    match = re.fullmatch(rf"(\d+(?:\.\d+)?)\s*([kmg])(?:{unit})?", text.strip(), re.IGNORECASE | re.ASCII)
+    amount = int(float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]) if match else 0
+    if not amount:
+        raise ConfigError(f'{option}: {text!r}: write "1G" or "100M"')
+    return amount
