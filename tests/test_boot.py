@@ -128,7 +128,7 @@ def test_a_bare_machine_boots_beside_another_dhcp_server(
 # With such a menu iPXE asks the boot server 10.77.0.1 for its item 0x8000 (PXE 2.1).
 BOOT_SERVER = """
 import sys
-from fastboot.lab import demo
+from fastboot.lab.vm import demo
 
 menu = "06010308078000010a4d0001090b80000866617374626f6f740a0400505845ff"
 settings = f'[[dhcp.classes]]\\nname = "ipxe"\\n[dhcp.classes.options]\\n43 = {{ hex = "{menu}" }}\\n'
@@ -146,7 +146,7 @@ def test_a_machine_asks_port_4011(directory: Path, machine_needs: Callable[..., 
 # Option 210 is PXELINUX's path prefix: it takes what iPXE tells of DHCP for its own.
 PXELINUX = """
 import sys
-from fastboot.lab import demo
+from fastboot.lab.vm import demo
 
 script = "#!ipxe\\nset 210:string boot/\\nchain tftp://${next-server}/boot/pxelinux.0"
 loaders, files = {"ipxe": "lab/chain.ipxe"}, {"lab/chain.ipxe": script}
@@ -168,7 +168,7 @@ def test_a_machine_boots_pxelinux_without_root(
 
 LPXELINUX = """
 import sys
-from fastboot.lab import demo
+from fastboot.lab.vm import demo
 
 script = "#!ipxe\\nset 210:string http://${next-server}/boot/\\nchain tftp://${next-server}/boot/lpxelinux.0"
 loaders, files = {"ipxe": "lab/chain.ipxe"}, {"lab/chain.ipxe": script}

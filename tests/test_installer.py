@@ -123,8 +123,8 @@ def serve(answers: list[bytes], most: int) -> tuple[int, list[int]]:
                         answer = next(left, None)
                         if answer is None:
                             return
-                        connection.sendall(answer)
                         served[-1] += 1
+                        connection.sendall(answer)
 
     threading.Thread(target=run, daemon=True).start()
     return listener.getsockname()[1], served

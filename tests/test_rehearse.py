@@ -43,6 +43,7 @@ from fastboot.lab.rehearsal.machine import Machine, Place
 from fastboot.lab.rehearsal.report import Report, show
 from fastboot.lab.rehearsal.run import paper
 from fastboot.lab.rehearsal.site import plugs_of
+from fastboot.lab.rehearsal.watch import Watch
 from fastboot.model import Client, ConfigError, Node, Profile
 
 VECTORS = Path(__file__).parent / "vectors" / "dhcp"
@@ -139,6 +140,25 @@ def test_a_module_that_is_missing_is_another_way() -> None:
     assert bootfile.modules("grub", text) == ("http",)
     assert bootfile.read("grub", text).kernel == "(tftp,10.0.0.1)/lab/linux"
     assert bootfile.read("grub", text, frozenset({"http"})).kernel == "(http,10.0.0.1)/lab/linux"
+
+
+def test_grub_goes_on_by_http_where_it_can() -> None:
+    text = (
+        "set default=0\nconfigfile (http,10.77.0.1:8080)'/grub/a b.cfg'\n"
+        "menuentry 'a' --id 'a' {\n  linux /lab/linux\n}\n"
+    )
+    assert bootfile.modules("grub", text) == ("http",)
+    assert bootfile.read("grub", text).kernel == "/lab/linux"
+    assert bootfile.read("grub", text, frozenset({"http"})).chain == "(http,10.77.0.1:8080)/grub/a b.cfg"
+
+
+@pytest.mark.parametrize("language", NAMES)
+def test_somebody_chooses_in_a_menu(language: str) -> None:
+    known = Client(IPv4Address("10.77.0.9"), SERVER, "http", "52:54:00:00:00:02")
+    menu = RENDERER.render(tuple(NAMES[language].split("/")), known)
+    assert menu and bootfile.read(language, menu.decode(), choice="live").kernel.endswith("/lab/linux")
+    with pytest.raises(bootfile.Unreadable, match="there is no .*'dead'"):
+        bootfile.read(language, menu.decode(), choice="dead")
 
 
 def test_names_mean_what_each_loader_means() -> None:
@@ -340,7 +360,7 @@ def test_what_is_told_is_no_markup(tmp_path: Path) -> None:
     assert 'needs [dhcp] in mode "server"' in refusal(file)
     machine = Machine(1, "new-[b]", "bios", bytes(6), 0, stopped="system", fault="[dhcp] in /lab/[i]linux")
     with StringIO() as told:
-        show(Report([machine], [], [], None, 0, 0, 0, {}), paper(file=told, width=200))
+        show(Report([machine], [], Watch(None), None, 0, 0), paper(file=told, width=200))
         assert "new-[b] (" in told.getvalue() and "[dhcp] in /lab/[i]linux" in told.getvalue()
 
 

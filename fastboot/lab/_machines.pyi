@@ -100,10 +100,10 @@ class Machines:
         """Send a TFTP request and receive what it asks for. `probe`: leave with ERROR 8 once the size is told, as
         EDK2 does. `keep`: so many octets are handed over, the rest is only counted. Raises ValueError."""
 
-    def wire(self, fd: int, *, frames: bool, giaddr: int = 0) -> int:
+    def wire(self, fd: int, *, frames: bool, giaddr: int = 0, source: int = 0) -> int:
         """Name where DHCP packets leave and come: a packet socket of a link (`frames`), or the UDP socket of a
-        relay with the address `giaddr`, connected to the server. Returns its number. Raises ValueError for a
-        17th."""
+        relay with the address `giaddr`, connected to the server. With `source` all frames have that MAC, and
+        answers are asked for as broadcasts. Returns its number. Raises ValueError for a 17th."""
 
     def lease(
         self,

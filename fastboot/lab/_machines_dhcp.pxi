@@ -8,6 +8,7 @@ cdef struct wire_t:             # where DHCP packets leave and come
     int fd
     bint frames
     uint32_t giaddr
+    uint64_t source             # the MAC that all frames have; 0: each its machine's
     box_t *outbox
 
 cdef struct asking_t:           # what a machine sends
@@ -55,7 +56,7 @@ cdef class _Dhcp(_Tftp):
         free(self.by_mac)
         free(self.letters)
 
-    def wire(self, int fd, *, bint frames, uint32_t giaddr=0):
+    def wire(self, int fd, *, bint frames, uint32_t giaddr=0, uint64_t source=0):
         cdef epoll_event event
         cdef wire_t *w = &self.wires[self.wired]
         if self.wired == WIRES:
@@ -64,7 +65,7 @@ cdef class _Dhcp(_Tftp):
         if w.outbox == NULL:
             raise MemoryError
         box_prepare(w.outbox, False)
-        w.fd, w.frames, w.giaddr = fd, frames, giaddr
+        w.fd, w.frames, w.giaddr, w.source = fd, frames, giaddr, source
         event.events, event.data.u64 = EPOLLIN, <uint64_t>WIRE_SOCKET << 32 | <uint64_t>self.wired
         if epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event) < 0:
             raise OSError(errno, "epoll_ctl")
@@ -224,9 +225,11 @@ cdef class _Dhcp(_Tftp):
             put_u32(out + 24, w.giaddr)
             out[3] = 1                                      # hops
         w.outbox.iov[w.outbox.n].iov_len = size
+        if w.source:
+            out[10] |= 0x80                                 # broadcast: a frame to its own MAC would not come here
         if w.frames:
             memset(frame, 0xff, 6)
-            put_mac(frame + 6, a.mac)
+            put_mac(frame + 6, w.source or a.mac)
             frame[12], frame[13] = 8, 0
             udp_frame(frame + ETHERNET, 0, CLIENT_PORT, 0xFFFFFFFF, SERVER_PORT, size)
             w.outbox.iov[w.outbox.n].iov_len += ETHERNET + UDP_HEADERS

@@ -83,6 +83,7 @@ cdef class _Tftp(_Table):
 
     def speak_through(self, fds):
         cdef epoll_event event
+        cdef int fd
         if self.ways or not 1 <= len(fds) <= WAYS:
             raise ValueError(f"machines speak through 1 to {WAYS} sockets, which are named once")
         for fd in fds:

@@ -31,6 +31,36 @@ class LabError(FastbootError):
     """The lab can not be built here, or a step of it failed."""
 
 
+class Space:
+    """The network namespace that this process is in when it makes one; it may go back there."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    @classmethod
+    def new(cls) -> Space:
+        """Move this process into a new one. Raises LabError where it may not."""
+        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNET):
+            code = ctypes.get_errno()
+            hint = ": run it with sudo" if code == errno.EPERM else ""
+            raise LabError(f"no network namespace: {os.strerror(code)}{hint}")
+        return cls()
+
+    @property
+    def path(self) -> str:
+        """Its name for ip(8), while this process holds it."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def go(self) -> None:
+        """Move this process there."""
+        if ctypes.CDLL(None, use_errno=True).setns(self._fd, _CLONE_NEWNET):
+            raise LabError(f"setns: {os.strerror(ctypes.get_errno())}")
+
+    def close(self) -> None:
+        """Let go of it; it ends with the last process in it."""
+        os.close(self._fd)
+
+
 def enter() -> None:
     """Move this process into a new network namespace; what it starts from now on lives there too.
 

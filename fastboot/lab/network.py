@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import errno
 import fcntl
+import os
 import socket
 import struct
 import subprocess
+import sys
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
@@ -26,6 +30,10 @@ _SO_RCVBUFFORCE = 33
 _SOL_PACKET = 263
 _PACKET_IGNORE_OUTGOING = 23
 _FRAME = 65536
+_NEWROUTE, _CREATE = 24, 0x405  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
+_TABLE_MAIN, _TABLE_LOCAL, _STATIC = 254, 255, 4
+_ROUTE_UNICAST, _ROUTE_LOCAL = 1, 2
 LINK_MAC: Final = "02:00:5e:00:53:01"
 _BURST = 64
 
@@ -42,6 +50,14 @@ def ip(*arguments: str) -> None:
         raise LabError(f"ip {' '.join(arguments)}: {text}{hint}") from error
 
 
+class _Scope(IntEnum):
+    """How far away what a route leads to is, as linux/rtnetlink.h counts."""
+
+    GLOBAL = 0
+    LINK = 253
+    HOST = 254
+
+
 class Network:
     """A bridge in the current network namespace. It goes when the last process in the namespace does."""
 
@@ -51,8 +67,8 @@ class Network:
         ip("link", "set", "lo", "up")
         ip("link", "add", name, "type", "bridge", "stp_state", "0", "forward_delay", "0")
         # Without duplicate address detection the link-local address serves at once.
-        _setting(f"net/ipv6/conf/{name}/accept_dad", "0")
-        _setting(f"net/ipv6/conf/{name}/disable_ipv6", "0")
+        setting(f"net/ipv6/conf/{name}/accept_dad", "0")
+        setting(f"net/ipv6/conf/{name}/disable_ipv6", "0")
         ip("address", "add", str(address), "dev", name)
         ip("link", "set", name, "up")
 
@@ -64,7 +80,7 @@ class Network:
         ip("link", "set", inside, "master", self.name)
         # The machine's end must not speak for itself: no router solicitations, no multicast reports.
         for end in (inside, outside):
-            _setting(f"net/ipv6/conf/{end}/disable_ipv6", "1")
+            setting(f"net/ipv6/conf/{end}/disable_ipv6", "1")
             _no_offload(end)
             ip("link", "set", end, "up")
         port = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -185,7 +201,7 @@ class Router:
         self._socket.close()
 
 
-def _setting(name: str, value: str) -> None:
+def setting(name: str, value: str) -> None:
     """Set a kernel parameter of this namespace; a kernel without IPv6 has none to set."""
     path = Path("/proc/sys", name)
     if path.exists():
@@ -201,6 +217,44 @@ def _no_offload(name: str) -> None:
     request = struct.pack("16sP", name.encode(), ctypes.addressof(value))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, _SIOCETHTOOL, request)
+
+
+class Routes:
+    """Routes of an interface, added by rtnetlink(7): hundreds in the time that ip(8) takes for one."""
+
+    def __init__(self, interface: str) -> None:
+        self._index = socket.if_nametoindex(interface)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._added: set[tuple[IPv4Network, _Scope]] = set()
+
+    def claim(self, address: IPv4Address) -> None:
+        """Make an address ours. Raises LabError."""
+        self._ask(IPv4Network(address), _Scope.HOST)
+
+    def add(self, network: IPv4Network, gateway: IPv4Address | None = None) -> None:
+        """Reach a network, by a gateway or on the link. Raises LabError."""
+        self._ask(network, _Scope.GLOBAL if gateway else _Scope.LINK, gateway)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _ask(self, network: IPv4Network, scope: _Scope, gateway: IPv4Address | None = None) -> None:
+        if (network, scope) in self._added:
+            return
+        local = scope is _Scope.HOST
+        table, kind = (_TABLE_LOCAL, _ROUTE_LOCAL) if local else (_TABLE_MAIN, _ROUTE_UNICAST)
+        route = struct.pack("=8BI", socket.AF_INET, network.prefixlen, 0, 0, table, _STATIC, scope, kind, 0)
+        for name, value in (
+            (_RTA_DST, network.network_address.packed),
+            (_RTA_OIF, self._index.to_bytes(4, sys.byteorder)),
+            (_RTA_GATEWAY, gateway.packed if gateway else b""),
+        ):
+            route += struct.pack("=HH", 4 + len(value), name) + value if value else b""
+        self._socket.send(struct.pack("=IHHII", 16 + len(route), _NEWROUTE, _CREATE, 0, 0) + route)
+        (code,) = struct.unpack_from("=i", self._socket.recv(4096), 16)
+        if code and -code != errno.EEXIST:
+            raise LabError(f"no route to {network}: {os.strerror(-code)}")
+        self._added.add((network, scope))
 
 
 def claim(interface: str, network: IPv4Network, *others: IPv4Address) -> None:

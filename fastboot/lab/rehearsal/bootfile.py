@@ -1,4 +1,4 @@
-"""What a loader makes of its configuration: the one thing that it boots when nobody touches the keyboard."""
+"""What a loader makes of its configuration: the one thing that it boots."""
 
 from __future__ import annotations
 
@@ -30,25 +30,32 @@ class Unreadable(Exception):
 
 
 def modules(language: str, text: str) -> tuple[str, ...]:
-    """Return the modules that a configuration tries to load, in GRUB's language."""
-    return tuple(dict.fromkeys(re.findall(r"\binsmod\s+(\w+)", text))) if language == "grub" else ()
+    """Return the modules that a configuration has GRUB load: by name, or for a protocol (grub_net_open_real)."""
+    if language != "grub":
+        return ()
+    found = re.findall(r"\binsmod\s+(\w+)|^configfile \((\w+),", text, re.MULTILINE)
+    return tuple(dict.fromkeys(insmod or protocol for insmod, protocol in found))
 
 
-def read(language: str, text: str, loaded: frozenset[str] = frozenset()) -> Boot:
-    """Return what a configuration boots where these modules could be loaded. Raises Unreadable."""
+def read(language: str, text: str, loaded: frozenset[str] = frozenset(), choice: str | None = None) -> Boot:
+    """Return what a configuration boots where these modules could be loaded and somebody chooses this entry of its
+    menu, or nobody touches the keyboard. Raises Unreadable."""
     if language == "grub":
+        other = re.search(r"^configfile (\((\w+),.*)", text, re.MULTILINE)
+        if other and other[2] in loaded:
+            return Boot(chain="".join(_words(other[1])))
         text = re.sub(
             r"\bif insmod (\w+); then\s(.*?); else\s(.*?); fi\b",
             lambda match: match[2] if match[1] in loaded else match[3],
             text,
         )
-    found = {"pxelinux": _pxelinux, "grub": _grub, "ipxe": _ipxe}[language](text)
+    found = {"pxelinux": _pxelinux, "grub": _grub, "ipxe": _ipxe}[language](text, choice)
     if not (found.kernel or found.local or found.chain):
         raise Unreadable("it names no kernel")
     return found
 
 
-def _pxelinux(text: str) -> Boot:
+def _pxelinux(text: str, choice: str | None) -> Boot:
     default, label, labels = "", "", dict[str, dict[str, str]]()
     for line in text.splitlines():
         word, _, rest = line.strip().partition(" ")
@@ -60,6 +67,7 @@ def _pxelinux(text: str) -> Boot:
             labels[label] = {}
         elif label and word:
             labels[label][word] = rest
+    default = choice or default
     entry = labels.get(default or next(iter(labels), ""))
     if entry is None:
         raise Unreadable(f"there is no label {default!r}")
@@ -71,7 +79,7 @@ def _pxelinux(text: str) -> Boot:
     return Boot(kernel, tuple(name for each in initrds for name in each.split(",")), arguments)
 
 
-def _grub(text: str) -> Boot:
+def _grub(text: str, choice: str | None) -> Boot:
     entry, entries, settings = "", dict[str, Boot](), {"default": "0"}
     for line in text.splitlines():
         line = line.strip()
@@ -89,7 +97,7 @@ def _grub(text: str) -> Boot:
                 entries[entry] = Boot(known.kernel, tuple(words), known.arguments)
         elif entry and re.match(r"(chainloader|exit|boot)\b", line) and not entries[entry].kernel:
             entries[entry] = Boot(local=True)
-    default = settings["default"]
+    default = choice or settings["default"]
     if default.isdigit() and int(default) < len(entries):
         default = list(entries)[int(default)]
     if default not in entries:
@@ -111,7 +119,7 @@ def _words(text: str) -> list[str]:
 _JUMPS: Final = 100
 
 
-def _ipxe(text: str) -> Boot:
+def _ipxe(text: str, choice: str | None) -> Boot:
     lines = [line.strip() for line in text.splitlines()]
     if not text.startswith("#!ipxe"):
         raise Unreadable("it does not begin with #!ipxe")
@@ -129,7 +137,7 @@ def _ipxe(text: str) -> Boot:
                 at = labels[rest[0]]
                 break
             if command == "choose":
-                settings[rest[-1]] = rest[rest.index("--default") + 1] if "--default" in rest else ""
+                settings[rest[-1]] = choice or rest[rest.index("--default") + 1] if "--default" in rest else ""
             elif command in ("sanboot", "exit"):
                 return Boot(local=True)
             elif command in ("kernel", "imgfetch") and command == "kernel":

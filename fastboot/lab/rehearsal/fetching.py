@@ -22,12 +22,14 @@ Leased = Callable[[Machine, Dhcp, DhcpMessage], None]
 """Called with every lease, before the machine uses its address."""
 
 
+def unminded(machine: Machine, dhcp: Dhcp, reply: DhcpMessage) -> None:
+    """All addresses are ours already."""
+
+
 class Fetcher:
     """Fetches for all machines."""
 
-    def __init__(
-        self, machines: Machines, *, slow: float = 0.0, leased: Leased = lambda machine, dhcp, reply: None
-    ) -> None:
+    def __init__(self, machines: Machines, *, slow: float = 0.0, leased: Leased = unminded) -> None:
         """`slow`: the seconds that every machine takes for a block."""
         self._machines, self._slow, self._leased = machines, slow, leased
 

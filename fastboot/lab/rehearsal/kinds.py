@@ -18,11 +18,12 @@ from fastboot.lab._machines import Manner
 from fastboot.lab.tftp import EDK2, GRUB, IPXE, PXELINUX, SHIM, Client
 
 _COOKIE: Final = b"\x63\x82\x53\x63"
-DISCOVER, REQUEST = 1, 3
+DISCOVER, REQUEST, RELEASE = 1, 3, 7
 OWN_ID: Final = b""
 """In option 61: the machine's MAC address, as type 1."""
 _CHOICE: Final = (54, bytes(4)), (50, bytes(4))
 Options = tuple[tuple[int, bytes], ...]
+_ANY: Final = IPv4Address(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,18 @@ class Dhcp:
         options, seconds = (
             (self.discover, self.seconds[0]) if type_ == DISCOVER else (self.request, self.seconds[1])
         )
-        head = struct.pack("!BBBBIHH16x", 1, 1, 6, 0, xid, seconds, 0x8000 if self.broadcast else 0)
+        return self._message(type_, options, mac, xid, seconds).ljust(self.least, b"\0")
+
+    def release(self, mac: bytes, address: IPv4Address, server: IPv4Address) -> bytes:
+        """Return the DHCPRELEASE of an address that this client leased (RFC 2131 section 4.4.4)."""
+        own = [(61, value) for code, value in self.request if code == 61]
+        return self._message(RELEASE, ((54, server.packed), *own), mac, 0, 0, address)
+
+    def _message(
+        self, type_: int, options: Options, mac: bytes, xid: int, seconds: int, address: IPv4Address = _ANY
+    ) -> bytes:
+        flags = 0x8000 if self.broadcast and type_ != RELEASE else 0
+        head = struct.pack("!BBBBIHH4s12x", 1, 1, 6, 0, xid, seconds, flags, address.packed)
         body = b"".join(
             bytes([code, len(value)]) + value
             for code, value in (
@@ -57,7 +69,7 @@ class Dhcp:
                 *((code, b"\1" + mac if code == 61 and value == OWN_ID else value) for code, value in options),
             )
         )
-        return (head + mac.ljust(16, b"\0") + bytes(192) + _COOKIE + body + b"\xff").ljust(self.least, b"\0")
+        return head + mac.ljust(16, b"\0") + bytes(192) + _COOKIE + body + b"\xff"
 
     def manner(self) -> Manner:
         return Manner(self.waits)

@@ -52,10 +52,10 @@ def draw(report: Report, path: Path) -> None:
     stages.boxplot(spent, orientation="horizontal", whis=(0, 100))
     stages.set_yticks(range(1, len(named) + 1), named)
     stages.set(xlabel="seconds of each machine")
-    at = [sample.at for sample in report.samples]
-    cores.plot(at, [sample.server for sample in report.samples], label="server")
-    cores.plot(at, [sample.busiest for sample in report.samples], label="its busiest thread, with waits")
-    cores.plot(at, [sample.own for sample in report.samples], label="simulated machines, with waits")
+    at = [sample.at for sample in report.watch.samples]
+    cores.plot(at, [sample.server for sample in report.watch.samples], label="server")
+    cores.plot(at, [sample.busiest for sample in report.watch.samples], label="its busiest thread, with waits")
+    cores.plot(at, [sample.own for sample in report.watch.samples], label="simulated machines, with waits")
     cores.set(xlabel="seconds", ylabel="cores", ylim=(0, None))
     cores.legend()
     with _written(path):

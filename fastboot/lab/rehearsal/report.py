@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastboot.lab.rehearsal.kinds import KINDS
 from fastboot.lab.rehearsal.machine import STAGES, Machine, Stage
-from fastboot.lab.rehearsal.watch import Sample
+from fastboot.lab.rehearsal.watch import Watch
 from fastboot.watch.log import printable
 
 BUSY: Final = 0.85
@@ -28,12 +28,11 @@ class Report:
 
     machines: Sequence[Machine]
     flow: Sequence[int]
-    samples: Sequence[Sample]
+    watch: Watch
     link: int | None
     lost: int
-    server_dropped: int
     own_dropped: int
-    counters: Mapping[str, int]
+    counters: Mapping[str, int] = field(default_factory=dict)
     packages: Sequence[str] = ()
 
     @property
@@ -77,7 +76,7 @@ class Report:
     def limits(self) -> list[str]:
         """Return what held the machines up, the most likely first."""
         found = []
-        busy = [sample for sample in self.samples if sample.running]
+        busy = [sample for sample in self.watch.samples if sample.running]
         if self.link and (share := 8 * self.best_second / self.link) > BUSY:
             found.append(f"the link: files took {share:.0%} of its {self.link / 1e9:g} Gb/s in the best second")
         hot = [sample for sample in busy if sample.busiest > BUSY]
@@ -85,8 +84,8 @@ class Report:
             name = Counter(sample.thread for sample in hot).most_common(1)[0][0]
             share = statistics.median(sample.busiest for sample in hot)
             found.append(f"the server's processor: its thread {name} ran or waited for it {share:.0%} of the time")
-        if self.server_dropped:
-            found.append(f"the server's sockets: {self.server_dropped} packets found no room (net.core.rmem_max)")
+        if dropped := self.watch.dropped:
+            found.append(f"the server's sockets: {dropped} packets found no room (net.core.rmem_max)")
         own = statistics.median(sample.own for sample in busy) if busy else 0.0
         if own > BUSY or self.own_dropped:
             found.append(
@@ -96,7 +95,8 @@ class Report:
         if self.lost:
             again = sum(machine.again for machine in self.machines)
             found.append(f"loss: {self.lost} packets lost on purpose, {again} blocks came again or in disorder")
-        return found or ["the machines' own pace: waits of their firmware, and one block or window at a time"]
+        pace = "the machines' own pace: waits of their firmware, and one block or window at a time"
+        return found or [pace if self.watch.pid else f"{pace}; or the server, which can not be seen from here"]
 
     def facts(self) -> dict[str, Any]:
         """Return everything as JSON knows it; times in seconds."""
@@ -114,8 +114,8 @@ class Report:
             "flow": list(self.flow),
             "limits": self.limits(),
             "packages": list(self.packages),
-            "server_cpu": [round(sample.server, 2) for sample in self.samples],
-            "server_dropped": self.server_dropped,
+            "server_cpu": [round(sample.server, 2) for sample in self.watch.samples],
+            "server_dropped": self.watch.dropped,
             "own_dropped": self.own_dropped,
             "lost": self.lost,
             "silence": dict(self.counters),

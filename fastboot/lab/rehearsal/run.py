@@ -1,4 +1,6 @@
-"""`fastboot rehearse`: a lab's morning on the real configuration, with simulated machines on a network of its own.
+"""`fastboot rehearse`: a lab's morning with simulated machines.
+
+It is played on the real configuration and a private network, or on a real one with the server that runs there.
 
 Exit codes: 0 every machine booted, 1 some did not, 2 it can not be run here, 130 and 143 interrupted by
 SIGINT and SIGTERM.
@@ -13,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
@@ -26,9 +28,10 @@ from fastboot.lab._machines import Machines
 from fastboot.lab.fleet import dropped
 from fastboot.lab.interrupt import Interrupted
 from fastboot.lab.namespace import LabError
-from fastboot.lab.rehearsal.fetching import Fetcher
+from fastboot.lab.rehearsal.fetching import Fetcher, Leased, unminded
 from fastboot.lab.rehearsal.installer import Installer
 from fastboot.lab.rehearsal.kinds import mixed
+from fastboot.lab.rehearsal.lan import Lan
 from fastboot.lab.rehearsal.machine import Machine
 from fastboot.lab.rehearsal.morning import play
 from fastboot.lab.rehearsal.report import Report, show
@@ -52,12 +55,16 @@ _GROUPS, _LAST_STEPS = 5, 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is rehearsed. `file` is the configuration. `spread`: seconds over which machines are switched on;
-    `loss`: the share of UDP packets lost each way; `slow`: the seconds that each machine takes to acknowledge a
-    block; `link`: bits per second of every link; `profile`: what all machines boot, else what each would get
-    now; `media`: whether installers fetch theirs, and of `packages` so many octets for each machine."""
+    """What is rehearsed: the configuration `file` on a private network, or the server behind `interface`, of
+    which the file only tells how many addresses it has.
 
-    file: Path
+    `spread`: seconds over which machines are switched on; `loss`: the share of UDP packets lost each way; `slow`:
+    the seconds that each machine takes to acknowledge a block; `link`: bits per second of every link; `profile`:
+    what all machines boot, on a real network by choosing it in their menus, else what each would get now; `media`:
+    whether installers fetch theirs, and of `packages` so many octets for each machine.
+    """
+
+    file: Path | None
     nodes: int
     kinds: Mapping[str, int]
     spread: float = 1.0
@@ -68,6 +75,7 @@ class Plan:
     media: bool = True
     packages: int = 0
     limit: float = 900.0
+    interface: str | None = None
 
 
 def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> int:
@@ -79,7 +87,7 @@ def run(plan: Plan, *, as_json: bool = False, picture: Path | None = None) -> in
     try:
         return interrupt.run(_run(plan, console, as_json, picture))
     except Interrupted as error:
-        complain(f"{error}: the machines and the server are stopped")
+        complain(f"{error}: the machines {'' if plan.interface else 'and the server '}are stopped")
         return error.code
     except FastbootError as error:
         if as_json:
@@ -95,7 +103,7 @@ async def _run(plan: Plan, console: Console, as_json: bool, picture: Path | None
 
         probe(picture)
     with tempfile.TemporaryDirectory(prefix="fastboot-rehearse-", ignore_cleanup_errors=True) as directory:
-        report = await rehearse(plan, Path(directory), console)
+        report = await (_outside(plan, console) if plan.interface else _inside(plan, Path(directory), console))
     if as_json:
         print(json.dumps(report.facts(), indent=2))
     else:
@@ -115,8 +123,29 @@ def complain(error: object) -> None:
         print(f"fastboot: {printable(line)}", file=sys.stderr)
 
 
-async def rehearse(plan: Plan, directory: Path, console: Console) -> Report:
+async def _outside(plan: Plan, console: Console) -> Report:
+    """Play the morning on a real network. Raises LabError, ConfigError."""
+    assert plan.interface
+    if plan.file:
+        room = sum(_room(load(plan.file)).values())
+        if plan.nodes > room:
+            raise LabError(f"{plan.nodes} machines are too many: the pools of {plan.file} have {room} addresses")
+    lan = Lan(plan.interface)
+    try:
+        cast = [
+            _newcomer(number, kind, lan.first_mac, 0, plan)
+            for number, kind in enumerate(mixed(plan.kinds, plan.nodes))
+        ]
+        return await _play(replace(plan, link=lan.rate), lan.wires, None, cast, console, lan.leased)
+    finally:
+        for server, count in lan.release().items():
+            complain(f"{count} addresses were given back to {server}")
+        lan.close()
+
+
+async def _inside(plan: Plan, directory: Path, console: Console) -> Report:
     """Play the morning in namespaces of our own; tell on `console` how far it is. Raises LabError, ConfigError."""
+    assert plan.file
     config = load(plan.file)
     plugs = plugs_of(config)
     if plan.profile is not None and plan.profile not in [profile.name for profile in config.profiles]:
@@ -131,7 +160,8 @@ async def rehearse(plan: Plan, directory: Path, console: Console) -> Report:
         try:
             with site.at_server():
                 await server.start()
-            return await _play(plan, site, server, cast, console)
+            report = await _play(plan, site.wires, server.pid, cast, console)
+            return replace(report, counters=_silence(await server.status()))
         except LabError as error:
             raise LabError(f"{error}\n{_last_lines(server.log)}") from error
         finally:
@@ -140,33 +170,45 @@ async def rehearse(plan: Plan, directory: Path, console: Console) -> Report:
         site.close()
 
 
-async def _play(plan: Plan, site: Site, server: ServerProcess, cast: list[Machine], console: Console) -> Report:
+async def _play(
+    plan: Plan,
+    wires: Sequence[Wire],
+    server: int | None,
+    cast: list[Machine],
+    console: Console,
+    leased: Leased = unminded,
+) -> Report:
+    """`server`: its process, where that is ours to look at."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     machines = Machines(len(cast), loss=plan.loss)
-    watch = Watch(server.pid)
+    watch = Watch(server)
     # A status has a thread of its own, and namespaces may be made by a process with one thread only.
     with ways() as sockets, console.status("the machines are switched on") as status:
         machines.speak_through([each.fileno() for each in sockets])
-        for wire in site.wires:
-            machines.wire(wire.port.fileno(), frames=wire.giaddr is None, giaddr=int(wire.giaddr or 0))
+        for wire in wires:
+            machines.wire(
+                wire.port.fileno(), frames=wire.giaddr is None, giaddr=int(wire.giaddr or 0),
+                source=int.from_bytes(wire.source),
+            )  # fmt: skip
 
         def look(running: int) -> None:
             watch.look(running)
             status.update(f"{len(cast) - running} of {len(cast)} machines are through")
 
-        fetcher = Fetcher(machines, slow=plan.slow)
+        fetcher = Fetcher(machines, slow=plan.slow, leased=leased)
         with closing(Installer(fetcher, plan.packages)) as installer:
-            walk = Walk(fetcher, installer if plan.media else None)
+            walk = Walk(fetcher, installer if plan.media else None, plan.profile if plan.interface else None)
             await play(machines, cast, walk, limit=plan.limit, look=look)
             assumed = installer.assumed()
-        own = sum(map(dropped, [*sockets, *(wire.port for wire in site.wires)]))
-    facts = await server.status()
+        watch.end()
+        own = sum(map(dropped, [*sockets, *(wire.port for wire in wires)]))
+    return Report(cast, machines.flow(), watch, plan.link, machines.lost, own, packages=assumed)
+
+
+def _silence(facts: Mapping[str, Any]) -> dict[str, int]:
     counters: Mapping[str, int] = facts.get("services", {}).get("dhcp", {}).get("counters", {})
-    silence = {name: value for name, value in counters.items() if value and name not in _SPOKEN}
-    return Report(
-        cast, machines.flow(), watch.samples, plan.link, machines.lost, watch.dropped(), own, silence, assumed
-    )
+    return {name: value for name, value in counters.items() if value and name not in _SPOKEN}
 
 
 @contextmanager
@@ -194,21 +236,31 @@ def cast_of(plan: Plan, config: Config, wires: Sequence[Wire]) -> list[Machine]:
 
     Each node is plugged in where its address is, all others where the pools have most room.
     """
-    assert config.dhcp
-    room = {
-        subnet.network: sum(int(pool.last) - int(pool.first) + 1 for pool in subnet.pools)
-        for subnet in config.dhcp.subnets
-    }
+    room = _room(config)
     named = [node for node in config.all_nodes() if node.macs]
     cast = []
     for number, kind in enumerate(mixed(plan.kinds, plan.nodes)):
         node = named[number] if number < len(named) else None
         wire = _wire_of(node, wires, room)
         room[wires[wire].network] -= not (node and node.address)
-        mac = bytes.fromhex(node.macs[0].replace(":", "")) if node else (_FIRST_MAC + number).to_bytes(6)
-        name = node.name if node else f"new-{number + 1:03}"
-        cast.append(Machine(number, name, kind, mac, wire, due=plan.spread * number / plan.nodes))
+        machine = _newcomer(number, kind, _FIRST_MAC, wire, plan)
+        if node:
+            machine.name, machine.mac = node.name, bytes.fromhex(node.macs[0].replace(":", ""))
+        cast.append(machine)
     return cast
+
+
+def _newcomer(number: int, kind: str, first_mac: int, wire: int, plan: Plan) -> Machine:
+    mac, due = (first_mac + number).to_bytes(6), plan.spread * number / plan.nodes
+    return Machine(number, f"new-{number + 1:03}", kind, mac, wire, due)
+
+
+def _room(config: Config) -> dict[IPv4Network, int]:
+    """Return how many addresses the pools of each subnet have."""
+    return {
+        subnet.network: sum(int(pool.last) - int(pool.first) + 1 for pool in subnet.pools)
+        for subnet in (config.dhcp.subnets if config.dhcp else ())
+    }
 
 
 def _wire_of(node: Node | None, wires: Sequence[Wire], room: Mapping[IPv4Network, int]) -> int:

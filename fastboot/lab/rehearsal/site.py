@@ -5,8 +5,6 @@ Each end is a network namespace of its own, so nothing of it reaches a real netw
 
 from __future__ import annotations
 
-import ctypes
-import os
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -19,10 +17,8 @@ import psutil
 from fastboot.config import Config, Subnet
 from fastboot.lab import namespace
 from fastboot.lab.fleet import open_link, open_relay
-from fastboot.lab.namespace import LabError
+from fastboot.lab.namespace import LabError, Space
 from fastboot.lab.network import claim, ip, silence
-
-_CLONE_NEWNET = 0x40000000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +83,13 @@ def _own(subnet: Subnet, taken: set[IPv4Address | None]) -> IPv4Interface:
 
 @dataclass(slots=True)
 class Wire:
-    """Where machines are plugged in, and through which socket their DHCP leaves."""
+    """Where machines are plugged in, and through which socket their DHCP leaves. `network`: whose addresses they
+    get, where that is known; `source`: the MAC address that all their frames have, where not each its own."""
 
-    network: IPv4Network
     port: socket.socket
+    network: IPv4Network | None = None
     giaddr: IPv4Address | None = None
+    source: bytes = b""
 
 
 class Site:
@@ -101,38 +99,31 @@ class Site:
         """`rate`: bits per second of every link, with the small buffer of a switch (32 ms). Raises LabError."""
         self.plugs = tuple(plugs)
         self.wires: list[Wire] = []
-        self._libc = ctypes.CDLL(None, use_errno=True)
         namespace.enter()
-        self._ends = [_here()]
+        self._ends = [Space()]
         self._server_end(rate)
-        if self._libc.unshare(_CLONE_NEWNET):
-            raise LabError(f"no second network namespace: {os.strerror(ctypes.get_errno())}")
-        self._ends.append(_here())
+        self._ends.append(Space.new())
         with self.at_server():
             for number, _ in enumerate(self.plugs):
-                ip("link", "set", f"machines{number}", "netns", f"/proc/{os.getpid()}/fd/{self._ends[1]}")
+                ip("link", "set", f"machines{number}", "netns", self._ends[1].path)
         self._machines_end()
 
     @contextmanager
     def at_server(self) -> Iterator[None]:
         """What is started in here lives at the server's end."""
-        self._go(0)
+        self._ends[0].go()
         try:
             yield
         finally:
-            self._go(1)
+            self._ends[1].go()
 
     def close(self) -> None:
         """Forget both ends; they go when the last process in them does."""
         for wire in self.wires:
             wire.port.close()
         for end in self._ends:
-            os.close(end)
+            end.close()
         self.wires, self._ends = [], []
-
-    def _go(self, end: int) -> None:
-        if self._libc.setns(self._ends[end], _CLONE_NEWNET):
-            raise LabError(f"setns: {os.strerror(ctypes.get_errno())}")
 
     def _server_end(self, rate: int | None) -> None:
         ip("link", "set", "lo", "up")
@@ -159,12 +150,8 @@ class Site:
             for server in servers:
                 if not any(server in network for network in plug.networks):
                     ip("route", "add", f"{server}/32", "dev", name, "scope", "link")
-            self.wires += [Wire(network, open_link(name)) for network in plug.networks]
-            self.wires += [Wire(network, open_relay(relay, plug.server), relay) for network, relay in plug.relayed]
-
-
-def _here() -> int:
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self.wires += [Wire(open_link(name), network) for network in plug.networks]
+            self.wires += [Wire(open_relay(relay, plug.server), network, relay) for network, relay in plug.relayed]
 
 
 def _shape(interface: str, rate: int) -> None:

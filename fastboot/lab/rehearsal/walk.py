@@ -24,9 +24,10 @@ Loaded = Generator[None, Outcome, frozenset[str]]
 class Walk:
     """Each method is a part of the way; what configurations say is read once for all."""
 
-    def __init__(self, fetcher: Fetcher, installer: Installer | None) -> None:
-        """Without an installer a machine is done when its kernel is there."""
-        self._fetcher, self._installer = fetcher, installer
+    def __init__(self, fetcher: Fetcher, installer: Installer | None, choice: str | None = None) -> None:
+        """Without an installer a machine is done when its kernel is there. `choice`: what somebody chooses
+        in every menu."""
+        self._fetcher, self._installer, self._choice = fetcher, installer, choice
         self._read: dict[tuple[str, bytes, frozenset[str]], bootfile.Boot] = {}
 
     def boot(self, m: Machine) -> Way:
@@ -97,12 +98,21 @@ class Walk:
                 m, "configuration", where, loader.tftp, may_miss=True, keep=_KEEP
             )
             if found.end == "done":
-                content = found.content or b""
-                modules = yield from self._modules(m, loader, place, content)
-                boot = self._parse(loader.language, where, content, modules)
+                break
+        else:
+            raise Stopped(
+                "configuration", f"{loader.title} found none of its files, the last {place.beside(name)}"
+            )
+        for _ in range(_CHAINS):
+            content = found.content or b""
+            modules = yield from self._modules(m, loader, place, content)
+            boot = self._parse(loader.language, where, content, modules)
+            if not boot.chain:
                 yield from self._system(m, loader, where if loader.language == "grub" else place, boot)
                 return
-        raise Stopped("configuration", f"{loader.title} found none of its files, the last {place.beside(name)}")
+            where = self._find(where, boot.chain)
+            found = yield from self._fetcher.load(m, "configuration", where, loader.tftp, keep=_KEEP)
+        raise Stopped("configuration", f"{where}: configurations go round in circles")
 
     def _modules(self, m: Machine, loader: Loader, place: Place, content: bytes) -> Loaded:
         # What of it a configuration wants and the server has.
@@ -119,7 +129,9 @@ class Walk:
         key = language, content, modules
         if key not in self._read:
             try:
-                self._read[key] = bootfile.read(language, content.decode("utf-8", "replace"), modules)
+                self._read[key] = bootfile.read(
+                    language, content.decode("utf-8", "replace"), modules, self._choice
+                )
             except bootfile.Unreadable as error:
                 raise Stopped("configuration", f"{place}: {error}") from error
         return self._read[key]

@@ -33,16 +33,18 @@ class Spent:
 
 @dataclass(slots=True)
 class Watch:
-    """Looks at the server and at ourselves while the machines are under way."""
+    """Looks at the server, where its process `pid` is here, and at ourselves while the machines are under way."""
 
-    pid: int
+    pid: int | None
     samples: list[Sample] = field(default_factory=list)
+    dropped: int = 0
+    """Packets that the server's UDP sockets had no room for."""
     began: float = field(default_factory=time.monotonic)
     _then: tuple[float, dict[str, Spent], dict[str, Spent]] | None = None
 
     def look(self, running: int) -> None:
         """Take a sample."""
-        now, server, own = time.monotonic(), spent_by(self.pid), spent_by(os.getpid())
+        now, server, own = time.monotonic(), (self.pid and spent_by(self.pid)) or {}, spent_by(os.getpid())
         if self._then:
             past, server_then, own_then = self._then
             took = [_since(each, server_then.get(task)) for task, each in server.items()]
@@ -61,12 +63,11 @@ class Watch:
             )
         self._then = now, server, own
 
-    def dropped(self) -> int:
-        """Return how many packets the server's UDP sockets had no room for."""
+    def end(self) -> None:
+        """Take what is told at the end only."""
         with suppress(OSError):
             lines = Path(f"/proc/{self.pid}/net/udp").read_text().splitlines()[1:]
-            return sum(int(line.split()[-1]) for line in lines)
-        return 0
+            self.dropped = sum(int(line.split()[-1]) for line in lines)
 
 
 def spent_by(pid: int) -> dict[str, Spent]:
