@@ -157,7 +157,7 @@ def test_somebody_chooses_in_a_menu(language: str) -> None:
     known = Client(IPv4Address("10.77.0.9"), SERVER, "http", "52:54:00:00:00:02")
     menu = RENDERER.render(tuple(NAMES[language].split("/")), known)
     assert menu and bootfile.read(language, menu.decode(), choice="live").kernel.endswith("/lab/linux")
-    with pytest.raises(bootfile.Unreadable, match="there is no .*'dead'"):
+    with pytest.raises(bootfile.Unreadable, match=r"there is no .*'dead'"):
         bootfile.read(language, menu.decode(), choice="dead")
 
 
