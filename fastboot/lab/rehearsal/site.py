@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final
 
 import psutil
 
@@ -81,13 +82,16 @@ def _own(subnet: Subnet, taken: set[IPv4Address | None]) -> IPv4Interface:
     raise LabError(f"no address of {subnet.network} is left for the server")
 
 
+ANYWHERE: Final = IPv4Network("0.0.0.0/0")
+
+
 @dataclass(slots=True)
 class Wire:
     """Where machines are plugged in, and through which socket their DHCP leaves. `network`: whose addresses they
-    get, where that is known; `source`: the MAC address that all their frames have, where not each its own."""
+    get; `source`: the MAC address that all their frames have, where not each its own."""
 
     port: socket.socket
-    network: IPv4Network | None = None
+    network: IPv4Network = ANYWHERE
     giaddr: IPv4Address | None = None
     source: bytes = b""
 
