@@ -13,7 +13,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from itertools import product
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -21,7 +20,6 @@ from urllib.parse import urlsplit
 from fastboot.boot.catalog import is_below
 from fastboot.boot.chain import path_here
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
-from fastboot.boot.loaders import CHOICES
 from fastboot.boot.policy import by_tftp_only
 from fastboot.boot.program import Kind
 from fastboot.config import Config, Subnet
@@ -273,22 +271,22 @@ def _kernel_findings(world: World) -> Iterator[Finding]:
         if kernel and kernel.kind is Kind.LINUX and not kernel.signers:
             yield Finding("note", f"{key}: {path} is not signed, so Secure Boot does not start it")
     said = set[tuple[str, str]]()
-    for class_, profile in product(CHOICES, world.profiles):
-        loader = world.policy.default(class_, profile) or ""
+    for key, class_, loader, profile in world.policy.starts():
         path, usual = (path_here(loader) or "").strip("/"), world.policy.default(class_)
         shim, judged = world.program(path), world.shims.judge(class_, loader, profile)
         if (profile, path) in said or not judged or not shim or shim.kind is not Kind.SHIM:
             continue
         said.add((profile, path))
-        if not judged[0].flaw:
-            if usual and usual != loader and (flaw := world.shims.judge(class_, usual, profile)[0].flaw):
-                yield Finding("note", f"profiles {profile}: {path} is handed out, not {usual}: {flaw}")
-            continue
-        others = [each for each in judged if each.loader != loader]
-        text = f"profiles {profile}: with Secure Boot, {path} does not start its kernel: {judged[0].flaw}"
-        able = [f"; {each.loader} would" for each in others if not each.flaw]
-        unable = [f"; nor does {each.loader}: {each.flaw}" for each in others]
-        yield Finding("note", text + "".join(able[:1] or unable))
+        if judged[0].flaw:
+            named = f" ({key})" if key else ""
+            fails = f"{path}{named} does not start its kernel: {judged[0].flaw}"
+            others = [each for each in judged if each.loader != loader]
+            able = [f"; {each.loader} would" for each in others if not each.flaw]
+            unable = [f"; nor does {each.loader}: {each.flaw}" for each in others]
+            more = "".join(able[:1] or unable)
+            yield Finding("note", f"profiles {profile}: with Secure Boot, {fails}{more}")
+        elif not key and usual and (flaw := world.shims.judge(class_, usual, profile)[0].flaw):
+            yield Finding("note", f"profiles {profile}: {path} is handed out, not {usual}: {flaw}")
 
 
 def _option_findings(config: Config, world: World) -> Iterator[Finding]:

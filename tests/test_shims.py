@@ -191,6 +191,21 @@ def test_a_system_without_a_shim_hands_out_the_mediums(make: Callable[..., World
     assert given(world, "debian").loader == "boot/snponly.efi"
 
 
+def test_a_medium_without_boot_programs_has_no_directory_of_them(make: Callable[..., World]) -> None:
+    bare = {name: None for name in rocky() if name.startswith("EFI/")}
+    listed = make(medium=bare).catalog.list("/boot", Client(SERVER, SERVER, "http"))
+    assert isinstance(listed, list) and "rocky" not in {each.name for each in listed}
+
+
+def test_a_loader_that_is_named_for_a_group_is_judged_too(make: Callable[..., World]) -> None:
+    node = {"name": "rocky", "macs": [MACS["rocky"]], "profile": "rocky", "group": "rack"}
+    world = make(nodes=[node], groups=[{"name": "rack", "loader": "boot/shimx64.efi"}])
+    assert [text for text in notes(world) if text.startswith("profiles rocky: with Secure Boot")] == [
+        "profiles rocky: with Secure Boot, boot/shimx64.efi (groups rack.loader) does not start its kernel: it"
+        " does not know Rocky CA, who signed /media/rocky/images/pxeboot/vmlinuz; boot/rocky/shimx64.efi would"
+    ]
+
+
 @pytest.mark.parametrize(
     ("medium", "why"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Network
+from itertools import product
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -148,6 +149,19 @@ class Policy:
                 if class_ in usual and not {class_, ANY} & set(settings.loaders):
                     loader = self.default(class_, transport=settings.transport or "auto") or ""
                     yield f"{key}.transport.{class_}", loader, settings.transport or self._transport
+
+    def starts(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield what machines with a profile start by: where that is said, "" where nowhere, class, boot file and
+        profile."""
+        for profile, class_ in product(self._profiles, CHOICES):
+            if loader := self.default(class_, profile):
+                yield "", class_, loader, profile
+        for node in self._nodes if not self._elsewhere else ():
+            group = (f"groups {node.group}.loader", self._groups.get(node.group or "", Settings()))
+            for (key, settings), class_ in product((group, (f"nodes {node.name}.loader", node.settings)), CHOICES):
+                loader = settings.loaders.get(class_) or settings.loaders.get(ANY)
+                if node.profile and loader and _suits(class_, loader) and not settings.next_server:
+                    yield key, class_, loader, node.profile
 
     def _class_transport(self, class_: str) -> Transport:
         said = [entry.transport for entry in self._classes if entry.name == class_ and entry.transport]
