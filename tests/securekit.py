@@ -1,7 +1,8 @@
 """Discs with a chain of their own for Secure Boot, signed here, with real programs of Debian.
 
-Two distributions: `debian`, and `lab`, whose GRUB and kernel are Debian's but signed by a key that only lab's shim
-knows. Firmware knows OVMF's key for tests, snakeoil, which signed both shims.
+Two distributions: `debian`, and `lab`, whose GRUB (Debian's modules, built as Fedora builds that of its discs) and
+kernel (Debian's) are signed by a key that only lab's shim knows. Firmware knows OVMF's key for tests, snakeoil,
+which signed both shims.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd")
 SHIM = Path("/usr/lib/shim/shimx64.efi.signed")
 MOK_MANAGER = Path("/usr/lib/shim/mmx64.efi.signed")
 GRUB = Path("/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed")
+MODULES = (
+    "all_video boot cat chain configfile echo efinet fat http linux minicmd net normal part_gpt reboot search"
+    " search_fs_file serial sleep terminal test tftp"
+)
+SBAT = (
+    "sbat,1,SBAT Version,sbat,1,https://github.com/rhboot/shim/blob/main/SBAT.md\n"
+    "grub,5,Free Software Foundation,grub,2.06,https://www.gnu.org/software/grub/\n"
+)
 TREEINFO = b"[general]\nfamily = Lab Linux\nversion = 9\narch = x86_64\n"
 
 
@@ -32,13 +41,22 @@ def make_discs(place: Path) -> None:
     certificate = place / "lab.der"
     run("openssl", "x509", "-in", lab[1], "-outform", "DER", "-out", certificate)
     for name, shim in (("debian", SHIM.read_bytes()), ("lab", _known_to(certificate.read_bytes()))):
-        files = {"BOOTX64.EFI": shim, "grubx64.efi": GRUB.read_bytes(), "mmx64.efi": MOK_MANAGER.read_bytes()}
+        grub = _grub(place) if name == "lab" else GRUB
+        files = {"BOOTX64.EFI": shim, "grubx64.efi": grub.read_bytes(), "mmx64.efi": MOK_MANAGER.read_bytes()}
         tree = put(place / name, {f"EFI/BOOT/{file}": data for file, data in files.items()})
         put(tree, {".treeinfo": TREEINFO, "EFI/BOOT/grub.cfg": b"search --file /images/install.img\n"})
         _sign(tree / "EFI/BOOT/BOOTX64.EFI", *firmware)
         if name == "lab":
             _sign(tree / "EFI/BOOT/grubx64.efi", *lab)
         sparse_image(XORRISO, tree, place / f"{name}.iso")
+
+
+def _grub(place: Path) -> Path:
+    (place / "sbat.csv").write_text(SBAT)
+    grub = place / "grub.efi"
+    build = ("grub-mkimage", "-O", "x86_64-efi", "-p", "/EFI/BOOT", "--sbat", place / "sbat.csv", "-o", grub)
+    run(*build, *MODULES.split())
+    return grub
 
 
 def _snakeoil(place: Path) -> tuple[Path, Path]:

@@ -250,7 +250,8 @@ machine.SECURE = ((machine.SECURE[0][0], variables),)
 if loader:
     story.STEPS = tuple(replace(step, limit=40) for step in story.STEPS)
 media = "".join(f"[[media]]\\nname = '{name}'\\niso = '{discs}/{name}.iso'\\n" for name in ("debian", "lab"))
-sys.exit(demo.run("uefi-secure", loaders={"uefi-x64": loader} if loader else {}, settings=media, as_json=True))
+loaders = {"uefi-x64": loader} if loader else {}
+sys.exit(demo.run("uefi-secure", loaders=loaders, settings=media, http=True, as_json=True))
 """
 
 
@@ -260,20 +261,22 @@ def test_secure_boot_takes_the_chain_of_the_medium_that_knows_the_kernel(
     loader: str, directory: Path, tmp_path: Path, machine_needs: Callable[..., None], need: Need
 ) -> None:
     """The kernel is signed by one whom Debian's shim, of this system and on a disc, does not know; that on the
-    other disc does, and is chosen. Debian's, named in the configuration, ends at the kernel."""
+    other disc does, and is chosen: its GRUB has HTTP built in. Debian's, where it is named, ends at the kernel."""
     machine_needs("uefi-secure")
-    need(shutil.which("sbsign") is not None, "sbsigntool is not installed")
-    need(shutil.which("xorriso") is not None, "xorriso is not installed")
+    for program, package in (("sbsign", "sbsigntool"), ("grub-mkimage", "grub-common"), ("xorriso", "xorriso")):
+        need(shutil.which(program) is not None, f"{package} is not installed")
     make_discs(tmp_path)
     code, result = run([sys.executable, "-c", DISCS, str(tmp_path), str(VARIABLES), loader], directory)
-    disc = loader.split("/")[1] if loader else "lab"
-    sent = {f"boot/{disc}/shimx64.efi", f"boot/{disc}/grubx64.efi", "grub/grub.cfg", "lab/linux"}
+    tftp, http = set(result["server"]["tftp"]), set(result["server"]["http"])
     if loader:
         # GRUB asks shim before it fetches the initrd.
-        assert (code, result["failed_step"], set(result["server"]["tftp"])) == (1, "initrd", sent), explain(result)
+        assert (code, result["failed_step"], http) == (1, "initrd", set()), explain(result)
+        assert {"boot/debian/shimx64.efi", "boot/debian/grubx64.efi", "lab/linux"} <= tftp
     else:
         expect_success(code, result, directory)
-        assert set(result["server"]["tftp"]) == sent | {"lab/initrd.gz"}
+        own = "grub.cfg-01-52-54-00-77-00-01"
+        assert tftp == {"boot/lab/shimx64.efi", "boot/lab/grubx64.efi", f"EFI/BOOT/{own}"}
+        assert http == {f"grub/{own}", "lab/linux", "lab/initrd.gz"}
 
 
 SPOILED = """

@@ -52,6 +52,8 @@ PACKAGES = {
         "genisoimage",
         "gpg",
         "gpg-agent",
+        "grub-common",
+        "grub-efi-amd64-bin",
         "iproute2",
         "isc-dhcp-client",
         "lftp",
