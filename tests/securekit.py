@@ -14,7 +14,7 @@ from pathlib import Path
 from isokit import XORRISO, put, run, sparse_image
 
 from fastboot.boot.program import recognise
-from fastboot.lab import rehearsal
+from fastboot.lab.vm import scenario
 
 SNAKEOIL = Path("/usr/share/ovmf/PkKek-1-snakeoil.pem")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.snakeoil.fd")
@@ -35,7 +35,7 @@ TREEINFO = b"[general]\nfamily = Lab Linux\nversion = 9\narch = x86_64\n"
 def make_discs(place: Path) -> None:
     """Make debian.iso, lab.iso and a kernel of lab's, linux."""
     firmware, lab = _snakeoil(place), _authority(place)
-    netboot = rehearsal._netboot()
+    netboot = scenario._netboot()
     assert netboot
     _sign(Path(shutil.copyfile(netboot[0], place / "linux")), *lab)
     certificate = place / "lab.der"

@@ -241,11 +241,11 @@ DISCS = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from fastboot.lab import demo, machine, rehearsal, story
+from fastboot.lab.vm import demo, machine, scenario, story
 
 discs, variables, loader = Path(sys.argv[1]), *sys.argv[2:]
-initrd = rehearsal._netboot()[1]
-rehearsal._netboot = lambda: (discs / "linux", initrd)
+initrd = scenario._netboot()[1]
+scenario._netboot = lambda: (discs / "linux", initrd)
 machine.SECURE = ((machine.SECURE[0][0], variables),)
 if loader:
     story.STEPS = tuple(replace(step, limit=40) for step in story.STEPS)
