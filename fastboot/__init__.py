@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Verdict,
     )
     from fastboot.server import Server, Sockets, open_sockets
-    from fastboot.services.control import ControlClient, ControlError, NeedsRestart, NotRunning
+    from fastboot.services.control_client import ControlClient, ControlError, NeedsRestart, NotRunning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -74,10 +74,10 @@ _HOMES = {
     "Server": "server",
     "Sockets": "server",
     "open_sockets": "server",
-    "ControlClient": "services.control",
-    "ControlError": "services.control",
-    "NeedsRestart": "services.control",
-    "NotRunning": "services.control",
+    "ControlClient": "services.control_client",
+    "ControlError": "services.control_client",
+    "NeedsRestart": "services.control_client",
+    "NotRunning": "services.control_client",
 }
 
 

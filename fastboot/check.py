@@ -27,7 +27,7 @@ from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.privileges import library_faults, write_fault
 from fastboot.server import Sockets, open_sockets, refuse_idle
-from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.control_client import ControlClient, NotRunning
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
 from fastboot.world import World

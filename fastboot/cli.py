@@ -1,4 +1,4 @@
-"""The command line: the only owner of signals and exit codes.
+"""The command line: arguments and exit codes. What only one command needs it imports itself: others start sooner.
 
 Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no server is running;
 4 a reload needs a restart; 130 or 143 ended at once by a second SIGINT or SIGTERM.
@@ -7,45 +7,29 @@ Exit codes: 0 success; 1 something failed; 2 usage or configuration wrong; 3 no 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import resource
-import signal
 import sys
 from collections import Counter
-from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import structlog
 import typer
-import uvloop
 
 from fastboot import __version__
-from fastboot.boot.chain import COLUMNS, Chain, rows
-from fastboot.boot.elsewhere import advice, boot_files
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Shelf, describe, explain
-from fastboot.check import Finding, after_drop, before_drop
 from fastboot.config import Config, load
 from fastboot.lab.rehearsal.command import rehearse
 from fastboot.leases.command import leases
 from fastboot.model import ConfigError, FastbootError
 from fastboot.nodeset import NodeSetError, select
-from fastboot.privileges import account_of, become, drop_to, identity_of, library_faults
-from fastboot.quick import quick_config
-from fastboot.server import Server
-from fastboot.services.control import ControlClient, NeedsRestart, NotRunning
+from fastboot.privileges import account_of, drop_to, identity_of
+from fastboot.services.control_client import ControlClient, NeedsRestart, NotRunning
 from fastboot.services.facts import node_facts
-from fastboot.services.links import find_links
 from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
-from fastboot.watch.log import EventLog, install, plain
-from fastboot.world import World
+from fastboot.watch.log import plain
 
-LEAST_FILES = 256
-"""Open files that are allowed: at rest the server has 80, and a few more for each further interface."""
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
 
 app = typer.Typer(
@@ -115,6 +99,9 @@ def serve(
     state: Annotated[Path | None, quick("DIR", "With these: the state directory.")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C; SIGHUP reads the configuration again."""
+    from fastboot import serving
+    from fastboot.quick import quick_config
+
     if root or iso:
         if config:
             raise ConfigError(
@@ -131,16 +118,7 @@ def serve(
     else:
         path = (config or DEFAULT).absolute()
         settings, read = load(path), lambda: load(path)
-    log = start_log(settings)
-    raise_descriptors()
-    server = Server(settings, load=read)
-    if any(medium.iso for medium in settings.media):
-        server.start_reader(identity_of(account_of(settings)))
-    become(settings)
-    for text in library_faults():
-        structlog.get_logger(component="server").warning("library_out_of_reach", text=text)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(server, log))
+    serving.serve(settings, read)
 
 
 @app.command()
@@ -149,6 +127,10 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
 
     Exit code 1 where something would fail.
     """
+    from fastboot.boot.chain import COLUMNS, Chain, rows
+    from fastboot.check import Finding, after_drop, before_drop
+    from fastboot.world import World
+
     settings = load(config)
     path = config.absolute()
     findings, chains = list(before_drop(settings)), dict[str, Chain]()
@@ -273,6 +255,10 @@ def boot_options(
     as_json: AsJson = False,
 ) -> None:
     """Print the settings by which another DHCP server tells machines to boot from here."""
+    from fastboot.boot.elsewhere import advice, boot_files
+    from fastboot.services.links import find_links
+    from fastboot.world import World
+
     settings = load(config)
     world = World(settings)
     files = boot_files(settings, world.loaders)
@@ -330,78 +316,3 @@ def read_media(config: Config, shelf: Shelf, indexer: Indexer) -> None:
     with media_bar() as progress:
         asyncio.run(shelf.prepare(lambda kind, **details: None, progress))
     indexer.close()
-
-
-async def run(server: Server, log: EventLog) -> None:
-    """Serve until a signal says stop: the first lets transfers drain, a second ends the process at once."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    reloads: set[asyncio.Task[None]] = set()
-
-    def on_stop(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    def on_reload() -> None:
-        task = loop.create_task(try_reload(server))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_stop, number)
-    loop.add_signal_handler(signal.SIGHUP, on_reload)
-    following = loop.create_task(log.follow(server.events()))
-    starting = loop.create_task(start(server))
-    stopping = loop.create_task(stop.wait())
-    try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-            return
-        starting.result()
-        await stopping
-        await server.stop()
-    finally:
-        stopping.cancel()
-        await following
-
-
-async def start(server: Server) -> None:
-    """Start the server, after a bar on a terminal while it reads new media."""
-    try:
-        with media_bar() as progress:
-            await server.prepare(progress)
-    except BaseException:
-        await server.stop(drain=0)
-        raise
-    await server.start()
-    gc.collect()
-    gc.freeze()  # what is there now stays: looking through it again and again stops the loop for 45 ms each time
-
-
-async def try_reload(server: Server) -> None:
-    """Reload on SIGHUP. A refusal is an event of the server, and the old configuration goes on."""
-    with suppress(FastbootError):
-        await server.reload()
-
-
-def start_log(config: Config) -> EventLog:
-    """Send all lines to standard error, for a person where that is a terminal."""
-    form = config.log.format
-    if form == "auto":
-        form = "console" if sys.stderr.isatty() else "json"
-    log = EventLog(sys.stderr, format=form, level=config.log.level)
-    install(log, sys.stderr)
-    return log
-
-
-def raise_descriptors() -> None:
-    """Allow as many open files as the system lets us: every FTP session takes three. Raises FastbootError where
-    that is too few to start."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= hard < LEAST_FILES:
-        need = f"the server needs {LEAST_FILES} to start, and more for its clients"
-        raise FastbootError(f"this system allows {hard} open files; {need}: raise ulimit -n, or LimitNOFILE=")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

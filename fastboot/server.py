@@ -39,7 +39,8 @@ from fastboot.model import (
     Verdict,
 )
 from fastboot.services import dhcp, ftp, http, proxy, tftp
-from fastboot.services.control import ControlService, NeedsRestart
+from fastboot.services.control import ControlService
+from fastboot.services.control_client import NeedsRestart
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.links import Link, find_links

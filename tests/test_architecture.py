@@ -33,6 +33,7 @@ ARROWS = {
     "privileges": {"config"},
     "check": {"config", "boot", "state", "watch", "services", "server", "world", "privileges"},
     "quick": {"config", "services"},
+    "serving": {"config", "privileges", "server", "terminal", "watch"},
     "terminal": {"boot"},
     "leases": {"config", "services", "state", "watch", "privileges", "nodeset", "terminal"},
     "lab": {"config", "boot", "state", "watch", "services", "server"},
@@ -51,6 +52,7 @@ ARROWS = {
         "leases",
         "terminal",
         "world",
+        "serving",
     },
     "__main__": {"cli"},
 }

@@ -23,7 +23,7 @@ from isokit import XORRISO, put, run
 from labkit import FASTBOOT, Lab, Serve, wait_for
 from test_recognise import rhel
 
-from fastboot.services.control import ControlClient, ControlError, NotRunning
+from fastboot.services.control_client import ControlClient, ControlError, NotRunning
 
 
 def begin_transfer(port: int) -> socket.socket:
@@ -156,13 +156,13 @@ def test_nothing_to_run(lab: Lab) -> None:
 
 FAR_LIBRARY = """
 import os, sys
-from fastboot import cli
-become = cli.become
+from fastboot import cli, serving
+become = serving.become
 def then_lose_the_library(config):
     become(config)
     os.__file__ = "/nonexist/os.py"
     sys.meta_path.clear()
-cli.become = then_lose_the_library
+serving.become = then_lose_the_library
 cli.main()
 """
 

@@ -17,14 +17,8 @@ from typing import Any
 import pytest
 
 from fastboot.model import Event, FastbootError
-from fastboot.services.control import (
-    ControlClient,
-    ControlError,
-    ControlService,
-    NeedsRestart,
-    NotRunning,
-    event_facts,
-)
+from fastboot.services.control import ControlService, event_facts
+from fastboot.services.control_client import ControlClient, ControlError, NeedsRestart, NotRunning
 from fastboot.state.foreign import ForeignLease
 from fastboot.watch.events import Hub, Subscription
 

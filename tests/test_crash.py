@@ -29,7 +29,7 @@ from powerkit import WRITE, Disk, Left, Power, Record, SetClock
 
 from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
 from fastboot.lab.fleet import Fleet
-from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.control_client import ControlClient, NotRunning
 from fastboot.state.rows import LeaseRow
 from fastboot.state.store import FILE, Store
 

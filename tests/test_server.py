@@ -33,7 +33,7 @@ from fastboot.model import (
     Verdict,
 )
 from fastboot.server import Server, open_sockets
-from fastboot.services.control import NeedsRestart
+from fastboot.services.control_client import NeedsRestart
 from fastboot.state.lock import StateInUse
 from fastboot.watch.events import Hub
 

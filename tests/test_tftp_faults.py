@@ -20,7 +20,7 @@ import pytest
 from labkit import Lab, Serve, wait_for
 from tftpkit import HOST, OACK, Client, TftpError, ack, error, number_of, op_of, rrq
 
-from fastboot.services.control import ControlClient
+from fastboot.services.control_client import ControlClient
 from fastboot.services.links import IP_PKTINFO
 
 MIB = 1 << 20

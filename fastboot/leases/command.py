@@ -17,7 +17,7 @@ from fastboot.leases.choice import choose
 from fastboot.leases.importing import keep, read_file
 from fastboot.model import FastbootError
 from fastboot.privileges import become, drop_to
-from fastboot.services.control import ControlClient, NotRunning
+from fastboot.services.control_client import ControlClient, NotRunning
 from fastboot.services.facts import lease_facts
 from fastboot.state.lock import StateLock
 from fastboot.state.store import read_leases
