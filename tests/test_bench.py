@@ -11,7 +11,7 @@ from pathlib import Path
 def test_bench_media_runs(tmp_path: Path) -> None:
     cases = ["http-4-iso", "ftp-cold", "ftp-small", "ftp-sessions"]
     results = tmp_path / "r.json"
-    words = ["--clients", "4", "--gigabytes", "0.004", "--files", "8", "--rounds", "1", "--idle", "0.1"]
+    words = ["--clients", "4", "--gigabytes", "0.004", "--files", "80", "--rounds", "1", "--idle", "0.1"]
     words += ["--results", str(results)]
     done = subprocess.run(
         [sys.executable, "-m", "bench.media", *words, "--only", *cases, "--servers", "fastboot", "pyftpdlib"],
