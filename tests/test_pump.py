@@ -68,6 +68,22 @@ def drain(sock: socket.socket) -> bytes:
     return bytes(got)
 
 
+async def test_packets_are_full_until_the_end_which_waits_for_nothing(file: tuple[Path, Source]) -> None:
+    pump = start_pump(1)
+    ours, theirs = pair(4096)
+    with ours, theirs:
+        sending = pump.send(ours, file[1], 20)
+        while not sending.octets:
+            await asyncio.sleep(0)
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+        got = asyncio.create_task(asyncio.to_thread(drain, theirs))
+        await sending.done
+        assert not ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK)
+        ours.shutdown(socket.SHUT_WR)
+        assert await got == DATA
+    pump.close()
+
+
 async def sent(pump: Pump, source: Source, offset: int = 0) -> bytes:
     ours, theirs = pair()
     with theirs:

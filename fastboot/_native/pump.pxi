@@ -168,6 +168,7 @@ cdef class Pump:
         j.fd, j.file, j.offset, j.end = command.fd, command.file, command.offset, command.end
         j.warm, j.error, j.reading = j.offset, ECANCELED if self.halted else 0, False
         self.live += 1
+        cork(j.fd, True)
         self._watch(command.job, EPOLL_CTL_ADD)
         if j.error:
             self._end(command.job)
@@ -245,6 +246,7 @@ cdef class Pump:
         end.job, end.error, end.sent = job, j.error, atomic_load(&j.sent, RELAXED)
         if not j.reading:
             self._watch(job, EPOLL_CTL_DEL)
+        cork(j.fd, False)
         c_close(j.fd)
         if j.own >= 0:
             c_close(j.own)
@@ -284,6 +286,12 @@ cdef class Pump:
         while n > 0 and at < offset + size:
             n = sendfile(self.nowhere, fd, &at, offset + size - at)
         return errno if n < 0 else 0
+
+
+cdef void cork(int fd, int on) noexcept nogil:
+    # Sendfile hands TCP 64 KiB at a time, of which 376 octets do not fit into a packet of 45 segments and leave by
+    # themselves: 38 KiB a packet and 14,000 acknowledgements for 1 GB, corked 49 KiB and 9,000.
+    setsockopt(fd, IPPROTO_TCP, TCP_CORK, &on, sizeof(on))
 
 
 cdef int reopened(int fd) noexcept nogil:

@@ -13,6 +13,7 @@ cdef extern from *:
     #include <linux/if_packet.h>
     #include <net/ethernet.h>
     #include <netinet/in.h>
+    #include <netinet/tcp.h>
     #include <netinet/udp.h>
     #include <poll.h>
     #include <pthread.h>
@@ -158,7 +159,7 @@ cdef extern from *:
     int setsockopt(int fd, int level, int name, const void *value, uint32_t n) nogil
     enum:
         AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_RECVERR,
-        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT
+        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT, IPPROTO_TCP, TCP_CORK
         MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE, ETH_P_IP, PACKET_BROADCAST
     uint16_t htons(uint16_t) nogil
     uint16_t ntohs(uint16_t) nogil
