@@ -17,24 +17,20 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from fastboot import __version__
-from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.policy import Told
 from fastboot.boot.program import Programs
 from fastboot.boot.shelf import Progress
-from fastboot.boot.tree import Entry
 from fastboot.config import Config
 from fastboot.config import Dhcp as DhcpSettings
 from fastboot.config.changes import changed_keys, needing_restart
 from fastboot.model import (
     BootRequest,
-    Client,
     ConfigError,
     Event,
     FastbootError,
     Node,
-    Refusal,
     Transfer,
     Verdict,
 )
@@ -44,6 +40,7 @@ from fastboot.services.control_client import NeedsRestart
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.links import Link, find_links
+from fastboot.services.namespace import Namespace, Resolve
 from fastboot.services.pump import Pump, start_pump
 from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
@@ -51,9 +48,6 @@ from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
 from fastboot.world import World, http_url
 
-Resolved = Source | Refusal | None
-Resolve = Callable[[str, Client], Resolved | Awaitable[Resolved]]
-"""What a file name stands for; None means what the configuration says."""
 Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
 """What a machine boots; None means what the configuration says."""
 
@@ -155,12 +149,13 @@ class Server:
         """Raises ConfigError, and FastbootError where sockets are to be opened and can not be."""
         refuse_idle(config)
         self._config = config
-        self._decide, self._resolve = decide, resolve
+        self._decide = decide
         self._load = load
         self._indexer = Indexer(config.state / "media")
         self._programs = Programs()
         self._told = Told()
         self._world = self._old = self._world_of(config)
+        self._files = Namespace(resolve, lambda: self._world.catalog)
         self._sockets = sockets or open_sockets(config)
         self._hub = Hub()
         self._services: dict[str, Service] = {}
@@ -301,7 +296,7 @@ class Server:
             self._old.close()
         self._old, self._world, self._config = self._world, world, config
         if self._tftp:
-            self._tftp.reload(self.resolve, config.tftp)
+            self._tftp.reload(self._files.resolve, config.tftp)
         if self._ftp and config.ftp:
             self._ftp.reload(config.ftp)
         if self._http and config.http:
@@ -374,7 +369,7 @@ class Server:
             self._tftp = self._services["tftp"] = tftp.TftpService(
                 config.tftp,
                 sockets.links,
-                self.resolve,
+                self._files.resolve,
                 self._emit,
                 sockets.tftp,
                 self._mac_of,
@@ -386,7 +381,7 @@ class Server:
             self._ftp = self._services["ftp"] = ftp.FtpService(
                 config.ftp,
                 sockets.links,
-                Files(self),
+                self._files,
                 self._emit,
                 sockets.ftp,
                 self._mac_of,
@@ -396,7 +391,7 @@ class Server:
             self._http = self._services["http"] = http.HttpService(
                 config.http,
                 sockets.links,
-                Files(self),
+                self._files,
                 self._emit,
                 sockets.http,
                 self._mac_of,
@@ -436,19 +431,6 @@ class Server:
             raise FastbootError("there is no configuration file to read again")
         return await asyncio.to_thread(self._load)
 
-    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]:
-        """Open what a path of the one namespace names for a client."""
-        if self._resolve is None:
-            return self._world.catalog.resolve(path, client)
-        answer = self._resolve(path, client)
-        if inspect.isawaitable(answer):
-            return self._resolve_later(answer, path, client)
-        return self._world.catalog.resolve(path, client) if answer is None else answer
-
-    async def _resolve_later(self, answer: Awaitable[Resolved], path: str, client: Client) -> Source | Refusal:
-        resolved = await answer
-        return self._world.catalog.resolve(path, client) if resolved is None else resolved
-
     def decide(self, request: BootRequest) -> Verdict | Awaitable[Verdict]:
         """Say what a machine boots."""
         verdict = self._decide(request) if self._decide else None
@@ -477,22 +459,3 @@ class Server:
 
     def _tell(self, kind: str, **details: object) -> None:
         self._hub.emit(Event(time.time(), kind, details=details))
-
-
-class Files:
-    """The one namespace as FTP and HTTP see it: what is configured now, and what `resolve` adds to it."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]:
-        return self._server.resolve(path, client)
-
-    def stat(self, path: str, client: Client) -> Entry | Refusal:
-        entry = self._server.catalog.stat(path, client)
-        if isinstance(entry, Refusal) and isinstance(source := self._server.resolve(path, client), Source):
-            return Entry(path.rpartition("/")[2], False, source.size, source.mtime)
-        return entry
-
-    def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
-        return self._server.catalog.list(path, client)

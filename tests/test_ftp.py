@@ -19,7 +19,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from ipaddress import IPv4Address, IPv4Interface
@@ -37,7 +37,7 @@ from fastboot.services import ftp_data
 from fastboot.services.ftp import FtpService, Limits, open_sockets
 from fastboot.services.ftp_session import COMMANDS
 from fastboot.services.links import Link
-from tests.ftpkit import LOOPBACK, Memory, Running, descriptors, loop_thread, serving
+from tests.ftpkit import LOOPBACK, Item, Memory, Running, descriptors, loop_thread, serving
 
 BIG = random.Random(1).randbytes(3_000_001)
 
@@ -443,24 +443,94 @@ def test_real_catalog(tmp_path: Path) -> None:
         catalog.close()
 
 
-class Strange(Memory):
-    async def later(self) -> Source:
-        raise AssertionError("never run")
+class Later(Memory):
+    """A catalog whose answers come when `go` is set; the one for /bug is a fault."""
+
+    def __init__(self, files: dict[str, bytes | Source]) -> None:
+        super().__init__(files)
+        self.go = threading.Event()
+        self.cancelled = 0
+
+    async def _later(self, answer: Callable[[], Any]) -> Any:
+        try:
+            while not self.go.is_set():
+                await asyncio.sleep(0.001)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return answer()
 
     def resolve(self, path: str, client: Client) -> Any:
-        if path == "/later":
-            return self.later()
         if path == "/bug":
-            raise ZeroDivisionError
-        return super().resolve(path, client)
+            return self._later(lambda: 1 / 0)
+        return self._later(lambda: Memory.resolve(self, path, client))
+
+    def stat(self, path: str, client: Client) -> Any:
+        return self._later(lambda: Memory.stat(self, path, client))
+
+    def list(self, path: str, client: Client) -> Any:
+        return [Item("ok", False, 2, 0)]
 
 
-def test_answers_that_can_not_be_used(caplog: pytest.LogCaptureFixture) -> None:
-    with serving(Strange({"/ok": b"ok"})) as server, server.client() as ftp:
+def test_answers_that_come_later() -> None:
+    catalog = Later({"/ok": b"okay", "/dir/ok": b"ok"})
+    catalog.go.set()
+    with serving(catalog) as server, server.client() as ftp:
+        ftp.voidcmd("TYPE I")
+        assert fetch(ftp, "/ok") == b"okay"
+        assert ftp.size("/ok") == 4
+        assert ftp.voidcmd("MDTM /ok") == "213 20231114221320"
+        assert "size=4;" in ftp.sendcmd("MLST /ok")
+        assert refusal(ftp, "SIZE /dir").startswith("550")
+        ftp.cwd("/dir")
+        assert ftp.nlst() == ["ok"]
         ftp.voidcmd("PASV")
-        assert refusal(ftp, "RETR /later").startswith("451")
         assert refusal(ftp, "RETR /bug").startswith("451")
-        assert fetch(ftp, "/ok") == b"ok"
+        assert refusal(ftp, "RETR /none").startswith("550")
+        assert fetch(ftp, "ok") == b"ok"
+
+
+def test_no_command_overtakes_an_answer_that_comes_later() -> None:
+    catalog = Later({"/ok": b"okay"})
+    with serving(catalog) as server, Raw(server) as raw:
+        raw("TYPE I")
+        data = raw.data()
+        raw.sock.sendall(b"REST 1\r\nRETR /ok\r\nSIZE /ok\r\nNOOP\r\n")
+        assert raw.reply().startswith("350")
+        assert raw.silent(), "replies keep the order of the commands"
+        with server.client() as other:
+            other.voidcmd("NOOP")
+        catalog.go.set()
+        assert raw.reply().startswith("125")
+        assert everything(data) == b"kay"
+        assert sorted(raw.reply()[:3] for _ in range(3)) == ["200", "213", "226"]
+
+
+def test_a_session_that_ends_before_its_answer_comes() -> None:
+    catalog = Later({"/ok": b"okay"})
+    with serving(catalog) as server:
+        with Raw(server) as raw:
+            raw.sock.sendall(b"SIZE /ok\r\n")
+            assert raw.silent()
+            server.wait(server.service.stop())
+            assert raw.reply() == ""
+        server.until(lambda: catalog.cancelled == 1)
+
+
+def test_a_stop_lets_an_answer_come_that_is_on_its_way() -> None:
+    catalog = Later({"/ok": b"okay"})
+    with serving(catalog) as server, Raw(server) as raw:
+        raw("TYPE I")
+        data = raw.data()
+        raw.sock.sendall(b"RETR /ok\r\n")
+        assert raw.silent()
+        stopping = asyncio.run_coroutine_threadsafe(server.service.stop(10), server.loop)
+        assert raw.silent()
+        catalog.go.set()
+        assert raw.reply().startswith("125")
+        assert everything(data) == b"okay"
+        assert raw.reply().startswith("226")
+        stopping.result(5)
 
 
 # --- transfers that end early

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ftplib
 import gc
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 from dhcpkit import need, wires
+from structlog.testing import capture_logs
 
 import fastboot
 from fastboot.config import Config, load
@@ -34,6 +36,7 @@ from fastboot.model import (
 )
 from fastboot.server import Server, open_sockets
 from fastboot.services.control_client import NeedsRestart
+from fastboot.services.namespace import Namespace
 from fastboot.state.lock import StateInUse
 from fastboot.watch.events import Hub
 
@@ -247,6 +250,66 @@ async def test_a_program_resolves_by_itself(make: Make) -> None:
         with pytest.raises(FileNotFoundError, match="not you"):
             await tftp_get(config.tftp.port, "secret")
     assert {client.protocol for client in asked} == {"tftp"}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_what_a_program_resolves_is_the_same_by_all_protocols(make: Make, is_async: bool) -> None:
+    config = make(http={"port": free_port(socket.SOCK_STREAM)})
+    assert config.tftp and config.ftp and config.http
+
+    def answer(path: str, client: Client) -> Any:
+        if "raises" in path:
+            raise OSError(2, "a fault of the program")
+        return {"mine": fastboot.Source.of_bytes("mine", b"hello"), "wrong": b"hello"}.get(path.strip("/"))
+
+    async def later(path: str, client: Client) -> Any:
+        await asyncio.sleep(0)
+        return answer(path, client)
+
+    def by_ftp(words: str) -> str:
+        with ftplib.FTP() as ftp:
+            ftp.connect("127.0.0.1", config.ftp.port)  # type: ignore[union-attr]
+            ftp.login()
+            ftp.voidcmd("TYPE I")
+            ftp.makepasv()
+            try:
+                return ftp.sendcmd(words)
+            except ftplib.Error as error:
+                return str(error)
+
+    with capture_logs() as logs:
+        async with (
+            Server(config, resolve=later if is_async else answer),
+            aiohttp.ClientSession(f"http://127.0.0.1:{config.http.port}") as web,
+        ):
+            assert await tftp_get(config.tftp.port, "mine") == b"hello"
+            assert await (await web.get("/mine")).read() == b"hello"
+            assert await asyncio.to_thread(by_ftp, "SIZE mine") == "213 5"
+            assert await asyncio.to_thread(by_ftp, "SIZE file") == "213 3000"
+            assert (await asyncio.to_thread(by_ftp, "CWD /")).startswith("250")
+            for name in ("raises", "wrong"):
+                logs.clear()
+                with pytest.raises(FileNotFoundError, match="can not be read"):
+                    await tftp_get(config.tftp.port, name)
+                assert (await web.get(f"/{name}")).status == 500
+                assert (await asyncio.to_thread(by_ftp, f"RETR {name}")).startswith("451")
+                assert (await asyncio.to_thread(by_ftp, f"SIZE {name}")).startswith("451")
+                faults = [each["path"].strip("/") for each in logs if each["event"] == "resolve failed"]
+                assert faults == [name] * 4
+
+
+async def test_an_answer_that_never_comes_is_a_fault(make: Make) -> None:
+    async def never(path: str, client: Client) -> None:
+        await asyncio.Event().wait()
+
+    client = Client(IPv4Address("127.0.0.1"), IPv4Address("127.0.0.1"), "ftp")
+    namespace = Namespace(never, lambda: None, patience=0.01)  # type: ignore[arg-type, return-value]
+    with capture_logs() as logs:
+        for answer in (namespace.resolve("x", client), namespace.stat("x", client)):
+            found = await answer  # type: ignore[misc]
+            assert isinstance(found, Refusal)
+            assert found.reason is Reason.BROKEN
+    assert [each["path"] for each in logs] == ["x", "x"]
 
 
 async def test_a_program_decides_by_itself(make: Make) -> None:

@@ -446,18 +446,6 @@ def test_an_awaited_resolve_that_fails(files: Files, capsys: pytest.CaptureFixtu
     assert "an embedder's fault" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("nonsense", [None, b"bytes", "/path"])
-def test_a_resolve_that_gives_nonsense(files: Files, nonsense: object, capsys: pytest.CaptureFixture[str]) -> None:
-    def resolve(path: str, client: Asker) -> Source | Refusal:
-        return nonsense if path == "bad" else files(path, client)  # type: ignore[return-value]
-
-    with serving(resolve) as server, server.client() as client:
-        with pytest.raises(TftpError, match=r"^2 internal error$"):
-            client.fetch("bad")
-        assert client.fetch("size-512") == SMALL[:512]
-    assert "neither a Source nor a Refusal" in capsys.readouterr().out
-
-
 def test_reload_asks_the_new_resolve(files: Files) -> None:
     with serving(files) as server, server.client() as client, server.client() as other:
         client.ask("small", blksize=1468)

@@ -42,10 +42,10 @@ SPARE = 128
 
 
 class Catalog(Protocol):
-    """The one namespace as FTP sees it: only what is answered without waiting is served."""
+    """The one namespace as FTP sees it."""
 
     def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
-    def stat(self, path: str, client: Client) -> Entry | Refusal: ...
+    def stat(self, path: str, client: Client) -> Entry | Refusal | Awaitable[Entry | Refusal]: ...
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """Called in a thread of the service's own: a directory may be large."""
 
@@ -142,6 +142,8 @@ class FtpService:
             pass
         finally:
             self.ending = "the server stopped"
+            for session in list(self._sessions):  # those that wait for an answer are not known to the loop
+                session.close()
             self._ioloop.close()
             self._ioloop = None
             if self._own_pump and self._pump is not None:

@@ -7,9 +7,9 @@ import inspect
 import re
 import socket
 import time
-from asyncio import Future
+from asyncio import CancelledError, Future, ensure_future
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -103,7 +103,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self.timeout = self.service.limits.idle
         self._before_login = 0
         self._too_long = False
-        self._listing = False
+        self._answer: Future[Any] | None = None
         self._gone = False
         self._later: deque[bytes] = deque()
         self._held: list[bytes] | None = None
@@ -136,6 +136,8 @@ class Session(FTPHandler):  # type: ignore[misc]
     def finish(self) -> None:
         """End the session: at once, or with the transfer that is on its way."""
         self._quit_pending = True
+        if self._answer is not None:
+            return
         if self._out_dtp_queue is None and (self.data_channel is None or not self.data_channel.busy):
             self.respond("421 The server is stopping.")
             self.close_when_done()
@@ -163,6 +165,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         if transfer is not None and transfer.reason is None:
             transfer.reason = self.service.ending or "the client closed its session"
         super().close()
+        if self._answer is not None:
+            self._answer.cancel()
         self.service.session_closed(self)
 
     def transfer_ended(self, transfer: Transfer) -> None:
@@ -205,7 +209,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._in_buffer, self._in_buffer_len = [line], 0
         if self._gone or self._closed or self._closing or self._quit_pending:
             return
-        if self._listing:
+        if self._answer is not None:
             self._later.append(line)
             self._in_buffer = []
             return
@@ -350,29 +354,50 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     # --- the namespace
 
-    def _ask(self, question: Any, path: str) -> Any:
-        """Return what the catalog says of a path. A refusal is answered here and gives None."""
-        answer = self._put(question, path)
-        if not isinstance(answer, Refusal):
-            return answer
-        self._refuse(path, answer)
-        return None
+    def _ask(self, question: Any, path: str, then: Callable[[Any], None]) -> None:
+        """Give what the catalog says of a path to `then`. A refusal is answered here."""
+        self._put(
+            question,
+            path,
+            lambda answer: self._refuse(path, answer) if isinstance(answer, Refusal) else then(answer),
+        )
 
     def _failed(self, path: str) -> Refusal:
         # The catalog may be an embedder's: its fault ends one command, not the session.
         self.service.log.exception("the catalog failed", path=printable(path))
         return Refusal(Reason.BROKEN, "can not be read")
 
-    def _put(self, question: Any, path: str) -> Any:
+    def _put(self, question: Any, path: str, then: Callable[[Any], None]) -> None:
         try:
             answer = question(path, self.client)
         except Exception:
-            return self._failed(path)
+            answer = self._failed(path)
         if inspect.isawaitable(answer):
-            if inspect.iscoroutine(answer):
-                answer.close()
-            return Refusal(Reason.BROKEN, "not available by FTP")
-        return answer
+            self._wait(ensure_future(answer), path, then)
+        else:
+            then(answer)
+
+    def _wait(self, answer: Future[Any], path: str, then: Callable[[Any], None]) -> None:
+        """Give an answer to `then` when it is there. This client waits until then: no command overtakes it."""
+        self._answer = answer
+        self.del_channel()
+        answer.add_done_callback(lambda answer: self._answered(answer, path, then))
+
+    def _answered(self, future: Future[Any], path: str, then: Callable[[Any], None]) -> None:
+        if self._closed:
+            return
+        self._answer = None
+        self.add_channel(events=self._wanted_io_events)
+        try:
+            answer = future.result()
+        except (Exception, CancelledError):
+            answer = self._failed(path)
+        then(answer)
+        if self._quit_pending:
+            self.finish()
+        while self._later and self._answer is None and not self._closed:
+            self._in_buffer = [self._later.popleft()]
+            self.found_terminator()
 
     def _refuse(self, path: str, refusal: Refusal) -> None:
         code = {Reason.BROKEN: 451, Reason.BUSY: 450, Reason.CROWDED: 450}.get(refusal.reason, 550)
@@ -380,7 +405,9 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def ftp_RETR(self, file: str) -> None:
         start, self._restart_position = self._restart_position, 0
-        source: Source | Refusal = self._put(self.service.catalog.resolve, file)
+        self._put(self.service.catalog.resolve, file, lambda found: self._send(file, start, found))
+
+    def _send(self, file: str, start: int, source: Source | Refusal) -> None:
         if isinstance(source, Refusal):
             self._refuse(file, source)
             self.service.failed(self.client, file, source.text)
@@ -394,24 +421,25 @@ class Session(FTPHandler):  # type: ignore[misc]
     def ftp_SIZE(self, path: str) -> None:
         if self._current_type == "a":
             self.respond("550 SIZE is exact in TYPE I only.")
-        elif (entry := self._file(path)) is not None:
-            self.respond(f"213 {entry.size}")
+        else:
+            self._ask_file(path, lambda entry: f"213 {entry.size}")
 
     def ftp_MDTM(self, path: str) -> None:
-        if (entry := self._file(path)) is not None:
-            self.respond(f"213 {_stamp(entry.mtime)}")
+        self._ask_file(path, lambda entry: f"213 {_stamp(entry.mtime)}")
 
-    def _file(self, path: str) -> Entry | None:
-        entry: Entry | None = self._ask(self.service.catalog.stat, path)
-        if entry is not None and entry.is_dir:
-            self._refuse(path, Refusal(Reason.DIRECTORY, "is a directory"))
-            return None
-        return entry
+    def _ask_file(self, path: str, reply: Callable[[Entry], str]) -> None:
+        def answer(entry: Entry) -> None:
+            if entry.is_dir:
+                self._refuse(path, Refusal(Reason.DIRECTORY, "is a directory"))
+            else:
+                self.respond(reply(entry))
+
+        self._ask(self.service.catalog.stat, path, answer)
 
     def ftp_CWD(self, path: str) -> None:
-        entry: Entry | None = self._ask(self.service.catalog.stat, path)
-        if entry is None:
-            return
+        self._ask(self.service.catalog.stat, path, lambda entry: self._enter(path, entry))
+
+    def _enter(self, path: str, entry: Entry) -> None:
         if not entry.is_dir:
             self._refuse(path, Refusal(Reason.MISSING, "not a directory"))
             return
@@ -431,38 +459,17 @@ class Session(FTPHandler):  # type: ignore[misc]
         )
 
     def _send_listing(self, path: str, cmd: str, text: Any) -> None:
-        if not self._has_data_connection():
-            return
-        entry: Entry | None = self._ask(self.service.catalog.stat, path)
-        if entry is None:
-            return
-        if entry.is_dir:
-            # Large directories take long: they are read beside the loop, and this client waits.
-            self._listing = True
-            self.del_channel()
-            future = self.service.list_beside(path, self.client)
-            future.add_done_callback(lambda future: self._listed(path, cmd, text, future))
+        if self._has_data_connection():
+            self._ask(self.service.catalog.stat, path, lambda entry: self._list(entry, path, cmd, text))
+
+    def _list(self, entry: Entry, path: str, cmd: str, text: Any) -> None:
+        if entry.is_dir:  # large ones take long: they are read beside the loop
+            listed = self.service.list_beside
+            self._ask(listed, path, lambda entries: self._push_entries(entries, path, cmd, text))
         elif cmd == "MLSD":
             self.respond(f"501 {path} is not a directory.")
         else:
             self._push_entries([entry], path, cmd, text)
-
-    def _listed(self, path: str, cmd: str, text: Any, future: Future[Any]) -> None:
-        if future.cancelled() or self._closed:
-            return
-        self._listing = False
-        self.add_channel(events=self._wanted_io_events)
-        try:
-            entries = future.result()
-        except Exception:
-            entries = self._failed(path)
-        if isinstance(entries, Refusal):
-            self._refuse(path, entries)
-        else:
-            self._push_entries(entries, path, cmd, text)
-        while self._later and not self._listing and not self._closed:
-            self._in_buffer = [self._later.popleft()]
-            self.found_terminator()
 
     def _push_entries(self, entries: Sequence[Entry], path: str, cmd: str, text: Any) -> None:
         if len(entries) > self.service.limits.listing:
@@ -476,10 +483,11 @@ class Session(FTPHandler):  # type: ignore[misc]
             yield f"{line}\r\n".encode(self.encoding, self.unicode_errors)
 
     def ftp_MLST(self, path: str) -> None:
-        entry: Entry | None = self._ask(self.service.catalog.stat, path)
-        if entry is not None:
+        def answer(entry: Entry) -> None:
             self.push(f"250-Listing {path}\r\n {_facts(entry, self._current_facts)} {path}\r\n")
             self.respond("250 End MLST.")
+
+        self._ask(self.service.catalog.stat, path, answer)
 
     def ftp_STAT(self, path: str) -> None:
         if path:

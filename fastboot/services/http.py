@@ -237,13 +237,8 @@ class HttpService:
         return response
 
     async def _resolve(self, path: str, client: Client) -> Source | Refusal:
-        try:
-            found = self._catalog.resolve(path, client)
-            return found if isinstance(found, (Source, Refusal)) else await found
-        except Exception:
-            # The catalog may be an embedder's: its fault ends one request.
-            self._log.exception("the catalog failed", path=printable(path))
-            return Refusal(Reason.BROKEN, "can not be read")
+        found = self._catalog.resolve(path, client)
+        return found if isinstance(found, (Source, Refusal)) else await found
 
     async def _list(self, path: str, client: Client) -> Answer:
         # Beside the loop: half a second for the largest.

@@ -284,10 +284,8 @@ class TftpService:
                 found = await self._text(found)
             if isinstance(found, Refusal):
                 self._turn_away(engine, request, asked, found)
-            elif isinstance(found, Source):
-                self._start(engine, request, asked, found)
             else:
-                raise TypeError(f"resolve gave {found!r}, neither a Source nor a Refusal")
+                self._start(engine, request, asked, found)
         except Exception as error:  # as in _asked
             self._fail(engine, request, asked, error)
 
