@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
+from itertools import islice
 from pathlib import Path
 
 from bench.host import Host, cpu_seconds, memory, running
@@ -146,8 +147,9 @@ def held(scenario: Scenario, server: int) -> Figures:
     before, standing = memory(server), 0
     request = PLAIN.asking(scenario.blksize, scenario.window).request("file")
     with contextlib.ExitStack() as stack:
-        for _ in range(scenario.clients):
+        for address in islice(CLIENTS.hosts(), scenario.clients):
             port = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            port.bind((str(address), 0))
             port.settimeout(2)
             port.sendto(request, (SERVER, 69))
             with contextlib.suppress(TimeoutError):
