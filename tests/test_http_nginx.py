@@ -324,3 +324,40 @@ def test_every_answer_says_what_it_is_of(both: Both) -> None:
             assert client.get("/small").field(b"Accept-Ranges") == b"bytes"
     with Client(both.ours) as client:
         assert client.get("/small", "Range: bytes=0-1").field(b"Accept-Ranges") == b"bytes"
+
+
+GET = b"GET /small HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(
+    ("packet", "statuses"),
+    [
+        (GET * 3, [200] * 3),
+        (GET * 3 + b"\0junk\r\n\r\n", [200, 200, 200, 400]),
+        (GET + GET[:-2] + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n" + GET, [200, 400]),
+        (GET[:-2] + b"Connection: close\r\n\r\n" + GET, [200]),
+        (b"GET /small HTTP/1.0\r\n\r\n" + GET, [200]),
+        (GET + b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n" + GET, [200, 200, 200]),
+    ],
+)
+def test_requests_that_come_at_once(both: Both, packet: bytes, statuses: list[int], half: bool) -> None:
+    """What came before a broken one is answered; and so is a client that ends its side when it has asked."""
+    for address in (both.ours, both.nginx):
+        with socket.create_connection(address, 10) as client:
+            client.sendall(packet)
+            if half or statuses[-1] == 200:
+                client.shutdown(socket.SHUT_WR)
+            whole = b"".join(iter(lambda: client.recv(65536), b""))
+        assert [int(each) for each in re.findall(rb"HTTP/1\.[01] (\d{3}) ", whole)] == statuses
+        assert whole.count(FILES["small"]) >= statuses.count(200) - (BIG in whole)
+        assert (BIG in whole) == (b"/big" in packet)
+
+
+def test_a_client_that_ended_its_side_in_the_middle_of_a_file(both: Both) -> None:
+    """nginx cuts it off; ours takes its time."""
+    with socket.create_connection(both.ours, 10) as client:
+        client.sendall(b"GET /big HTTP/1.1\r\nHost: h\r\n\r\n")
+        begin = client.recv(1000)
+        client.shutdown(socket.SHUT_WR)
+        assert (begin + b"".join(iter(lambda: client.recv(65536), b""))).endswith(BIG)

@@ -183,6 +183,8 @@ class HttpService:
         response = await self._answer(request)
         if "Upgrade" in request.headers:
             response.force_close()  # aiohttp's parser takes nothing that follows for a request
+        assert isinstance(request.protocol, Connection)
+        request.protocol.answered()
         return response
 
     async def _answer(self, request: web.BaseRequest) -> Answer:

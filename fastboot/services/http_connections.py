@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 
 from fastboot import config
 from fastboot.services.http_message import ONE_HOST
@@ -31,6 +34,7 @@ class Limits:
 
 
 STANDARD: Final = Limits()
+BODY: Final = re.compile(rb"\n(?:Content-Length|Transfer-Encoding)", re.IGNORECASE)
 MAX_TARGET: Final = 8000
 """Octets of a request's target: what RFC 9112 section 3 asks for at least."""
 MAX_FIELD: Final = 8190
@@ -43,6 +47,16 @@ def reset(transport: asyncio.Transport) -> None:
     with contextlib.suppress(OSError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     transport.abort()
+
+
+def heads(data: bytes) -> Iterator[bytes]:
+    """Cut what came behind each end of a request's header. A request with a body goes on with all that follows."""
+    begin = 0
+    while (end := data.find(b"\r\n\r\n", begin) + 4) > 3 and not BODY.search(data, begin, end):
+        yield data[begin:end]
+        begin = end
+    if begin < len(data) or not data:
+        yield data[begin:]
 
 
 def refusal_of(fault: HttpProcessingError) -> tuple[str, int]:
@@ -141,11 +155,30 @@ class Connection(web.RequestHandler):
         super().__init__(manager, **options)
         self._service, self._stall = service, stall
         self._unread = 0
+        self._ended = False
         self._deadline: asyncio.TimerHandle | None = None
         self.peer: str | None = None
         """The client's address while its connection is counted."""
         self.own = ""
         """The address of ours that it asked."""
+
+    def data_received(self, data: bytes) -> None:
+        # One head at a time: aiohttp forgets the sound requests in front of one that it does not take.
+        for part in heads(data):
+            super().data_received(part)
+            if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+                break
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer what was asked, though nothing more will be: nc and some firmware end their side at once."""
+        self._ended = True
+        self.answered()
+        return bool(self._messages) or self._current_request is not None
+
+    def answered(self) -> None:
+        """Close after this answer, if it is the last that the client can ask for."""
+        if self._ended and not self._messages:
+            self.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
