@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     )
     from fastboot.server import Server, Sockets, open_sockets
     from fastboot.services.control_client import ControlClient, ControlError, NeedsRestart, NotRunning
+    from fastboot.services.dhcp_decisions import Decide
+    from fastboot.services.namespace import Resolve
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "ConfigError",
     "ControlClient",
     "ControlError",
+    "Decide",
     "Event",
     "FastbootError",
     "Lease",
@@ -56,6 +59,7 @@ __all__ = [
     "Profile",
     "Reason",
     "Refusal",
+    "Resolve",
     "Scope",
     "Server",
     "Settings",
@@ -71,6 +75,7 @@ _HOMES = {
     "Source": "_core",
     "Config": "config",
     "load": "config",
+    "Decide": "services.dhcp_decisions",
     "Server": "server",
     "Sockets": "server",
     "open_sockets": "server",
@@ -78,6 +83,7 @@ _HOMES = {
     "ControlError": "services.control_client",
     "NeedsRestart": "services.control_client",
     "NotRunning": "services.control_client",
+    "Resolve": "services.namespace",
 }
 
 

@@ -37,6 +37,7 @@ from fastboot.model import (
 from fastboot.services import dhcp, ftp, http, proxy, tftp
 from fastboot.services.control import ControlService
 from fastboot.services.control_client import NeedsRestart
+from fastboot.services.dhcp_decisions import Decide
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.links import Link, find_links
@@ -47,9 +48,6 @@ from fastboot.state.lock import StateLock
 from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
 from fastboot.world import World, http_url
-
-Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
-"""What a machine boots; None means what the configuration says."""
 
 MEDIA_LOOK = 2.0
 """Seconds between two looks at whether the image of a medium was replaced."""
@@ -169,6 +167,7 @@ class Server:
         self._lock: StateLock | None = None
         self._reloading, self._ending = asyncio.Lock(), asyncio.Lock()
         self._prepared = False
+        self._starting: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._state = "new"
         self._since = time.monotonic()
@@ -197,7 +196,22 @@ class Server:
         self._prepared = True
 
     async def start(self) -> None:
-        """Start every service; returns when all of them serve. Raises FastbootError, with nothing left running."""
+        """Start every service, once; returns when all of them serve.
+
+        Raises FastbootError, with nothing left running; so where another task stops it meanwhile.
+        """
+        if self._starting:
+            raise RuntimeError("a Server starts once")
+        self._starting = asyncio.create_task(self._start())
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise
+            raise FastbootError("the server was stopped before it had started") from None
+
+    async def _start(self) -> None:
         self._state = "starting"
         try:
             self._lock = StateLock(self._config.state)
@@ -205,7 +219,8 @@ class Server:
             await self._control.start()
             if not self._prepared:
                 await self.prepare()
-            self._indexer.prune({medium.name for medium in self._world.shelf})
+            async with self._reloading:  # it may have read a medium that this world does not name
+                self._indexer.prune({medium.name for medium in self._world.shelf})
             self._watch = asyncio.create_task(self._watch_media())
             self._build()
             if self._store:
@@ -225,6 +240,9 @@ class Server:
         Leases that were acknowledged are on disk; an acknowledgement that waits for the disk still leaves. Where
         it is stopping already, this waits for that end.
         """
+        if self._starting and self._starting is not asyncio.current_task():
+            self._starting.cancel()
+            await asyncio.wait({self._starting})
         async with self._ending:
             if self._state != "stopped":
                 await self._stop(self._config.drain if drain is None else drain)

@@ -191,6 +191,26 @@ async def test_whoever_stops_it_waits_for_the_same_end(make: Make) -> None:
     assert kinds[-2:] == ["server.stopping", "server.stopped"] and kinds.count("server.stopping") == 1
 
 
+@pytest.mark.parametrize("turns", [0, 1, 3, 10, 30])
+async def test_one_that_is_stopped_while_it_starts_leaves_nothing(make: Make, turns: int) -> None:
+    async with Server(make()):
+        pass
+    before = descriptors()
+    server = Server(make())
+    start = asyncio.create_task(server.start())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await server.stop()
+    (outcome,) = await asyncio.gather(start, return_exceptions=True)
+    assert outcome is None or "stopped before it had started" in str(outcome)
+    assert outcome is not None or turns  # with a few turns of the loop it may have started
+    with pytest.raises(RuntimeError, match="starts once"):
+        await server.start()
+    del server, start, outcome
+    assert descriptors() == before
+
+
 async def test_a_server_that_can_not_start_leaves_nothing(make: Make) -> None:
     config = make()
     async with Server(config):

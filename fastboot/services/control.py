@@ -79,8 +79,12 @@ class ControlService:
             listener.close()
             raise FastbootError(f"state: can not make {self._path}: {error.strerror}") from error
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.SockSite(self._runner, listener).start()
+        try:
+            await self._runner.setup()
+            await web.SockSite(self._runner, listener).start()
+        except BaseException:
+            listener.close()
+            raise
 
     async def stop(self) -> None:
         if self._runner is not None:

@@ -19,6 +19,7 @@ from fastboot.services.links import Link
 log = structlog.get_logger(component="dhcp")
 
 Decide = Callable[[BootRequest], Verdict | Awaitable[Verdict]]
+"""What a machine boots; None means what the configuration says."""
 Encode = Callable[[BootRequest, Plan, int], EncodedPlan | None]
 """Makes of a plan and its tag what is sent. Raises ValueError or UnicodeError where it can not be sent."""
 
