@@ -90,6 +90,10 @@ def test_sighup_reloads_and_a_wrong_file_keeps_the_old(lab: Lab, serve: Serve) -
     entry = wait_for(process, "server", "reload.failed")
     assert entry["level"] == "error"
     assert "tftp.nonsense: there is no key 'nonsense'" in entry["text"]
+    lab.edit("nonsense = 1", f"max_file = 0x{'f' * 5000}")
+    process.send_signal(signal.SIGHUP)
+    entry = wait_for(process, "server", "reload.failed")
+    assert "tftp.max_file: should be a number of at most 64 bits" in entry["text"]
     assert [node["name"] for node in ControlClient(lab.state).get("/nodes")] == ["node01", "node03"]
 
 

@@ -12,12 +12,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from fastboot.boot.firmware import ARCHITECTURES, IPXE, ONIE
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
 from fastboot.config import FOREVER, Config, NodeIndex, Pool, PortRange, Table, load, mac, relay_id_text
-from fastboot.config.faults import table_in
+from fastboot.config.faults import explain, table_in
 from fastboot.config.fields import seconds
 from fastboot.config.options import FOREIGN, NAMES, TYPES, has_default_route, overlay, read
 from fastboot.model import ConfigError, Node, Option, Settings
@@ -178,8 +179,15 @@ def test_paths_are_relative_to_the_file_not_to_the_process(
         ("[tftp]", "[tftp", "this is no TOML: "),
         ("[tftp]", "x = " + "[" * 3000, "this is no TOML: "),
         ("[tftp]", "drain = " + "9" * 5000, "this is no TOML: "),
+        ("[tftp]", "[http]\nmax_per_address = 0x" + "f" * 5000, "http.max_per_address: should be a number of at most 64 bits"),
+        ("[tftp]", f"[tftp]\nmax_file = {1 << 63}", "tftp.max_file: should be a number of at most 64 bits"),
+        ('interface = "lo"', "drain = 1.5\ninterface = 'lo'", 'drain: write a duration such as "90s", "10m", "1h", "7d" or "forever", or a number of seconds'),
+        ('interface = "lo"', "drain = nan\ninterface = 'lo'", "drain: write a duration such as"),
+        ('lease = "1h"', f'lease = "{"9" * 5000}s"', "dhcp.lease: write a duration such as"),
+        ('lease = "1h"', "options = 5", "dhcp.options: should be a table"),
+        ('roots = ["boot", "/srv/boot"]', "roots = [1]", "roots[0]: should be a path between quotes (is 1)"),
         ("[tftp]", '[tftp]\nport = "69"', "tftp.port: should be a whole number, without quotes (is '69')"),
-        ("[tftp]", "[tftp]\nport = true", "tftp.port: should be a whole number, without quotes (is True)"),
+        ("[tftp]", "[tftp]\nport = true", "tftp.port: should be a whole number, without quotes (is true)"),
         ("[tftp]", "[tftp]\nport = 69.0", "tftp.port: should be a whole number, without quotes (is 69.0)"),
         ("[tftp]", '[tftp]\nsingle_port = "yes"', "tftp.single_port: should be true or false, without quotes (is 'yes')"),
         ("[tftp]", "[tftp]\ndata_ports = 40000", 'tftp.data_ports: is no range of ports; write "40000-49999"'),
@@ -359,6 +367,34 @@ def test_binary_is_no_configuration(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="UTF-8"):
         load(path)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "\ufeff" + GOOD, "\ufeff" + NODES)
+    assert len(load(tmp_path / "lab.toml").all_nodes()) == 2
+
+
+def test_every_number_has_an_upper_bound() -> None:
+    def unbounded(part: object, place: str) -> Iterator[str]:
+        if isinstance(part, dict):
+            if part.get("type") == "integer" and not part.keys() & {"maximum", "le"}:
+                yield place
+            for key, inner in part.items():
+                yield from unbounded(inner, f"{place}.{key}")
+        elif isinstance(part, list):
+            for inner in part:
+                yield from unbounded(inner, place)
+
+    schema = Config.model_json_schema()
+    del schema["$defs"]["Option"]  # what a table of options is made into
+    assert list(unbounded(schema, "Config")) == []
+
+
+def test_a_program_is_told_of_a_number_without_end() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Config(interface="lo", http={"max_connections": 1 << 99999})  # type: ignore[arg-type]
+    said = "http.max_connections: should be less than or equal to 100000 (is a number of more than 64 bits)"
+    assert list(explain(caught.value, Config)) == [said]
 
 
 def test_a_program_builds_one_by_hand() -> None:

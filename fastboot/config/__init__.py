@@ -16,9 +16,10 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from fastboot.config.dhcp import Answer, ClassTable, Dhcp, Limits, Subnet, mode_faults, subnet_faults
-from fastboot.config.faults import explain, repeated, unknown
+from fastboot.config.faults import beyond, explain, repeated, unknown
 from fastboot.config.fields import (
     FOREVER,
+    MAX_NUMBER,
     Architecture,
     Bool,
     FilePath,
@@ -84,7 +85,7 @@ class Tftp(Table):
     """A machine has one or two under way; machines behind one NAT share an address."""
     max_blksize: Annotated[Int, Field(ge=8, le=65464)] = 1468
     max_windowsize: Annotated[Int, Field(ge=1, le=1024)] = 64
-    max_file: Annotated[Int, Field(ge=0)] = 0
+    max_file: Annotated[Int, Field(ge=0, le=MAX_NUMBER)] = 0
     """Octets of the largest file served by TFTP; 0 means any."""
 
 
@@ -221,7 +222,7 @@ def load(path: Path) -> Config:
     Raises ConfigError with one line for each fault.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows editors begin a file with a BOM
     except FileNotFoundError as error:
         help_ = "write one (docs/configuration.md), or do without: fastboot serve --root DIR, or --iso FILE"
         raise ConfigError(f"{path}: {error.strerror}; {help_}") from error
@@ -229,8 +230,12 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text in UTF-8: {error.reason} at octet {error.start}") from error
-    except (ValueError, RecursionError) as error:  # also of numbers and of nesting beyond Python's limits
+    except (tomllib.TOMLDecodeError, RecursionError) as error:  # also of nesting beyond Python's limit
         raise ConfigError(f"{path}: this is no TOML: {error}") from error
+    except ValueError as error:  # Python reads no more than 4300 digits, and says so in its own words
+        raise ConfigError(f"{path}: this is no TOML: a number or a date in it is out of range") from error
+    if faults := list(beyond(document)):
+        raise ConfigError("\n".join(f"{path}: {fault}" for fault in faults))
     try:
         config = Config.model_validate(document, context={"directory": path.absolute().parent})
         config.all_nodes()

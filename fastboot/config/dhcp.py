@@ -34,6 +34,8 @@ def _network(value: object) -> object:
 Domain = Annotated[
     str, like(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", 'is no domain; write one such as "lab.example"')
 ]
+ADDRESSES = 1 << 32
+"""As many as IPv4 has."""
 NO_MACHINES = {
     IPv4Network("0.0.0.0/8"): "an address of no network",
     IPv4Network("127.0.0.0/8"): "the loopback, where no machine but this one is",
@@ -106,11 +108,11 @@ class ClassTable(BootAnswer):
 class Limits(Table):
     """What machines that no node names may take; a node is always served."""
 
-    per_port: Annotated[Int, Field(ge=1)] = 64
+    per_port: Annotated[Int, Field(ge=1, le=ADDRESSES)] = 64
     """Addresses on offer to, or leased by, machines behind one port of one relay."""
-    offers: Annotated[Int, Field(ge=1)] = 2048
+    offers: Annotated[Int, Field(ge=1, le=ADDRESSES)] = 2048
     """Addresses on offer at the same time to machines that are new."""
-    leases: Annotated[Int, Field(ge=1)] | None = None
+    leases: Annotated[Int, Field(ge=1, le=ADDRESSES)] | None = None
     """Addresses leased; without a limit, what the pools hold."""
 
 

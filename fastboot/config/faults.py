@@ -9,7 +9,7 @@ from typing import get_args
 
 from pydantic import ValidationError
 
-from fastboot.config.fields import Table
+from fastboot.config.fields import MAX_NUMBER, Table
 
 
 class KeyFaults(ValueError):
@@ -26,6 +26,8 @@ KINDS = {
     "string_type": "should be a text between quotes",
     "dict_type": "should be a table",
     "model_type": "should be a table",
+    "bytes_type": "should be a text between quotes",
+    "path_type": "should be a path between quotes",
     "ip_v4_address": 'is no IPv4 address; write one such as "10.77.0.5"',
 }
 """What is said of a value of the wrong kind, by pydantic's names of errors, whose own words are Python's."""
@@ -71,10 +73,30 @@ def explain(error: ValidationError, model: type[Table]) -> Iterator[str]:
         elif fault["type"] == "tuple_type":
             text = f"should be {_list_of(key, value)}"
         else:
-            was = f" (is {value!r})" if isinstance(value, str | int | float) else ""
+            was = f" (is {_shown(value)})" if isinstance(value, str | int | float) else ""
             text = KINDS.get(fault["type"], text.replace("Input should", "should")) + was
         for line in text.splitlines():
             yield f"{key}: {line}" if key else line
+
+
+def beyond(value: object, key: str = "") -> Iterator[str]:
+    """Say of each number of a document that is none of TOML's, which have 64 bits: Python's have no end."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from beyond(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list):
+        for at, inner in enumerate(value):
+            yield from beyond(inner, f"{key}[{at}]")
+    elif isinstance(value, int) and not -MAX_NUMBER <= value <= MAX_NUMBER:
+        yield f"{key}: should be a number of at most 64 bits, as all of TOML are"
+
+
+def _shown(value: object) -> str:
+    """Return a value as it is written in TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_long = isinstance(value, int) and abs(value) > MAX_NUMBER  # Python writes out no more than 4300 digits
+    return "a number of more than 64 bits" if is_long else repr(value)
 
 
 def _list_of(key: str, value: object) -> str:

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+MAX_NUMBER = (1 << 63) - 1
+"""The largest number that TOML 1.0 has, and the largest size of a file."""
 FOREVER = 0xFFFFFFFF
 """Seconds of an infinite lease (RFC 2131 section 3.3)."""
 MAX_LOADER = 127
@@ -44,10 +46,11 @@ def seconds(value: object) -> object:
     if isinstance(value, str):
         if value == "forever":
             return FOREVER
-        if match := re.fullmatch(r"([0-9]+)\s*([smhd])", value):
+        if match := re.fullmatch(r"([0-9]{1,12})\s*([smhd])", value):
             return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-        raise ValueError('write a duration such as "90s", "10m", "1h", "7d" or "forever"')
-    return value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError('write a duration such as "90s", "10m", "1h", "7d" or "forever", or a number of seconds')
 
 
 def mac(value: str) -> str:

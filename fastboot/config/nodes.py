@@ -94,7 +94,7 @@ def read_nodes(path: Path) -> list[tuple[str, Node]]:
     try:
         # Now, also where it is a FIFO that nobody writes to.
         now = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(now, newline="", encoding="utf-8") as lines:
+        with os.fdopen(now, newline="", encoding="utf-8-sig") as lines:
             if not stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
                 raise ConfigError(f"nodes_file: {path}: is no regular file; name a CSV file")
             rows = csv.DictReader(lines, strict=True)

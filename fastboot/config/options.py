@@ -223,7 +223,7 @@ def read(key: str, value: object) -> Option:
     """Make an option of a key (a name or a code) and its value. Raises ValueError saying what would be right."""
     if key in NAMES:
         code, type_ = NAMES[key]
-    elif key.isascii() and key.isdecimal() and int(key) < 256:
+    elif re.fullmatch(r"[0-9]{1,3}", key) and int(key) < 256:
         code, type_ = int(key), _TYPE_OF.get(int(key), "")
     elif key in FOREIGN and not FOREIGN[key].isdecimal():
         raise ValueError(f"is called {FOREIGN[key]} here")
@@ -254,18 +254,20 @@ def read(key: str, value: object) -> Option:
 
 def from_text(key: str, text: str) -> object:
     """Return a value as TOML would have it, from the text of a table of nodes: lists are joined by spaces."""
-    code, type_ = NAMES.get(key, (int(key) if key.isascii() and key.isdecimal() else 0, ""))
+    code, type_ = NAMES.get(key, (int(key) if re.fullmatch(r"[0-9]{1,3}", key) else 0, ""))
     type_ = type_ or _TYPE_OF.get(code, "")
     if type_ in ("ips", "domains"):
         return text.split()
-    if type_ in ("u8", "u16", "u32", "i32") and re.fullmatch(r"-?[0-9]+", text):
+    if type_ in ("u8", "u16", "u32", "i32") and re.fullmatch(r"-?[0-9]{1,19}", text):
         return int(text)
     return text == "true" if type_ == "bool" and text in ("true", "false") else text
 
 
 def _read_all(value: object) -> object:
-    if not isinstance(value, dict):
+    if isinstance(value, list | tuple):
         return value
+    if not isinstance(value, dict):
+        raise ValueError("should be a table")
     made: dict[int, Option] = {}
     faults: list[tuple[str, str]] = []
     names: dict[int, str] = {}
