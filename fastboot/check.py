@@ -22,7 +22,7 @@ from fastboot.boot.chain import path_here
 from fastboot.boot.firmware import DEFAULT_URL, PXE_CLIENT, VENDOR_CLASS, VENDOR_OPTIONS
 from fastboot.boot.policy import by_tftp_only
 from fastboot.boot.program import Kind
-from fastboot.config import Config, Subnet
+from fastboot.config import Config, Dhcp, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.privileges import library_faults, write_fault
@@ -33,8 +33,10 @@ from fastboot.services.links import BUFFER, Link, find_links, is_veth
 from fastboot.world import World
 
 DESCRIPTORS = 512
-"""Open files beside those of FTP sessions: sockets, trees, the store, and sources of TFTP transfers."""
-PER_SESSION = 3
+"""Open files beside those of clients by FTP and HTTP: sockets, trees, the store, and sources of TFTP transfers."""
+PER_SESSION = 5
+PER_CONNECTION = 4
+"""By HTTP: the connection and the file, and the pump's own of both."""
 SMALL_PACKET = 768
 """Octets of a buffer that the kernel counts for a request (its `truesize`; measured)."""
 
@@ -63,7 +65,7 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
         links = ()
     if config.dhcp and links:
         if config.dhcp.mode == "proxy":
-            yield from _proxy_findings(links)
+            yield from _proxy_findings(config.dhcp, links)
         else:
             yield from _subnet_findings(config.dhcp.subnets, links)
             yield from _neighbour_findings(config.dhcp.subnets, links, root)
@@ -89,10 +91,19 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
         )
     if config.dhcp and not config.tftp and not any("://" in url for url in config.boot.loaders.values()):
         yield Finding("warning", "tftp: is missing, so machines find no loader; add [tftp]")
-    if config.ftp:
-        needed = config.ftp.max_sessions * PER_SESSION + DESCRIPTORS
-        if (hard := resource.getrlimit(resource.RLIMIT_NOFILE)[1]) < needed:
-            yield Finding("warning", f"ftp.max_sessions: needs {needed} open files, the system allows {hard}")
+    yield from _descriptor_findings(config)
+
+
+def _descriptor_findings(config: Config) -> Iterator[Finding]:
+    clients = {
+        "ftp.max_sessions": config.ftp.max_sessions * PER_SESSION if config.ftp else 0,
+        "http.max_connections": config.http.max_connections * PER_CONNECTION if config.http else 0,
+    }
+    needed = sum(clients.values()) + DESCRIPTORS
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if any(clients.values()) and 0 <= hard < needed:
+        keys = " and ".join(key for key, files in clients.items() if files)
+        yield Finding("warning", f"{keys}: {needed} open files may be needed, the system allows {hard}")
 
 
 def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
@@ -227,7 +238,7 @@ def in_container(root: Path = Path("/")) -> bool:
     return any(word in groups for word in ("docker", "kubepods", "libpod", "lxc"))
 
 
-def _proxy_findings(links: Sequence[Link]) -> Iterator[Finding]:
+def _proxy_findings(dhcp: Dhcp, links: Sequence[Link]) -> Iterator[Finding]:
     where = ", ".join(f"{link.name} ({link.addresses[0]})" for link in links)
     yield Finding(
         "note",
@@ -235,6 +246,13 @@ def _proxy_findings(links: Sequence[Link]) -> Iterator[Finding]:
         " on ports 67 and 4011, what to boot; nobody else gets an answer. For firmware that ignores a proxy that"
         " other server must name the boot files: fastboot boot-options prints its settings",
     )
+    for at, entry in enumerate(dhcp.classes):
+        if entry.transport:
+            yield Finding(
+                "note",
+                f"dhcp.classes[{at}].transport: does not reach GRUB, which asks the server of its address what to"
+                " fetch; write it for a group, a node or [boot]",
+            )
 
 
 def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Finding]:

@@ -200,7 +200,10 @@ def nodes(
 
 @media_app.callback()
 def media(context: typer.Context, config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
-    """List the media, and the systems that were recognised in them."""
+    """List the media, and the systems that were recognised in them.
+
+    Exit code 1 where one can not be served.
+    """
     context.default_map = {"check": {"config": config, "as_json": as_json}}
     if context.invoked_subcommand:
         return
@@ -211,6 +214,10 @@ def media(context: typer.Context, config: ConfigFile = DEFAULT, as_json: AsJson 
         facts = [plain(medium.facts()) for medium in shelf_of(settings)]
     rows = facts if as_json else [{**each, "system": describe(each)} for each in facts]
     print_facts(rows, ("name", "state", "system", "files", "place"), as_json)
+    failed = [each for each in facts if each["state"] == "failed"]
+    for each in failed:
+        print(f"fastboot: media {each['name']}: {each['fault']}", file=sys.stderr)
+    sys.exit(FAILED if failed else 0)
 
 
 @media_app.command("check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,3 +86,16 @@ def test_a_veth_is_known(need: Callable[[bool, str], None]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     need(done.returncode == 0, f"no veth here: {done.stderr}")
     assert done.stdout.strip() == "[True, False, False]"
+
+
+def test_open_files_of_ftp_and_http_are_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    table = {"interface": "lo", "state": tmp_path / "state", "ftp": {"port": 0, "max_sessions": 100}}
+    for connections, warned in ((700, []), (800, ["ftp.max_sessions and http.max_connections: 4212 open files"])):
+        config = Config.model_validate({**table, "http": {"port": 0, "max_connections": connections}})
+        said = [
+            each.text.partition(" may be")[0]
+            for each in before_drop(config, tmp_path)
+            if "open files" in each.text
+        ]
+        assert said == warned

@@ -432,11 +432,13 @@ opal = "none.elf"
 
 
 def test_check_explains_the_proxy(lab: Lab) -> None:
-    lab.edit("[tftp]", '[dhcp]\nmode = "proxy"\n[tftp]')
+    classes = '[[dhcp.classes]]\nname = "uefi-x64"\ntransport = "tftp"\n'
+    lab.edit("[tftp]", f'[dhcp]\nmode = "proxy"\n{classes}[tftp]')
     done = lab.run("check", "--json")
     notes = [entry["text"] for entry in json.loads(done.stdout) if entry["level"] == "note"]
     assert notes[0].startswith("dhcp.mode: proxy: another host must give the addresses on lo (127.0.0.1/8).")
     assert "boot-options" in notes[0]
+    assert notes[1].startswith("dhcp.classes[0].transport: does not reach GRUB")
     assert any(note.startswith("boot.loaders.uefi-x64: snponly.efi is taken, not ") for note in notes)
 
 
@@ -520,7 +522,12 @@ def test_media_without_a_server(lab: Lab) -> None:
     run(*XORRISO, "-R", "-o", lab.path.with_name("lab.iso"), tree)
     media = "[[media]]\nname = 'lab'\niso = 'lab.iso'\n[[media]]\nname = 'gone'\npath = 'gone'\n"
     lab.path.write_text(lab.path.read_text() + media)
-    assert lab.run("media").stdout.splitlines()[0].split("\t")[:3] == ["lab", "ready", "Rocky Linux 9.4 x86_64"]
+    done = lab.run("media")
+    assert done.stdout.splitlines()[0].split("\t")[:3] == ["lab", "ready", "Rocky Linux 9.4 x86_64"]
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fastboot: media gone: No such file or directory; create it or name another\n",
+    )
     done = lab.run("media", "check", "lab")
     assert done.returncode == 0
     assert "  boots images/pxeboot/vmlinuz with images/pxeboot/initrd.img\n" in done.stdout
