@@ -146,8 +146,11 @@ def held(scenario: Scenario, server: int) -> Figures:
     """Begin every transfer, be sent a window of each, then be silent and look at the server's memory."""
     before, standing = memory(server), 0
     request = PLAIN.asking(scenario.blksize, scenario.window).request("file")
+    deadline = time.monotonic() + LIMIT
     with contextlib.ExitStack() as stack:
         for address in islice(CLIENTS.hosts(), scenario.clients):
+            if time.monotonic() > deadline:
+                break
             port = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             port.bind((str(address), 0))
             port.settimeout(2)
