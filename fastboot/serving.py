@@ -106,8 +106,8 @@ def start_log(config: Config) -> EventLog:
 
 
 def raise_descriptors() -> None:
-    """Allow as many open files as the system lets us: every FTP session takes three. Raises FastbootError where
-    that is too few to start."""
+    """Allow as many open files as the system lets us: FTP sessions and HTTP connections take several each.
+    Raises FastbootError where that is too few to start."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= hard < LEAST_FILES:
         need = f"the server needs {LEAST_FILES} to start, and more for its clients"

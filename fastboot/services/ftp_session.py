@@ -6,7 +6,6 @@ import errno
 import inspect
 import re
 import socket
-import time
 from asyncio import CancelledError, Future, ensure_future
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
 from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
+from fastboot.services.ftp_listing import FACTS, facts, ls_line, stamp
 from fastboot.services.source_file import SourceFile
 
 if TYPE_CHECKING:
@@ -41,11 +41,6 @@ TELNET = re.compile(rb"\xff(?:[\xfb-\xfe].?|[\xf0-\xfa])?", re.DOTALL)
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 UNLISTABLE = re.compile(r"[\x00-\x1f\x7f/]")
 LIST_OPTIONS = re.compile(r"(?:-[A-Za-z1]+(?: +|$))+")
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-HALF_A_YEAR = 180 * 24 * 3600
-LAST_SECOND = 253402300799
-"""The end of the year 9999, the last that MDTM can write (RFC 3659 section 2.3)."""
-FACTS = ("type", "size", "modify", "perm")
 GONE = {
     errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE, errno.EBADF,
     errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
@@ -363,7 +358,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         )
 
     def _failed(self, path: str) -> Refusal:
-        # The catalog may be an embedder's: its fault ends one command, not the session.
+        # A fault of ours (`resolve` is judged by Namespace) ends one command, not the session.
         self.service.log.exception("the catalog failed", path=printable(path))
         return Refusal(Reason.BROKEN, "can not be read")
 
@@ -425,7 +420,7 @@ class Session(FTPHandler):  # type: ignore[misc]
             self._ask_file(path, lambda entry: f"213 {entry.size}")
 
     def ftp_MDTM(self, path: str) -> None:
-        self._ask_file(path, lambda entry: f"213 {_stamp(entry.mtime)}")
+        self._ask_file(path, lambda entry: f"213 {stamp(entry.mtime)}")
 
     def _ask_file(self, path: str, reply: Callable[[Entry], str]) -> None:
         def answer(entry: Entry) -> None:
@@ -447,15 +442,15 @@ class Session(FTPHandler):  # type: ignore[misc]
         self.respond('250 "{}" is the current directory.'.format(path.replace('"', '""')))
 
     def ftp_LIST(self, path: str) -> None:
-        self._send_listing(path, "LIST", lambda items: map(_long, items))
+        self._send_listing(path, "LIST", lambda items: map(ls_line, items))
 
     def ftp_NLST(self, path: str) -> None:
         self._send_listing(path, "NLST", lambda items: (item.name for item in items))
 
     def ftp_MLSD(self, path: str) -> None:
-        facts = tuple(self._current_facts)
+        wanted = tuple(self._current_facts)
         self._send_listing(
-            path, "MLSD", lambda entries: (f"{_facts(item, facts)} {item.name}" for item in entries)
+            path, "MLSD", lambda entries: (f"{facts(item, wanted)} {item.name}" for item in entries)
         )
 
     def _send_listing(self, path: str, cmd: str, text: Any) -> None:
@@ -484,7 +479,7 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def ftp_MLST(self, path: str) -> None:
         def answer(entry: Entry) -> None:
-            self.push(f"250-Listing {path}\r\n {_facts(entry, self._current_facts)} {path}\r\n")
+            self.push(f"250-Listing {path}\r\n {facts(entry, self._current_facts)} {path}\r\n")
             self.respond("250 End MLST.")
 
         self._ask(self.service.catalog.stat, path, answer)
@@ -494,31 +489,3 @@ class Session(FTPHandler):  # type: ignore[misc]
             self.respond("504 STAT lists nothing here: use LIST or MLSD.")
         else:
             super().ftp_STAT(path)
-
-
-def _when(mtime: float) -> time.struct_time:
-    return time.gmtime(min(max(mtime, 0), LAST_SECOND))
-
-
-def _stamp(mtime: float) -> str:
-    return time.strftime("%Y%m%d%H%M%S", _when(mtime))
-
-
-def _long(entry: Entry) -> str:
-    """Write a line as `ls -l` does: what every client that knows only LIST can parse."""
-    when = _when(entry.mtime)
-    day = f"{MONTHS[when.tm_mon - 1]} {when.tm_mday:02d}"
-    old = abs(time.time() - entry.mtime) > HALF_A_YEAR
-    clock = f" {when.tm_year:04d}" if old else f"{when.tm_hour:02d}:{when.tm_min:02d}"
-    mode = "dr-xr-xr-x" if entry.is_dir else "-r--r--r--"
-    return f"{mode}   1 ftp      ftp      {entry.size:>12} {day} {clock} {entry.name}"
-
-
-def _facts(entry: Entry, wanted: Sequence[str]) -> str:
-    facts = {
-        "type": "dir" if entry.is_dir else "file",
-        "size": None if entry.is_dir else entry.size,
-        "modify": _stamp(entry.mtime),
-        "perm": "el" if entry.is_dir else "r",
-    }
-    return "".join(f"{name}={facts[name]};" for name in wanted if facts[name] is not None)

@@ -35,6 +35,7 @@ class Limits:
 
 STANDARD: Final = Limits()
 BODY: Final = re.compile(rb"\n(?:Content-Length|Transfer-Encoding)", re.IGNORECASE)
+"""A field that announces a body."""
 MAX_TARGET: Final = 8000
 """Octets of a request's target: what RFC 9112 section 3 asks for at least."""
 MAX_FIELD: Final = 8190
@@ -55,7 +56,7 @@ def heads(data: bytes) -> Iterator[bytes]:
     while (end := data.find(b"\r\n\r\n", begin) + 4) > 3 and not BODY.search(data, begin, end):
         yield data[begin:end]
         begin = end
-    if begin < len(data) or not data:
+    if begin < len(data) or not data:  # nothing at all has aiohttp look again at what it put aside
         yield data[begin:]
 
 
