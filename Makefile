@@ -50,8 +50,8 @@ bench: ## Compare TFTP with dnsmasq, tftpd-hpa, atftpd and the limit, 20 minutes
 	@$(PYTHON) tools/bootstrap.py build bench
 	@$(AS_ROOT) $(BIN)/python -m bench.tftp $(ARGS)
 
-bench-readme: build ## Make README's part on TFTP from bench/results/tftp.json
-	@$(BIN)/python -m bench.tftp_readme bench/results/tftp.json README.md
+bench-readme: build ## Make README's figures from bench/results
+	@$(BIN)/python -m bench.readme README.md
 
 bench-dhcp: ## Compare DHCP with Kea, ISC dhcpd and dnsmasq on this machine, about five minutes
 	@$(PYTHON) tools/bootstrap.py build bench

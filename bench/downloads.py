@@ -2,9 +2,9 @@
 
     python -m bench.downloads JSON
 
-The JSON object names what they do (`kind`: bulk, storm or sessions) and its arguments. Once all are connected and
-logged in, a line is printed; at a line of input they begin; their figures are printed as JSON, and at another line
-of input they leave. So whoever measures the server can look at it in between.
+The JSON object names what they do (`kind`: bulk, storm, sessions or held) and its arguments. Once all are
+connected and logged in, a line is printed; at a line of input they begin; their figures are printed as JSON, and
+at another line of input they leave. So whoever measures the server can look at it in between.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ CHUNK = 1 << 20
 PATIENCE = 100.0
 """Seconds after which whoever has not all has failed."""
 SEVERAL = 64
+NARROW = 65_536
+"""Octets of the receive buffer of who takes no more of a file."""
 OPENING = 1.0
 """Seconds in which all sessions are opened."""
 
@@ -139,6 +141,22 @@ def bulk(protocol: str, address: Address, paths: Sequence[str], clients: int, si
     return summary(clients, whole, octets, time.monotonic() - began)
 
 
+def held(protocol: str, address: Address, paths: Sequence[str], clients: int, size: int) -> dict[str, Any]:
+    """Every client begins a file and takes no more of it than came first; the time is that until then."""
+    start = {"http": Download.http, "ftp": Download.ftp}[protocol]
+    downloads = started(lambda number: start(address, paths[number % len(paths)], size), clients)
+    began, times = begin(), list[float]()
+    for each in downloads:
+        each.data.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        each.ask()
+    for each in downloads:
+        each.data.settimeout(PATIENCE / 5)
+        with contextlib.suppress(OSError):
+            if each.data.recv(1):
+                times.append(time.monotonic() - began)
+    return summary(clients, times, 0, time.monotonic() - began)
+
+
 def storm(
     protocol: str, address: Address, paths: Sequence[str], clients: int, size: int, files: int
 ) -> dict[str, Any]:
@@ -231,7 +249,7 @@ def sessions(protocol: str, address: Address, clients: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = json.loads(sys.argv[1])
-    kind = {"bulk": bulk, "storm": storm, "sessions": sessions}[arguments.pop("kind")]
+    kind = {"bulk": bulk, "storm": storm, "sessions": sessions, "held": held}[arguments.pop("kind")]
     arguments["address"] = tuple(arguments["address"])
     if figures := kind(**arguments):
         print(json.dumps(figures), flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
@@ -14,8 +15,11 @@ Found = dict[str, dict[str, Any]]
 """Scenario -> says, machine, rounds: server -> figures of every round."""
 
 
+ROOT = Path(__file__).parent.parent
+
+
 def machine() -> dict[str, Any]:
-    """Return what figures depend on, and the day."""
+    """Return what figures depend on: the machine, the commit (`-dirty`: changed since), and the day."""
     cpu = next(
         (
             line.partition(": ")[2]
@@ -24,7 +28,25 @@ def machine() -> dict[str, Any]:
         ),
         "",
     )
-    return {"kernel": platform.release(), "cores": os.cpu_count(), "cpu": cpu, "day": date.today().isoformat()}
+    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    described = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "cpu": cpu,
+        "commit": described,
+        "day": date.today().isoformat(),
+    }
+
+
+def origin(found: Found) -> str:
+    """Say where and when results were measured, and how often."""
+    machines = {
+        "{cores} cores of {cpu}, Linux {kernel}, {day}".format(**entry["machine"]) for entry in found.values()
+    }
+    counts = sorted({len(entry["rounds"]["fastboot"]) for entry in found.values()})
+    rounds = " or ".join(map(str, counts))
+    return f"Measured on {' and '.join(sorted(machines))}: medians of {rounds} interleaved rounds, "
 
 
 def keep(path: Path, found: Found, order: Iterable[str]) -> None:

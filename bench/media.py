@@ -1,7 +1,8 @@
 """HTTP and FTP: what fastboot costs beside nginx, vsftpd, and pyftpdlib and aiohttp as they come.
 
-    make bench-media            or            make bench-media ARGS="--only 'ftp-*' --servers fastboot vsftpd"
+    make bench-media            or            make bench-media ARGS="--only http-500 --servers fastboot nginx"
 
+Each case by itself takes one to four minutes.
 `fastboot-loop` is fastboot with `senders = 0`, its plain path. All servers run in a network namespace of their
 own, across a veth pair from the clients, and wait while another is measured. A round runs every server in every
 case; the next round does so in reverse order. The table shows medians of the rounds, of CPU the least and most
@@ -9,9 +10,9 @@ too; the line below it is the median of fastboot's share of the best other's CPU
 
 Cases: PROTOCOL-CLIENTS, a large file that all fetch at once; -iso, fastboot reads it out of an ISO, the others
 out of a directory; -cold, a file of 32 MiB for each, none in memory; -small, files of 2 KB one after another;
--sessions, all come within one second. Large files have 256 MiB, or less, so that all clients together fetch
-`--gigabytes`: 500 clients of 61 MiB each. Much smaller ones are gone before the last client has asked. TMPDIR
-must be on a disk.
+-sessions, all come within one second; -held, all begin a large file and take no more of it. Large files have 256
+MiB, or less, so that all clients together fetch `--gigabytes`: 500 clients of 61 MiB each. Much smaller ones are
+gone before the last client has asked. TMPDIR must be on a disk.
 
 CPU is what the scheduler charged to the server's threads and children from the first request on. `fairness` is
 the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds together, of the round
@@ -20,7 +21,8 @@ on the same machine at the same time. `memory` is that of the server's processes
 before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
 default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card.
 
-The raw figures are kept as JSON (--results), lags as their percentile; the last line is the medians of CPU.
+The raw figures are kept as JSON (--results), lags as their percentile, in place of those of the same cases; the
+last line is the medians of CPU. `make bench-readme` makes README's part of such a file.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ from typing import Any
 from bench import kept
 from bench.host import DIES_WITH_US, Host, cpu_seconds, memory, running
 from bench.lag import IDLE, IDLE_PORT, Lag, percentile
-from bench.media_servers import CLIENT, SERVER, Server, servers
+from bench.media_servers import CLIENT, OTHERS, SERVER, Server, servers
 from fastboot.lab import namespace
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +56,6 @@ LARGE, COLD = 256 << 20, 32 << 20
 SMALL, SMALL_FILES = 2048, 1000
 MOMENT = 0.4
 """Seconds after the first request at which memory is looked at."""
-OTHERS = ("nginx", "vsftpd", "pyftpdlib", "aiohttp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,18 @@ class Case:
 
     @property
     def unit(self) -> str:
-        return {"bulk": "s/GB", "storm": "ms/file", "sessions": "ms/session"}[self.kind]
+        return {"bulk": "s/GB", "storm": "ms/file", "sessions": "ms/session", "held": "ms/session"}[self.kind]
+
+    def says(self, total: int) -> str:
+        """Say what clients do, as README does."""
+        size = f"{self.file_size(total) >> 20} MiB each"
+        what = {
+            "bulk": size + {"directory": "", "iso": ", out of an ISO", "cold": ", from disk"}[self.place],
+            "storm": "files of 2 KB",
+            "sessions": "within one second",
+            "held": "that take no more of their files",
+        }
+        return f"{self.protocol.upper()}, {self.clients} clients, {what[self.kind]}"
 
     def units(self, figures: Mapping[str, Any]) -> float:
         """Return how much was done, in what CPU seconds are divided by."""
@@ -80,6 +92,7 @@ class Case:
             "bulk": figures["octets"] / 1e9,
             "storm": figures["octets"] / SMALL / 1e3,
             "sessions": self.clients / 1e3,
+            "held": self.clients / 1e3,
         }
         return max(done[self.kind], 1e-9)
 
@@ -93,6 +106,7 @@ def cases(clients: int) -> Iterator[Case]:
         yield Case(f"{protocol}-cold", protocol, "bulk", few, "cold")
         yield Case(f"{protocol}-small", protocol, "storm", few)
         yield Case(f"{protocol}-sessions", protocol, "sessions", clients)
+        yield Case(f"{protocol}-held", protocol, "held", clients)
 
 
 class Files:
@@ -210,7 +224,7 @@ class Bench:
             count = self._storm // 10 if case.protocol == "ftp" else self._storm
             job |= {"size": SMALL, "files": count}
             names = self._files.small()
-        elif case.kind == "bulk":
+        elif case.kind in ("bulk", "held"):
             size = job["size"] = case.file_size(self._total)
             names = self._files.cold(size, case.clients) if case.place == "cold" else self._files.large(size)
         else:
@@ -291,8 +305,7 @@ HEAD = (
 def table(chosen: Sequence[Case], rounds: Rounds, total: int) -> Iterator[str]:
     for case in chosen:
         figures = rounds[case.name]
-        size = f", {case.file_size(total) >> 20} MiB each" if case.kind == "bulk" else ""
-        yield f"\n{case.name}: {case.clients} clients{size}; CPU in {case.unit}; seconds of clients"
+        yield f"\n{case.name}: {case.says(total)}; CPU in {case.unit}; seconds of clients"
         yield HEAD
         for name, each in figures.items():
             yield row(name, each, case)
@@ -340,7 +353,7 @@ def run(settings: argparse.Namespace, work: Path, host: Host) -> tuple[list[Case
     if not chosen:
         raise SystemExit(f"no such case; there are {' '.join(case.name for case in cases(settings.clients))}")
     files = Files(work)
-    files.master({case.file_size(total) for case in chosen if case.kind == "bulk" and case.place != "cold"})
+    files.master({case.file_size(total) for case in chosen if case.place == "iso"})
     found = {
         name: server
         for name, server in servers(work, files.root, files.image).items()
@@ -363,10 +376,13 @@ def run(settings: argparse.Namespace, work: Path, host: Host) -> tuple[list[Case
 
 def keep(settings: argparse.Namespace, case: Case, rounds: Mapping[str, list[dict[str, Any]]]) -> None:
     """Put what is known of a case into the file of results."""
-    size = f", {case.file_size(int(settings.gigabytes * 1e9)) >> 20} MiB each" if case.kind == "bulk" else ""
     brief = {name: [short(each) for each in figures] for name, figures in rounds.items()}
-    says = f"{case.clients} clients{size}; CPU in {case.unit}"
-    entry = {"says": says, "machine": kept.machine(), "rounds": brief}
+    entry = {
+        "says": case.says(int(settings.gigabytes * 1e9)),
+        "kind": case.kind,
+        "machine": kept.machine(),
+        "rounds": brief,
+    }
     kept.keep(settings.results, {case.name: entry}, [each.name for each in cases(settings.clients)])
 
 

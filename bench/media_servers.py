@@ -13,6 +13,8 @@ from bench.dhcp_servers import libraries, program
 SERVER, CLIENT = "10.99.0.1", "10.99.0.2"
 IMAGE = "bench"
 """The name of the medium under which fastboot serves the directory's files out of an ISO."""
+OTHERS = ("nginx", "vsftpd", "pyftpdlib", "aiohttp")
+"""Who is not fastboot."""
 
 PYFTPDLIB = """
 import logging, sys

@@ -1,23 +1,14 @@
-"""README's part on TFTP, made of a file of results.
-
-    python -m bench.tftp_readme bench/results/tftp.json README.md
-
-writes it anew between its two marks.
-"""
+"""README's part on TFTP, made of the results that are kept (`bench.readme`)."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from bench.kept import Found
+from bench.kept import Found, origin
 from bench.tftp_report import HEADS, chart, median, number, spread
 
 PEERS = ("dnsmasq", "tftpd-hpa", "atftpd")
-BEGIN, END = "<!-- made by make bench-readme", "<!-- end of what make bench-readme makes -->"
 TABLES = {
     ("lockstep100", "lockstep500", "window4", "window16", "window64", "cut16"): ("cpu_per_gb", "mb_per_s"),
     ("link1", "link4", "link16"): ("link_share", "twice"),
@@ -66,8 +57,7 @@ def table(found: Found, names: list[str], columns: tuple[str, ...]) -> Iterator[
 
 
 def readme(found: Found) -> Iterator[str]:
-    """Yield README's part, marks included."""
-    yield f"{BEGIN} of bench/results/tftp.json -->"
+    """Yield README's part."""
     for names, columns in TABLES.items():
         if chosen := [name for name in names if name in found]:
             yield from table(found, chosen, columns)
@@ -75,26 +65,4 @@ def readme(found: Found) -> Iterator[str]:
         yield "```"
         yield from "\n".join(chart({"window16": found["window16"]})).strip().split("\n")
         yield from ("```", "")
-    machines = {
-        "{cores} cores of {cpu}, Linux {kernel}, {day}".format(**entry["machine"]) for entry in found.values()
-    }
-    counts = sorted({len(entry["rounds"]["fastboot"]) for entry in found.values()})
-    rounds = " or ".join(map(str, counts))
-    yield (
-        f"Measured on {' and '.join(sorted(machines))}: medians of {rounds} interleaved rounds, "
-        "least and most in brackets; who took more than six seconds was measured once."
-    )
-    yield END
-
-
-def main() -> None:
-    results, page = map(Path, sys.argv[1:3])
-    before, found, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (found and end):
-        raise SystemExit(f"{page} has no marks")
-    page.write_text(before + "\n".join(readme(json.loads(results.read_text()))) + after)
-
-
-if __name__ == "__main__":
-    main()
+    yield (f"{origin(found)}least and most in brackets; who took more than six seconds was measured once.")

@@ -71,15 +71,6 @@ def test_readme_names_the_best_of_the_others() -> None:
     assert "2 cores of a CPU, Linux 6.1, 2026-01-31: medians of 3 interleaved rounds" in text
 
 
-def test_readme_says_what_was_measured() -> None:
-    """A new file of results, or another form of the tables, takes make bench-readme."""
-    page = (ROOT / "README.md").read_text()
-    _, begin, rest = page.partition(tftp_readme.BEGIN)
-    part, end, _ = rest.partition(tftp_readme.END)
-    found = json.loads((ROOT / "bench/results/tftp.json").read_text())
-    assert begin + part + end == "\n".join(tftp_readme.readme(found))
-
-
 def test_results_of_other_scenarios_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "some" / "r.json"
     keep(path, {"window16": entry_of(fastboot=[1])}, SCENARIOS)
