@@ -28,15 +28,11 @@ from fastboot.model import ConfigError, FastbootError
 from fastboot.privileges import library_faults, write_fault
 from fastboot.server import Sockets, open_sockets, refuse_idle
 from fastboot.services.control_client import ControlClient, NotRunning
+from fastboot.services.descriptors import shortage
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
 from fastboot.world import World
 
-DESCRIPTORS = 512
-"""Open files beside those of clients by FTP and HTTP: sockets, trees, the store, and sources of TFTP transfers."""
-PER_SESSION = 5
-PER_CONNECTION = 4
-"""By HTTP: the connection and the file, and the pump's own of both."""
 SMALL_PACKET = 768
 """Octets of a buffer that the kernel counts for a request (its `truesize`; measured)."""
 
@@ -91,19 +87,8 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
         )
     if config.dhcp and not config.tftp and not any("://" in url for url in config.boot.loaders.values()):
         yield Finding("warning", "tftp: is missing, so machines find no loader; add [tftp]")
-    yield from _descriptor_findings(config)
-
-
-def _descriptor_findings(config: Config) -> Iterator[Finding]:
-    clients = {
-        "ftp.max_sessions": config.ftp.max_sessions * PER_SESSION if config.ftp else 0,
-        "http.max_connections": config.http.max_connections * PER_CONNECTION if config.http else 0,
-    }
-    needed = sum(clients.values()) + DESCRIPTORS
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if any(clients.values()) and 0 <= hard < needed:
-        keys = " and ".join(key for key, files in clients.items() if files)
-        yield Finding("warning", f"{keys}: {needed} open files may be needed, the system allows {hard}")
+    if text := shortage(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]):
+        yield Finding("warning", text)
 
 
 def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import resource
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from fastboot.model import (
 from fastboot.services import dhcp, ftp, http, proxy, tftp
 from fastboot.services.control import ControlService
 from fastboot.services.control_client import NeedsRestart
+from fastboot.services.descriptors import Descriptors, shortage
 from fastboot.services.dhcp_decisions import Decide
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
@@ -222,6 +224,8 @@ class Server:
             async with self._reloading:  # it may have read a medium that this world does not name
                 self._indexer.prune({medium.name for medium in self._world.shelf})
             self._watch = asyncio.create_task(self._watch_media())
+            if text := shortage(self._config, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+                self._tell("server.limit", text=text)
             self._build()
             if self._store:
                 self._store.start()
@@ -393,6 +397,7 @@ class Server:
                 self._mac_of,
                 http=http_url(config),
             )
+        descriptors = Descriptors()
         if config.ftp or config.http:
             self._pump = start_pump(config.senders)
         if config.ftp:
@@ -404,6 +409,7 @@ class Server:
                 sockets.ftp,
                 self._mac_of,
                 pump=self._pump,
+                descriptors=descriptors,
             )
         if config.http:
             self._http = self._services["http"] = http.HttpService(
@@ -414,6 +420,7 @@ class Server:
                 sockets.http,
                 self._mac_of,
                 pump=self._pump,
+                descriptors=descriptors,
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:

@@ -11,13 +11,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-from labkit import Lab, Serve, wait_for
+from labkit import FASTBOOT, Lab, Serve, wait_for
 from tftpkit import HOST, OACK, Client, TftpError, ack, error, number_of, op_of, rrq
 
 from fastboot.services.control_client import ControlClient
@@ -189,6 +189,87 @@ def test_without_descriptors_requests_wait_and_transfers_go_on(lab: Lab, serve: 
     assert (
         sum(value for name, value in counters.items() if name.startswith("refused_")) == counters["refused_busy"]
     )
+
+
+def spare() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize("service", ["http", "ftp"])
+@pytest.mark.parametrize("works", [False, True], ids=["idle", "at-work"])
+def test_clients_of_http_and_ftp_leave_descriptors_for_tftp(
+    lab: Lab, serve: Serve, service: str, works: bool
+) -> None:
+    """300 connections where 270 files may be open: some are turned away, and all machines get their loaders."""
+    put(lab, "fast", FAST)
+    put(lab, "large", FAST * 8)
+    http = spare()
+    lab.path.write_text(lab.path.read_text() + f"[http]\nport = {http}\nmax_per_address = 1000\n")
+    lab.edit("[ftp]\n", "[ftp]\nmax_per_address = 1000\n")
+    process = serve("prlimit", "--nofile=270:270")
+    port, answer, asks = (
+        (http, b"HTTP/1.1 503", b"GET /large HTTP/1.1\r\nHost: boot\r\n\r\n")
+        if service == "http"
+        else (lab.ftp, b"421 ", b"USER ftp\r\nPASS x\r\nTYPE I\r\nPASV\r\n")
+    )
+    with ExitStack() as stack:
+        # The second half of them comes when the first is at work.
+        crowd = []
+        for _ in range(300):
+            crowd.append(each := stack.enter_context(socket.create_connection((HOST, port), 10)))
+            if works:
+                with suppress(OSError):
+                    each.sendall(asks)
+        for number in range(20):
+            with Client((HOST, lab.tftp)) as client:
+                name = f"own-{number}"
+                put(lab, name, SLOW[number : number + 5000])
+                assert client.fetch(name, blksize=1000) == SLOW[number : number + 5000]
+        said = turned_away(crowd, answer)
+        assert 100 < len(said) < 300
+        if service == "http":
+            assert all(b"\r\nRetry-After: 5\r\n" in each for each in said)
+        assert psutil.Process(process.pid).num_fds() < 240
+        assert tftp_counters(lab).get("refused_busy", 0) == 0
+        counters = ControlClient(lab.state).get("/status")["services"][service]["counters"]
+        assert counters["refused_too_few_descriptors"] >= len(said)
+    until(lambda: psutil.Process(process.pid).num_fds() < 100)
+    with socket.create_connection((HOST, port), 10) as late:
+        if service == "http":
+            late.sendall(b"GET /file HTTP/1.1\r\nHost: boot\r\n\r\n")
+        assert late.recv(4096).startswith(b"HTTP/1.1 200" if service == "http" else b"220 ")
+
+
+def turned_away(crowd: list[socket.socket], answer: bytes) -> list[bytes]:
+    """Return what those were told that were turned away."""
+    said = []
+    for each in crowd:
+        each.settimeout(0.01)
+        with suppress(OSError):
+            if (head := each.recv(2048)).startswith(answer):
+                said.append(head)
+    return said
+
+
+def test_too_few_descriptors_are_told_at_the_start(lab: Lab, serve: Serve) -> None:
+    lab.path.write_text(lab.path.read_text() + f"[http]\nport = {spare()}\n")
+    command = ["prlimit", "--nofile=1024:1024", *FASTBOOT]
+    checked = subprocess.run([*command, "check", "-c", lab.path], capture_output=True, text=True, timeout=60)
+    process = subprocess.Popen([*command, "serve", "-c", lab.path], stderr=subprocess.PIPE, text=True)
+    try:
+        entry = wait_for(process, "server", "limit")
+    finally:
+        process.kill()
+        process.communicate()
+    assert entry["level"] == "warning"
+    assert entry["text"] == (
+        "ftp.max_sessions and http.max_connections: 26512 open files may be needed, 1024 are allowed: of more than"
+        " 512 for clients of FTP and HTTP the last are turned away (421, 503); raise LimitNOFILE of the service"
+    )
+    assert entry["text"] in " ".join(checked.stdout.split())
 
 
 # --- many at once

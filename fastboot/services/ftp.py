@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import resource
 import socket
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
+from fastboot.services.descriptors import EXCESS, PER_SESSION, Descriptors
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_session import Session, printable
 from fastboot.services.hosted import HostedLoop
@@ -36,9 +36,6 @@ from fastboot.services.pump import Pump, start_pump
 BACKLOG = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
 ACCEPTS = 32
-PER_SESSION = 5
-"""Descriptors of a session: control, data, file, and the pump's own of the last two."""
-SPARE = 128
 
 
 class Catalog(Protocol):
@@ -93,8 +90,9 @@ class FtpService:
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
         limits: Limits = Limits(),
         pump: Pump | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
-        """`pump` stays its owner's; without one the service has its own."""
+        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own."""
         self.catalog = catalog
         self.mac_of = mac_of
         self.limits = limits
@@ -107,6 +105,7 @@ class FtpService:
         self._refusals: dict[str, tuple[float, int]] = {}
         self._sessions: set[Session] = set()
         self._by_address: Counter[str] = Counter()
+        self._descriptors = descriptors or Descriptors()
         self._empty = asyncio.Event()
         self._listeners: list[Listener] = []
         self._ioloop: HostedLoop | None = None
@@ -117,9 +116,6 @@ class FtpService:
     async def start(self) -> None:
         """Serve from now on. Raises ConfigError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
-        wanted = PER_SESSION * self._settings.max_sessions + SPARE
-        if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
-            self.log.warning("too few descriptors for ftp.max_sessions", wanted=wanted)
         logging.getLogger("pyftpdlib").addHandler(self._bridge)
         self._pump = self._pump or start_pump()
         self._ioloop = HostedLoop(asyncio.get_running_loop())
@@ -194,10 +190,13 @@ class FtpService:
             return "too many sessions"
         if self._by_address[address] >= self._settings.max_per_address:
             return "too many sessions of one address"
+        if not self._descriptors.has(PER_SESSION):
+            return EXCESS
         return None
 
     def session_opened(self, session: Session) -> None:
         self._sessions.add(session)
+        self._descriptors.take(PER_SESSION)
         self._by_address[session.remote_ip] += 1
         self._empty.clear()
         self._counters["sessions"] += 1
@@ -205,6 +204,7 @@ class FtpService:
     def session_closed(self, session: Session) -> None:
         if session in self._sessions:
             self._sessions.remove(session)
+            self._descriptors.give_back(PER_SESSION)
             self._by_address[session.remote_ip] -= 1
             if not self._by_address[session.remote_ip]:
                 del self._by_address[session.remote_ip]

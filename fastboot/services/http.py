@@ -28,6 +28,7 @@ from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.services.descriptors import EXCESS, PER_TRANSFER, Descriptors
 from fastboot.services.http_answer import Answer, notice
 from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Manager, reset
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
@@ -102,13 +103,15 @@ class HttpService:
         mac_of: Callable[[IPv4Address], str | None] = lambda address: None,
         limits: Limits = STANDARD,
         pump: Pump | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
-        """`pump` stays its owner's; without one the service has its own."""
+        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own."""
         self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
         self._counters: Counter[str] = Counter()
         self._crowd = Crowd(settings)
+        self.descriptors = descriptors or Descriptors()
         self._transfers: dict[int, Transfer] = {}
         self._servers: list[asyncio.Server] = []
         self._manager: Manager | None = None
@@ -197,10 +200,7 @@ class HttpService:
         if connection.peer is None:
             raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
         if excess := self._crowd.excess(connection.peer):
-            self._counters[f"refused_{excess.replace(' ', '_')}"] += 1
-            response = notice(503, excess)
-            response.force_close()
-            return response
+            return self._excess(excess)
         if request.method not in ("GET", "HEAD"):
             self._counters["refused_method"] += 1
             return notice(405, "this server is for reading", {"Allow": "GET, HEAD"})
@@ -220,6 +220,12 @@ class HttpService:
         else:
             self._failed(client, path, found.text)
         return notice(STATUS[found.reason], found.text)
+
+    def _excess(self, why: str) -> Answer:
+        self.count(f"refused_{why.replace(' ', '_')}")
+        response = notice(503, why)
+        response.force_close()
+        return response
 
     def malformed(self, request: web.BaseRequest, text: str, status: int = 400) -> Answer:
         """Answer what is no request, and close: what follows may be part of it."""
@@ -295,6 +301,10 @@ class HttpService:
         response = None if size <= SMALL else Answer(status, headers, size=size)
         if request.method == "HEAD":
             return response or Answer(status, headers, size=size)
+        held = 0 if response is None else PER_TRANSFER
+        if not self.descriptors.has(held):
+            return self._excess(EXCESS)
+        self.descriptors.take(held)
         began = time.monotonic()
         transfer = self._transfers[id(request)] = Transfer(client, printable(path), size)
         try:
@@ -320,6 +330,7 @@ class HttpService:
             raise
         finally:
             del self._transfers[id(request)]
+            self.descriptors.give_back(held)
         self._sent(client, path, size, began)
         return response
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import HttpVersion, HttpVersion10, web
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
 from fastboot.services.http_message import http_date
@@ -56,6 +56,12 @@ class Answer(web.StreamResponse):
             lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
         lines.append("\r\n")
         return "\r\n".join(lines).encode("ascii")
+
+
+def unasked(status: int, words: str) -> bytes:
+    """Return a whole answer to who was not heard, and to whom the connection is closed."""
+    answer = notice(status, words)
+    return answer._head(HttpVersion11, keep_alive=False) + answer._at_hand
 
 
 def notice(status: int, words: str, fields: Mapping[str, str] | None = None) -> Answer:

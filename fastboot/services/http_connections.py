@@ -16,6 +16,8 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 
 from fastboot import config
+from fastboot.services.descriptors import EXCESS, PER_CONNECTION
+from fastboot.services.http_answer import unasked
 from fastboot.services.http_message import ONE_HOST
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
 
@@ -138,13 +140,20 @@ class Manager(web.Server):
                 self._service.count("refused_flood")
             reset(transport)
             return
+        if not self._service.descriptors.has(PER_CONNECTION):
+            self._service.count(f"refused_{EXCESS.replace(' ', '_')}")
+            transport.write(unasked(503, EXCESS))
+            transport.close()
+            return
         handler.peer, handler.own = peer[0], transport.get_extra_info("sockname")[0]
         self._crowd.enter(handler.peer)
+        self._service.descriptors.take(PER_CONNECTION)
         self._service.count("connections")
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         if handler.peer is not None:
             self._crowd.leave(handler.peer)
+            self._service.descriptors.give_back(PER_CONNECTION)
             handler.peer = None
         super().connection_lost(handler, exc)
 
