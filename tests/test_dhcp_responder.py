@@ -115,6 +115,36 @@ def test_without_a_hardware_address_option_61_is_the_identity() -> None:
     assert office.counters["no_identity"] == 1
 
 
+@pytest.mark.parametrize(
+    ("htype", "mac", "ends"),
+    [
+        (1, "00:00:00:00:00:00", "bad_chaddr"),
+        (1, "ff:ff:ff:ff:ff:ff", "bad_chaddr"),
+        (1, "01:00:5e:00:00:01", "bad_chaddr"),
+        (1, "53:54:00:aa:00:01", "bad_chaddr"),
+        (1, "00" * 16, "bad_chaddr"),  # EDK2 with SendGUID and no GUID
+        (1, "4c4c4544" * 4, "offer"),  # EDK2 with SendGUID
+        (1, "52:54:00:aa:00", "bad_hlen"),
+        (1, "52:54:00:aa:00:01:00", "bad_hlen"),
+        (1, "52:54:00:aa:00:01:00:00", "bad_hlen"),
+        (1, "", "offer"),
+        (8, "52415320" + "53" * 12, "offer"),  # Microsoft's RAS
+        (24, "53:54:00:aa:00:01:02:03", "offer"),  # FireWire
+        (32, "", "offer"),
+    ],
+)
+def test_hardware_addresses_that_no_machine_has_get_nothing(htype: int, mac: str, ends: str) -> None:
+    """A card whose memory is blank sends zeros or ones; every such machine would have the same lease."""
+    office = Office()
+    client_id = ((61, b"\xff0123"),)
+    for packet in (
+        message(DISCOVER, mac, htype=htype, flags=0x8000, options=client_id),
+        message(REQUEST, mac, htype=htype, flags=0x8000, options=(*asking(FIRST, OURS), *client_id)),
+    ):
+        assert bool(office.send(packet)) == (ends == "offer")
+    assert office.counters[ends] == (1 if ends == "offer" else 2)
+
+
 def test_an_offer_holds_its_address_for_two_minutes() -> None:
     """A Raspberry Pi boots from its OFFER and never sends REQUEST (B7)."""
     office = Office(subnets=small("10.77.0.100-10.77.0.100"))

@@ -69,6 +69,7 @@ cdef enum:                      # why a packet is no DHCP message; returned nega
     DHCP_BAD_OVERLOAD
     DHCP_BAD_TYPE
     DHCP_BAD_ADDRESS_OPTION
+    DHCP_BAD_CHADDR
 
 cdef struct dhcp_msg_t:
     const uint8_t *data         # the packet as received; not owned
@@ -231,6 +232,19 @@ cdef inline int dhcp_parse(const uint8_t *data, size_t n, dhcp_msg_t *m) noexcep
         m.at[m.codes[i]] -= dhcp_size(m, m.codes[i])
     return dhcp_check(m)
 
+cdef inline int dhcp_check_hardware(const dhcp_msg_t *m) noexcept nogil:
+    # Ethernet's addresses; of other networks none is known to be wrong. No octets: option 61 says who it is. Sixteen:
+    # EDK2 with SendGUID sends the machine's GUID, or zeros where there is none. A card whose memory is blank has zeros
+    # or ones; one with the group bit takes no frame that is sent to it.
+    cdef uint8_t i, ored = 0
+    if m.htype != 1 or m.hlen == 0:
+        return 0
+    if m.hlen != 6 and m.hlen != 16:
+        return -DHCP_BAD_HLEN
+    for i in range(m.hlen):
+        ored |= m.chaddr[i]
+    return -DHCP_BAD_CHADDR if ored == 0 or (m.hlen == 6 and m.chaddr[0] & 1) else 0
+
 cdef inline int dhcp_check(dhcp_msg_t *m) noexcept nogil:
     if dhcp_has(m, OPTION_TYPE):
         if dhcp_size(m, OPTION_TYPE) != 1 or dhcp_value(m, OPTION_TYPE)[0] == 0:
@@ -242,7 +256,7 @@ cdef inline int dhcp_check(dhcp_msg_t *m) noexcept nogil:
         return -DHCP_BAD_ADDRESS_OPTION
     if m.giaddr:
         dhcp_hear_relay(m)
-    return 0
+    return dhcp_check_hardware(m)
 
 cdef inline void dhcp_hear_relay(dhcp_msg_t *m) noexcept nogil:
     # Takes option 82 for what somebody on the way says. Without a relay's address it may be the client's own: then it

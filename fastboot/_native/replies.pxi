@@ -7,7 +7,7 @@ cdef enum:
 
 cdef enum:                          # counters; the first are dhcp_parse's drop reasons
     COUNT_RECEIVED = 0
-    COUNT_NOT_A_REQUEST = 9
+    COUNT_NOT_A_REQUEST = 10
     COUNT_BOOTP
     COUNT_UNKNOWN_TYPE
     COUNT_NO_IDENTITY
@@ -61,9 +61,9 @@ cdef enum:                          # counters; the first are dhcp_parse's drop 
 
 RESPONDER_COUNTERS = (
     "received", "short", "long", "no_cookie", "bad_hlen", "option_overrun", "bad_overload", "bad_type",
-    "bad_address_option", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet", "own_probe",
-    "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak", "bootp_reply",
-    "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
+    "bad_address_option", "bad_chaddr", "not_a_request", "bootp", "unknown_type", "no_identity", "no_subnet",
+    "own_probe", "discover", "request", "decline", "release", "inform", "bootp_request", "offer", "ack", "nak",
+    "bootp_reply", "miss", "held_replaced", "held_full", "decision_late", "decision_stale", "ignored", "other_server",
     "unknown_client", "other_network", "no_address_asked", "no_boot_client", "no_addresses_here", "credentials",
     "exhausted", "doubtful", "conflict", "address_taken", "address_off_link", "declined", "released",
     "decline_by_stranger", "release_by_stranger", "bootp_unknown", "port_limit", "offer_limit", "lease_limit",
