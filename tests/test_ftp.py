@@ -937,6 +937,48 @@ def test_pipelined_commands_after_quit(memory: Memory) -> None:
     assert logs == []
 
 
+@pytest.mark.parametrize("way", ["passive", "active", "not yet there"])
+def test_quit_behind_a_transfer_waits_for_its_result(memory: Memory, large: Source, way: str) -> None:
+    """RFC 959 section 4.1.1, QUIT: the connection remains open for result response."""
+    memory.put("/large", large)
+    with capture_logs() as logs, serving(memory) as server, Raw(server) as raw, socket.socket() as door:
+        if way == "active":
+            door.bind(("127.0.0.1", 0))
+            door.listen()
+            port = door.getsockname()[1]
+            assert raw(f"PORT 127,0,0,1,{port // 256},{port % 256}").startswith("200")
+        address = None if way == "active" else raw.passive()
+        early = socket.create_connection(address, 10) if way == "passive" else None
+        raw.sock.sendall(b"RETR /large\r\nQUIT\r\nNOOP\r\n")
+        assert raw.reply()[:3] in ("125", "150")
+        assert raw.silent(), "221 would say that the session is over"
+        with early or (door.accept()[0] if way == "active" else socket.create_connection(address, 10)) as data:
+            assert len(everything(data)) == large.size
+        assert raw.reply().startswith("226")
+        assert raw.reply() == "221 Goodbye."
+        assert raw.reply() == ""
+        server.until(lambda: not server.service.counters()["sessions_open"])
+        assert len(server.of("ftp.sent")) == 1
+    assert logs == []
+
+
+def test_quit_behind_a_transfer_whose_client_never_comes(memory: Memory) -> None:
+    with serving(memory, Limits(connect=0.3)) as server, Raw(server) as raw:
+        raw.passive()
+        raw.sock.sendall(b"RETR /README\r\nQUIT\r\n")
+        assert [raw.reply()[:3] for _ in range(4)] == ["150", "425", "221", ""]
+        server.until(lambda: not server.service.counters()["sessions_open"])
+
+
+def test_abort_overtakes_a_transfer_and_quit_follows(memory: Memory, large: Source) -> None:
+    memory.put("/large", large)
+    with serving(memory) as server, Raw(server) as raw, raw.data(buffer=8192) as data:
+        raw.sock.sendall(b"RETR /large\r\nABOR\r\nQUIT\r\n")
+        with pytest.raises(ConnectionResetError):
+            everything(data)
+        assert [raw.reply()[:3] for _ in range(5)] == ["125", "426", "226", "221", ""]
+
+
 class Vanishing(Memory):
     """The client goes between its command and the reply."""
 

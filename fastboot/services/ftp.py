@@ -28,7 +28,8 @@ from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
 from fastboot.services.descriptors import EXCESS, PER_SESSION, Descriptors
 from fastboot.services.ftp_data import PassivePorts, Transfer
-from fastboot.services.ftp_session import Session, printable
+from fastboot.services.ftp_names import printable
+from fastboot.services.ftp_session import Session
 from fastboot.services.hosted import HostedLoop
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, start_pump

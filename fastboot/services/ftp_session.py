@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pyftpdlib.filesystems import AbstractedFS
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.handlers.ftp.control import proto_cmds
 from pyftpdlib.handlers.ftp.producers import FileProducer
@@ -22,6 +21,7 @@ from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
 from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
 from fastboot.services.ftp_listing import FACTS, facts, ls_line, stamp
+from fastboot.services.ftp_names import Anonymous, Names, printable
 from fastboot.services.source_file import SourceFile
 
 if TYPE_CHECKING:
@@ -47,35 +47,6 @@ GONE = {
 }  # fmt: skip
 
 
-def printable(text: str) -> str:
-    """Return text that any terminal or log can take: undecodable octets and control characters escaped."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-class Anonymous:
-    """The authorizer that pyftpdlib asks: everyone may read."""
-
-    def has_perm(self, username: str, perm: str, path: str | None = None) -> bool:
-        return perm in "elr"
-
-    def get_msg_quit(self, username: str) -> str:
-        return "Goodbye."
-
-
-class Names(AbstractedFS):  # type: ignore[misc]
-    """Paths of the one namespace: normalised as text here, confined where the catalog opens them."""
-
-    def ftp2fs(self, ftppath: str) -> str:
-        return str(self.ftpnorm(ftppath))
-
-    def fs2ftp(self, fspath: str) -> str:
-        return fspath
-
-    def validpath(self, path: str) -> bool:
-        return True
-
-
 class Session(FTPHandler):  # type: ignore[misc]
     """A control connection. What pyftpdlib keeps on the class is set on the instance: services do not share it."""
 
@@ -92,6 +63,7 @@ class Session(FTPHandler):  # type: ignore[misc]
     _in_buffer_len: int
     _out_dtp_queue: Any
     _restart_position: int
+    data_channel: Transfer | None
 
     def __init__(self, conn: socket.socket, server: Listener, ioloop: Any = None) -> None:
         self.service: FtpService = server.service
@@ -99,7 +71,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._before_login = 0
         self._too_long = False
         self._answer: Future[Any] | None = None
-        self._gone = False
+        self._gone = self._leaving = False
         self._later: deque[bytes] = deque()
         self._held: list[bytes] | None = None
         super().__init__(conn, server, ioloop=ioloop)
@@ -133,9 +105,39 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._quit_pending = True
         if self._answer is not None:
             return
-        if self._out_dtp_queue is None and (self.data_channel is None or not self.data_channel.busy):
+        if not self._transferring():
             self.respond("421 The server is stopping.")
             self.close_when_done()
+
+    def ftp_QUIT(self, line: str) -> None:
+        self._leaving = True
+        if self._transferring():
+            # RFC 959 section 4.1.1: the result comes first. No command is read any more.
+            self._quit_pending = True
+            self.del_channel()
+            return
+        self._end()
+
+    def _end(self) -> None:
+        """End a session whose transfer, if there was one, has its result."""
+        if self._gone or self._closed:
+            return
+        if self._leaving:
+            if self._quit_pending:
+                self.add_channel(events=self._wanted_io_events)
+            self.respond("221 Goodbye.")
+        self.close_when_done()
+
+    def _transferring(self) -> bool:
+        """Whether a command has data to send, be it that the client has still to connect."""
+        return self._out_dtp_queue is not None or (self.data_channel is not None and self.data_channel.busy)
+
+    def _on_dtp_close(self) -> None:
+        if not self._quit_pending:
+            super()._on_dtp_close()
+            return
+        self.data_channel = None
+        self._end()
 
     def handle_close(self) -> None:
         # At the end of this turn: a reply may find the client gone in the middle of a command, and pyftpdlib goes
@@ -156,7 +158,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         if self._closed:
             return
         self._release()
-        transfer: Transfer | None = self.data_channel
+        transfer = self.data_channel
         if transfer is not None and transfer.reason is None:
             transfer.reason = self.service.ending or "the client closed its session"
         super().close()
@@ -177,7 +179,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         if file is not None:
             self.service.failed(self.client, file.name, why)
         if self._quit_pending:
-            self.close_when_done()
+            self._end()
 
     # --- the control connection
 
@@ -325,19 +327,18 @@ class Session(FTPHandler):  # type: ignore[misc]
         """Whether data can be sent or will be able to; where not, the command is answered here."""
         if self.data_channel is None and self._dtp_acceptor is not None:
             self._dtp_acceptor.take_waiting()
-        channel: Transfer | None = self.data_channel
         doors = (self._dtp_acceptor, self._dtp_connector)
-        if self._out_dtp_queue is not None or (channel is not None and channel.busy):
+        if self._transferring():
             self.respond("503 A transfer is on its way in this session.")
-        elif channel is None and all(door is None or door._closed for door in doors):
+        elif self.data_channel is None and all(door is None or door._closed for door in doors):
             self.respond("425 Use PASV, EPSV, PORT or EPRT first.")
         else:
             return True
         return False
 
     def ftp_ABOR(self, line: str) -> None:
-        channel: Transfer | None = self.data_channel
-        busy = self._out_dtp_queue is not None or (channel is not None and channel.busy)
+        channel = self.data_channel
+        busy = self._transferring()
         self._out_dtp_queue = None
         self._shutdown_connecting_dtp()
         if channel is not None:
