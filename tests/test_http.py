@@ -152,6 +152,16 @@ def test_requests_may_be_sent_ahead(client: Client) -> None:
     assert [client.read().body[:4] for _ in range(4)] == [BIG[:4], b"0123", b"404 ", BIG[:4]]
 
 
+def test_a_thousand_requests_sent_ahead_are_answered_in_order(client: Client) -> None:
+    targets = [b"/small", b"/empty", b"/nothing", b"/EFI/disk.img"] * 250
+    octets = b"".join(b"GET %s HTTP/1.1\r\nHost: boot\r\n\r\n" % each for each in targets)
+    client.socket.sendall(octets[:-7])  # the last waits for its end
+    bodies = [client.read().body for _ in range(999)]
+    client.socket.sendall(octets[-7:])
+    bodies.append(client.read().body)
+    assert [each[:4] for each in bodies] == [b"0123", b"", b"404 ", b"img"] * 250
+
+
 def test_http_1_0(server: Running) -> None:
     with Client((server.host, server.port)) as client:
         client.socket.sendall(b"GET /big HTTP/1.0\r\n\r\n")
@@ -423,6 +433,15 @@ def test_a_body_that_nobody_asked_for_is_skipped(client: Client) -> None:
     octets = b"GET /small HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nGET "
     assert client.ask(octets).body == b"0123456789"
     assert client.get("/small").body == b"0123456789"
+
+
+def test_a_long_body_ends_the_connection(server: Running) -> None:
+    with Client((server.host, server.port)) as client:
+        client.socket.sendall(b"POST /small HTTP/1.1\r\nHost: a\r\nContent-Length: 400000\r\n\r\n")
+        assert client.read().status == 405
+        with suppress(ConnectionError):
+            client.socket.sendall(b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n" * 10_000)
+            assert client.closed()
 
 
 def test_a_body_in_chunks_is_skipped(client: Client) -> None:

@@ -1,8 +1,8 @@
 """HTTP: the one namespace for loaders, installers and package managers (RFC 9110, 9112).
 
-aiohttp speaks the protocol. Bodies of files leave by sendfile (`pump`), small ones in one write with their header.
-Clients that are strict are pleased: no redirects, every answer with its length, connections kept open
-(`protocol-facts.md` A6 and A10).
+Requests are read by aiohttp's parser (`http_connections`). Bodies of files leave by sendfile (`pump`), small ones
+in one write with their header. Clients that are strict are pleased: no redirects, every answer with its length,
+connections kept open (`protocol-facts.md` A6 and A10).
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
-from aiohttp import HttpVersion11, web
 
 from fastboot import config, model
 from fastboot._core import Source
@@ -30,7 +29,7 @@ from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Reason, Refusal
 from fastboot.services.descriptors import EXCESS, PER_TRANSFER, Descriptors
 from fastboot.services.http_answer import Answer, notice
-from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Manager, reset
+from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Request
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
 from fastboot.services.http_pages import page, printable
 from fastboot.services.links import Link, open_tcp
@@ -60,6 +59,16 @@ class Catalog(Protocol):
     def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """Called in a thread of the service's own: a directory may be large."""
+
+
+@dataclass(slots=True)
+class Asking:
+    """Who asks for what."""
+
+    connection: Connection
+    request: Request
+    client: Client
+    path: str
 
 
 @dataclass(slots=True)
@@ -110,14 +119,12 @@ class HttpService:
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
         self._counters: Counter[str] = Counter()
-        self._crowd = Crowd(settings)
-        self.descriptors = descriptors or Descriptors()
+        self._descriptors = descriptors or Descriptors()
+        self._crowd = Crowd(settings, self._descriptors)
         self._transfers: dict[int, Transfer] = {}
         self._servers: list[asyncio.Server] = []
-        self._manager: Manager | None = None
         self._pump, self._own_pump = pump, pump is None
         self._lister: ThreadPoolExecutor | None = None
-        self._turns: Turns | None = None
         self._gone = "the client closed the connection"
         self._log = structlog.get_logger(component="http")
 
@@ -125,28 +132,30 @@ class HttpService:
         """Serve from now on. Raises FastbootError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
         loop = asyncio.get_running_loop()
-        self._pump, self._turns = self._pump or start_pump(), Turns()
+        self._pump, turns = self._pump or start_pump(), Turns()
         self._lister = ThreadPoolExecutor(1, "http-list")
-        self._manager = Manager(self, self._crowd, self._limits)
-        self._servers = [await loop.create_server(self._manager, sock=sock, backlog=BACKLOG) for sock in sockets]
+
+        def connection() -> Connection:
+            return Connection(self, self._crowd, self._limits, turns)
+
+        self._servers = [await loop.create_server(connection, sock=sock, backlog=BACKLOG) for sock in sockets]
 
     async def stop(self, drain: float = 0) -> None:
         """Refuse new clients, let answers on their way finish for `drain` seconds, then end all."""
-        if self._manager is None or self._pump is None:
+        if self._lister is None or self._pump is None:
             return
         for server in self._servers:
             server.close()
-        self._manager.pre_shutdown()
+        self._crowd.finish()
         deadline = time.monotonic() + drain
         while self._transfers and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         self._gone = STOPPED
         if self._own_pump:
             self._pump.close()
-        await self._manager.shutdown(1.0)
-        if self._lister:
-            self._lister.shutdown(wait=False, cancel_futures=True)
-        self._manager = None
+        await self._crowd.end(1.0)
+        self._lister.shutdown(wait=False, cancel_futures=True)
+        self._lister = None
 
     def reload(self, settings: config.Http) -> None:
         """Take new limits; connections that are open stay. The port needs a restart."""
@@ -179,78 +188,60 @@ class HttpService:
 
     # --- requests
 
-    async def answer(self, request: web.BaseRequest) -> Answer:
-        """Answer one request. For aiohttp."""
-        assert self._turns is not None  # there is no request before `start`
-        await self._turns.wait()
-        response = await self._answer(request)
-        if "Upgrade" in request.headers:
-            response.force_close()  # aiohttp's parser takes nothing that follows for a request
-        assert isinstance(request.protocol, Connection)
-        request.protocol.answered()
-        return response
-
-    async def _answer(self, request: web.BaseRequest) -> Answer:
+    def answer(self, request: Request, connection: Connection) -> Answer | Coroutine[Any, Any, Answer]:
+        """Answer one request: at once where nothing has to be waited for."""
         self._counters["requests"] += 1
-        hosts = request.headers.getall("Host", ())
-        if fault := framing_fault(request._version, hosts, "Transfer-Encoding" in request.headers):
-            return self.malformed(request, fault)
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        if connection.peer is None:
-            raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
+        headers = request.headers
+        if fault := framing_fault(request.version, headers.getall("Host", ()), "Transfer-Encoding" in headers):
+            return self.malformed(fault)
         if excess := self._crowd.excess(connection.peer):
-            return self._excess(excess)
+            return self.excess(excess)
         if request.method not in ("GET", "HEAD"):
             self._counters["refused_method"] += 1
             return notice(405, "this server is for reading", {"Allow": "GET, HEAD"})
-        path = path_of(request.raw_path)
+        path = path_of(request.path)
         if path is None:
-            return self.malformed(request, "this is no path")
-        address = _address(connection.peer)
-        client = Client(address, _address(connection.own), "http", self._mac_of(address))
-        found = await self._resolve(path, client)
+            return self.malformed("this is no path")
+        client = _client(connection.peer, connection.own, self._mac_of(_address(connection.peer)))
+        asking = Asking(connection, request, client, path)
+        found = self._catalog.resolve(path, client)
+        return self._found(asking, found) if isinstance(found, (Source, Refusal)) else self._wait(asking, found)
+
+    async def _wait(self, asking: Asking, found: Awaitable[Source | Refusal]) -> Answer:
+        answer = self._found(asking, await found)
+        return answer if isinstance(answer, Answer) else await answer
+
+    def _found(self, asking: Asking, found: Source | Refusal) -> Answer | Coroutine[Any, Any, Answer]:
         if isinstance(found, Source):
-            return await self._send(request, path, client, found)
+            return self._send(asking, found)
         if found.reason is Reason.DIRECTORY:
-            return await self._list(path, client)
+            return self._list(asking)
         if found.reason is Reason.MISSING:  # installers look for files that need not be there
             self._counters["missing"] += 1
-            self._tell("http.missing", client, path)
+            self._tell("http.missing", asking)
         else:
-            self._failed(client, path, found.text)
+            self._failed(asking, found.text)
         return notice(STATUS[found.reason], found.text)
 
-    def _excess(self, why: str) -> Answer:
+    def excess(self, why: str) -> Answer:
+        """Turn away who would be one too many."""
         self.count(f"refused_{why.replace(' ', '_')}")
-        response = notice(503, why)
-        response.force_close()
-        return response
+        return notice(503, why, closes=True)
 
-    def malformed(self, request: web.BaseRequest, text: str, status: int = 400) -> Answer:
+    def malformed(self, text: str, status: int = 400) -> Answer:
         """Answer what is no request, and close: what follows may be part of it."""
         self._counters["malformed"] += 1
-        request._version = HttpVersion11  # aiohttp repeats in its answer whatever the client says it speaks
-        response = notice(status, text)
-        response.force_close()
-        return response
+        return notice(status, text, closes=True)
 
-    def broken(self, request: web.BaseRequest, fault: BaseException | None) -> Answer:
+    def broken(self, fault: BaseException) -> Answer:
         """Answer a request that a fault of ours ended."""
         self._log.error("fault in answering a request", exc_info=fault)
-        if request.writer.output_size:
-            raise ConnectionResetError(errno.ECONNRESET, "the answer had begun")
-        response = notice(500, "internal error")
-        response.force_close()
-        return response
+        return notice(500, "internal error", closes=True)
 
-    async def _resolve(self, path: str, client: Client) -> Source | Refusal:
-        found = self._catalog.resolve(path, client)
-        return found if isinstance(found, (Source, Refusal)) else await found
-
-    async def _list(self, path: str, client: Client) -> Answer:
+    async def _list(self, asking: Asking) -> Answer:
         # Beside the loop: half a second for the largest.
-        body = await asyncio.get_running_loop().run_in_executor(self._lister, self._page, path, client)
+        loop = asyncio.get_running_loop()
+        body = await loop.run_in_executor(self._lister, self._page, asking.path, asking.client)
         if isinstance(body, Refusal):
             return notice(STATUS[body.reason], body.text)
         self._counters["listings"] += 1
@@ -266,101 +257,100 @@ class HttpService:
 
     # --- files
 
-    async def _send(self, request: web.BaseRequest, path: str, client: Client, source: Source) -> Answer:
-        version = version_of(source)
-        headers = {
+    def _send(self, asking: Asking, source: Source) -> Answer | Coroutine[Any, Any, Answer]:
+        version, headers = version_of(source), asking.request.headers
+        fields = {
             "ETag": version.tag,
             "Last-Modified": version.last_modified,
             "Accept-Ranges": "bytes",
-            "Content-Type": content_type(path),
+            "Content-Type": content_type(asking.path),
         }
-        if status := precondition(request.headers, version):
+        if status := precondition(headers, version):
             self._counters[f"status_{status}"] += 1
-            return Answer(status, headers if status == 304 else {**headers, "Content-Type": "text/plain"})
-        parts = ranges(request.headers, version, source.size) if request.method == "GET" else None
+            return Answer(status, fields if status == 304 else {**fields, "Content-Type": "text/plain"})
+        parts = ranges(headers, version, source.size) if asking.request.method == "GET" else None
         if parts is None:
-            return await self._transfer(request, path, client, 200, headers, [source])
+            return self._transfer(asking, 200, fields, [source])
         if not parts:
             self._counters["status_416"] += 1
             return Answer(416, {"Content-Range": f"bytes */{source.size}", "Content-Type": "text/plain"})
         if len(parts) == 1:
             ((start, end),) = parts
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{source.size}"
-            return await self._transfer(request, path, client, 206, headers, [source.slice(start, end - start)])
+            fields["Content-Range"] = f"bytes {start}-{end - 1}/{source.size}"
+            return self._transfer(asking, 206, fields, [source.slice(start, end - start)])
         boundary = secrets.token_hex(12)
-        pieces = list(_multipart(source, parts, boundary, headers["Content-Type"]))
-        headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
-        return await self._transfer(request, path, client, 206, headers, pieces)
+        pieces = list(_multipart(source, parts, boundary, fields["Content-Type"]))
+        fields["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+        return self._transfer(asking, 206, fields, pieces)
 
-    async def _transfer(
-        self, request: web.BaseRequest, path: str, client: Client, status: int, headers: Mapping[str, str],
-        pieces: Sequence[Source | bytes],
-    ) -> Answer:  # fmt: skip
-        size = sum(piece.size if isinstance(piece, Source) else len(piece) for piece in pieces)
+    def _transfer(
+        self, asking: Asking, status: int, fields: Mapping[str, str], pieces: Sequence[Source | bytes]
+    ) -> Answer | Coroutine[Any, Any, Answer]:
+        size = sum([piece.size if isinstance(piece, Source) else len(piece) for piece in pieces])
         self._counters[f"status_{status}"] += 1
-        response = None if size <= SMALL else Answer(status, headers, size=size)
-        if request.method == "HEAD":
-            return response or Answer(status, headers, size=size)
-        held = 0 if response is None else PER_TRANSFER
-        if not self.descriptors.has(held):
-            return self._excess(EXCESS)
-        self.descriptors.take(held)
+        if asking.request.method == "HEAD":
+            return Answer(status, fields, size=size)
+        if size > SMALL:
+            return self._deliver(asking, Answer(status, fields, size=size), pieces, size)
+        body = _at_hand(pieces)
+        if body is None:
+            return self._deliver(asking, Answer(status, fields), pieces, size)
+        self._sent(asking, size, 0.0)
+        return Answer(status, fields, body)
+
+    async def _deliver(
+        self, asking: Asking, answer: Answer, pieces: Sequence[Source | bytes], size: int
+    ) -> Answer:
+        held = PER_TRANSFER if size > SMALL else 0
+        if not self._descriptors.has(held):
+            return self.excess(EXCESS)
+        self._descriptors.take(held)
         began = time.monotonic()
-        transfer = self._transfers[id(request)] = Transfer(client, printable(path), size)
+        transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(asking.path), size)
         try:
-            if response is None:
-                body = b"".join([await self._read(piece) for piece in pieces])
-                response = Answer(status, headers, body)
-                transfer.sent = size
+            if size > SMALL:
+                await self._stream(asking.connection, answer, pieces, transfer)
             else:
-                await self._stream(request, response, pieces, transfer)
+                answer.body = b"".join([await self._read(piece) for piece in pieces])
+                transfer.sent = size
         except OSError as error:
             reason = self._reason(error)
-            self._failed(client, path, reason, bytes=transfer.octets)
-            if response is None or not response.prepared:
+            self._failed(asking, reason, bytes=transfer.octets)
+            if size <= SMALL:
                 return notice(503 if error.errno == errno.ESTALE else 500, reason)
-            if request.transport is not None:
-                reset(request.transport)
-            return response
+            asking.connection.reset()
+            return answer
         except asyncio.CancelledError:
             if transfer.octets < size:
-                self._failed(client, path, self._gone, bytes=transfer.octets)
+                self._failed(asking, self._gone, bytes=transfer.octets)
             else:  # it has the last octet, and did not wait until we hear of that
-                self._sent(client, path, size, began)
+                self._sent(asking, size, time.monotonic() - began)
             raise
         finally:
-            del self._transfers[id(request)]
-            self.descriptors.give_back(held)
-        self._sent(client, path, size, began)
-        return response
+            del self._transfers[id(asking)]
+            self._descriptors.give_back(held)
+        self._sent(asking, size, time.monotonic() - began)
+        return answer
 
     async def _read(self, piece: Source | bytes) -> bytes:
         if isinstance(piece, bytes):
             return piece
-        data = piece.at_hand()
-        if data is None:
-            data = await asyncio.get_running_loop().run_in_executor(None, piece.read)
+        data = await asyncio.get_running_loop().run_in_executor(None, piece.read)
         if not piece.unchanged():
             raise OSError(errno.ESTALE, "changed")
         return data
 
     async def _stream(
-        self, request: web.BaseRequest, response: Answer, pieces: Sequence[Source | bytes],
-        transfer: Transfer,
-    ) -> None:  # fmt: skip
+        self, connection: Connection, answer: Answer, pieces: Sequence[Source | bytes], transfer: Transfer
+    ) -> None:
         assert self._pump is not None
-        writer = await response.prepare(request)
+        connection.begin(answer)
         for piece in pieces:
+            transport = await connection.drained()
             if isinstance(piece, bytes):
-                await response.write(piece)
+                transport.write(piece)
                 transfer.sent += len(piece)
                 continue
-            transport = request.transport
-            # The connection's write buffer has no room at all (`Manager`), so drained means empty.
-            while writer is not None and transport is not None and transport.get_write_buffer_size():
-                await writer.drain()
-            if transport is None or transport.is_closing():
-                raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
             transfer.sending = self._pump.send(transport.get_extra_info("socket"), piece, self._limits.stall)
             try:
                 await asyncio.shield(transfer.sending.done)
@@ -370,7 +360,6 @@ class HttpService:
                     await transfer.sending.done  # only then it is known how much has left
                 raise
             transfer.sent, transfer.sending = transfer.sent + piece.size, None
-        await response.write_eof()
 
     def _reason(self, error: OSError) -> str:
         if error.errno == errno.ETIMEDOUT:
@@ -379,21 +368,37 @@ class HttpService:
             return STOPPED
         return FAULTS.get(error.errno or 0, self._gone)
 
-    def _sent(self, client: Client, path: str, size: int, began: float) -> None:
+    def _sent(self, asking: Asking, size: int, seconds: float) -> None:
         self._counters["sent"] += 1
         self._counters["bytes"] += size
-        self._tell("http.sent", client, path, bytes=size, seconds=round(time.monotonic() - began, 3))
+        self._tell("http.sent", asking, bytes=size, seconds=round(seconds, 3))
 
-    def _failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
+    def _failed(self, asking: Asking, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
-        self._tell("http.failed", client, path, reason=reason, **facts)
+        self._tell("http.failed", asking, reason=reason, **facts)
 
-    def _tell(self, kind: str, client: Client, path: str, **details: object) -> None:
-        facts = {"peer": str(client.address), "path": printable(path), **details}
-        self._emit(Event(time.time(), kind, mac=client.mac, details=facts))
+    def _tell(self, kind: str, asking: Asking, **details: object) -> None:
+        facts = {"peer": asking.connection.peer, "path": printable(asking.path), **details}
+        self._emit(Event(time.time(), kind, mac=asking.client.mac, details=facts))
 
 
 _address = lru_cache(1024)(IPv4Address)
+
+
+@lru_cache(1024)
+def _client(peer: str, own: str, mac: str | None) -> Client:
+    return Client(IPv4Address(peer), IPv4Address(own), "http", mac)
+
+
+def _at_hand(pieces: Sequence[Source | bytes]) -> bytes | None:
+    """Return a body that is in memory and that nobody changed."""
+    body = b""
+    for piece in pieces:
+        part = piece if isinstance(piece, bytes) else piece.at_hand()
+        if part is None or not (isinstance(piece, bytes) or piece.unchanged()):
+            return None
+        body += part
+    return body
 
 
 def _multipart(

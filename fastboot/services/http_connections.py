@@ -1,25 +1,33 @@
-"""HTTP connections: who has how many, and how long one may keep the server waiting."""
+"""HTTP connections: requests in, answers out; who has how many, and how long one may keep the server waiting.
+
+aiohttp's parser reads the requests. Its server is not used: a task, futures and some ten objects for each request
+were half of what a file of 2 KB cost.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import re
 import socket
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser, HttpVersion10
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from fastboot import config
-from fastboot.services.descriptors import EXCESS, PER_CONNECTION
-from fastboot.services.http_answer import unasked
+from fastboot.services.descriptors import EXCESS, PER_CONNECTION, Descriptors
+from fastboot.services.http_answer import Answer
 from fastboot.services.http_message import ONE_HOST
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
+from fastboot.services.turns import Turns
 
 if TYPE_CHECKING:
     from fastboot.services.http import HttpService
@@ -35,6 +43,7 @@ class Limits:
     """An answer of which the client takes less than `LEAST` octets in so long is ended."""
 
 
+Request = RawRequestMessage
 STANDARD: Final = Limits()
 BODY: Final = re.compile(rb"\n(?:Content-Length|Transfer-Encoding)", re.IGNORECASE)
 """A field that announces a body."""
@@ -42,14 +51,12 @@ MAX_TARGET: Final = 8000
 """Octets of a request's target: what RFC 9112 section 3 asks for at least."""
 MAX_FIELD: Final = 8190
 """Octets of a header field. Another number than that of a target: by it one knows which of them was too long."""
-
-
-def reset(transport: asyncio.Transport) -> None:
-    """End a connection at once. What waits in the kernel is dropped: it would be kept for as long as the client
-    likes, and a client that is told nothing could take a part for the whole."""
-    with contextlib.suppress(OSError):
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-    transport.abort()
+AHEAD: Final = 32
+"""Requests that wait for their turn before no more are read."""
+SKIPPED: Final = 128 * 1024
+"""Octets of a body that nobody asked for. A longer one ends the connection."""
+LINGER: Final = 2.0
+"""Seconds after the answer in which it has to be there."""
 
 
 def heads(data: bytes) -> Iterator[bytes]:
@@ -74,25 +81,30 @@ def refusal_of(fault: HttpProcessingError) -> tuple[str, int]:
 
 
 class Crowd:
-    """Which addresses have connections. What one has beyond its share takes nothing from the others."""
+    """The connections of a service, and which addresses have them. What one has beyond its share takes nothing
+    from the others."""
 
-    def __init__(self, settings: config.Http) -> None:
-        self.settings = settings
+    def __init__(self, settings: config.Http, descriptors: Descriptors) -> None:
+        self.settings, self._descriptors = settings, descriptors
         self._by_address: Counter[str] = Counter()
-        self._total = 0
+        self._connections: set[Connection] = set()
 
     def __len__(self) -> int:
-        return self._total
+        return len(self._connections)
 
-    def enter(self, address: str) -> None:
-        self._by_address[address] += 1
-        self._total += 1
+    def enter(self, connection: Connection) -> None:
+        self._descriptors.take(PER_CONNECTION)
+        self._by_address[connection.peer] += 1
+        self._connections.add(connection)
 
-    def leave(self, address: str) -> None:
-        self._by_address[address] -= 1
-        self._total -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+    def leave(self, connection: Connection) -> None:
+        """Forget one, if it has entered."""
+        if connection in self._connections:
+            self._descriptors.give_back(PER_CONNECTION)
+            self._connections.remove(connection)
+            self._by_address[connection.peer] -= 1
+            if not self._by_address[connection.peer]:
+                del self._by_address[connection.peer]
 
     def excess(self, address: str) -> str | None:
         """Return why a connection of this address is one too many, None where it is not.
@@ -106,107 +118,250 @@ class Crowd:
             return "too many connections"
         return None
 
+    def has_room(self) -> bool:
+        """Whether one more may be open at all."""
+        return self._descriptors.has(PER_CONNECTION)
+
     def is_flood(self, address: str) -> bool:
         """Whether an address has so many that an answer would be wasted on one more."""
         return self._by_address[address] >= 2 * self.settings.max_per_address
 
+    def finish(self) -> None:
+        """Take no more requests: who has an answer on its way gets that, all others are closed."""
+        for connection in tuple(self._connections):
+            connection.finish()
 
-class Manager(web.Server):
-    """aiohttp's server, with the connections of every address counted."""
+    async def end(self, seconds: float) -> None:
+        """End all that is left, answers that take longer than so."""
+        if tasks := [connection.task for connection in self._connections if connection.task]:
+            await asyncio.wait(tasks, timeout=seconds)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for connection in tuple(self._connections):
+            connection.close()
 
-    def __init__(self, service: HttpService, crowd: Crowd, limits: Limits) -> None:
-        super().__init__(
-            service.answer,
-            handler_cancellation=True,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=limits.head,
-            lingering_time=2,
-            max_line_size=MAX_TARGET,
-            max_field_size=MAX_FIELD,
+
+class Connection(BaseProtocol):
+    """Reads requests and sends their answers in order: at once where that is at hand, from a task where not.
+
+    The next is begun when the kernel has the last: who does not read is not to ask for more. Who reads nothing, or
+    asks for nothing, is cut.
+    """
+
+    def __init__(self, service: HttpService, crowd: Crowd, limits: Limits, turns: Turns) -> None:
+        loop = asyncio.get_running_loop()
+        parser = HttpRequestParser(
+            self, loop, SKIPPED // 2, max_line_size=MAX_TARGET, max_field_size=MAX_FIELD, auto_decompress=False
         )
-        self._service, self._crowd, self._limits = service, crowd, limits
+        super().__init__(loop, parser)
+        self._feed = parser.feed_data
+        self._service, self._crowd, self._limits, self._turns = service, crowd, limits, turns
+        self._asked = deque[tuple[Request | HttpProcessingError, StreamReader]]()
+        self._no_more = False
+        """What the client sends from now on is no request."""
+        self._request: Request | None = None
+        """What is answered now; None where it was no request."""
+        self._due = self._is_full = self._is_blocked = self._begun = False
+        self._keeps = True
+        self._unread = 0
+        self._quiet_since = 0.0
+        self._idle: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        """The answer that is waited for."""
+        self.peer = ""
+        """The client's address."""
+        self.own = ""
+        """The address of ours that it asked."""
 
-    def __call__(self) -> Connection:
-        return Connection(self, self._service, self._limits.stall, loop=self._loop, **self._kwargs)
+    # --- the transport's side
 
-    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        transport.set_write_buffer_limits(0)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.set_write_buffer_limits(0)
         # A client that reset the connection before it was accepted has no address any more (ENOTCONN).
         peer = transport.get_extra_info("peername")
         if peer is None or self._crowd.is_flood(peer[0]):
             if peer is not None:
                 self._service.count("refused_flood")
-            reset(transport)
+            self.reset()
             return
-        if not self._service.descriptors.has(PER_CONNECTION):
-            self._service.count(f"refused_{EXCESS.replace(' ', '_')}")
-            transport.write(unasked(503, EXCESS))
-            transport.close()
+        if not self._crowd.has_room():
+            self.begin(self._service.excess(EXCESS))
+            self.close()
             return
-        handler.peer, handler.own = peer[0], transport.get_extra_info("sockname")[0]
-        self._crowd.enter(handler.peer)
-        self._service.descriptors.take(PER_CONNECTION)
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.peer, self.own = peer[0], transport.get_extra_info("sockname")[0]
+        self._crowd.enter(self)
         self._service.count("connections")
+        self._quiet_since = self._loop.time()
+        self._idle = self._loop.call_later(self._limits.head, self._look_idle)
 
-    def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
-        if handler.peer is not None:
-            self._crowd.leave(handler.peer)
-            self._service.descriptors.give_back(PER_CONNECTION)
-            handler.peer = None
-        super().connection_lost(handler, exc)
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's connection: a client's nonsense is counted, a fault of ours is told, who reads nothing is cut."""
-
-    def __init__(self, manager: Manager, service: HttpService, stall: float, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self._service, self._stall = service, stall
-        self._unread = 0
-        self._ended = False
-        self._deadline: asyncio.TimerHandle | None = None
-        self.peer: str | None = None
-        """The client's address while its connection is counted."""
-        self.own = ""
-        """The address of ours that it asked."""
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._crowd.leave(self)
+        self._asked.clear()
+        self._unwatch()
+        if self._idle:
+            self._idle.cancel()
+        if self.task:
+            self.task.cancel()
 
     def data_received(self, data: bytes) -> None:
         # One head at a time: aiohttp forgets the sound requests in front of one that it does not take.
         for part in heads(data):
-            super().data_received(part)
-            if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            if self._no_more:
                 break
+            try:
+                messages, _, _ = self._feed(part)
+            except HttpProcessingError as fault:
+                self._asked.append((fault, EMPTY_PAYLOAD))
+                self._no_more = True
+                break
+            self._asked += messages
+            for request, _ in messages:
+                # aiohttp's parser takes nothing that follows an offer of another protocol for a request.
+                self._no_more = request.should_close or "Upgrade" in request.headers
+        if len(self._asked) >= AHEAD and not self._is_full and self.transport:
+            self._is_full = True
+            self.transport.pause_reading()
+        self._go_on()
 
-    def eof_received(self) -> bool:  # type: ignore[override]
+    def eof_received(self) -> bool:
         """Answer what was asked, though nothing more will be: nc and some firmware end their side at once."""
-        self._ended = True
-        self.answered()
-        return bool(self._messages) or self._current_request is not None
-
-    def answered(self) -> None:
-        """Close after this answer, if it is the last that the client can ask for."""
-        if self._ended and not self._messages:
-            self.close()
+        self._no_more = True
+        return bool(self._asked) or self.task is not None
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._is_blocked = True
         self._watch()
 
     def resume_writing(self) -> None:
-        self._unwatch()
         super().resume_writing()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
+        self._is_blocked = False
         self._unwatch()
-        super().connection_lost(exc)
+        self._quiet_since = self._loop.time()
+        self._go_on()
+
+    # --- requests
+
+    def _go_on(self) -> None:
+        if self._asked and not (self._due or self._is_blocked or self.task):
+            self._due = True
+            self._turns.run(self._next)
+
+    def _next(self) -> None:
+        self._due = False
+        if not self._asked:  # the connection was lost meanwhile
+            return
+        request, body = self._asked.popleft()
+        if self._is_full and not self._asked and self.transport is not None:
+            self._is_full = False
+            self.transport.resume_reading()
+        self._request, self._begun = None, False
+        try:
+            if isinstance(request, HttpProcessingError):
+                answer: Answer | Coroutine[Any, Any, Answer] = self._service.malformed(*refusal_of(request))
+            else:
+                self._request = request
+                answer = self._service.answer(request, self)
+        except Exception as fault:
+            answer = self._service.broken(fault)
+        if isinstance(answer, Answer) and body.is_eof():
+            self._end(answer)
+        else:
+            self.task = self._loop.create_task(self._later(answer, body))
+
+    async def _later(self, answer: Answer | Coroutine[Any, Any, Answer], body: StreamReader) -> None:
+        if not isinstance(answer, Answer):
+            try:
+                answer = await answer
+            except Exception as fault:
+                answer = self._service.broken(fault)
+                if self._begun:
+                    self.reset()
+        self.begin(answer)
+        try:
+            async with asyncio.timeout(LINGER):
+                await body.wait_eof()
+        except TimeoutError:
+            self._keeps = False
+        self.task = None
+        self._end(answer)
+
+    def _end(self, answer: Answer) -> None:
+        self.begin(answer)
+        if self._keeps and (self._asked or not self._no_more):  # its end may have come while it was answered
+            self._quiet_since = self._loop.time()
+            self._go_on()
+        else:
+            self.close()
+
+    # --- for the service
+
+    def begin(self, answer: Answer) -> None:
+        """Send the header of an answer to the request that is answered now, and the body that is at hand. Once."""
+        if self._begun or self.transport is None:
+            return
+        request = self._request
+        self._begun = True
+        self._keeps = not answer.closes and (bool(self._asked) or not self._no_more)
+        head = answer.head(keeps=self._keeps, says_so=request is not None and request.version == HttpVersion10)
+        self.transport.write(head if request is not None and request.method == "HEAD" else head + answer.body)
+
+    async def drained(self) -> asyncio.Transport:
+        """Wait until the kernel has all that was written: there is no room for it elsewhere. Raises OSError where
+        the connection is lost."""
+        while self._is_blocked:
+            await self._drain_helper()
+        if self.transport is None or self.transport.is_closing():
+            raise ConnectionResetError(errno.ECONNRESET, "the client closed the connection")
+        return self.transport
+
+    def finish(self) -> None:
+        """Answer nothing more than what has begun."""
+        self._no_more = True
+        self._asked.clear()
+        if self.task is None:
+            self.close()
+
+    def close(self) -> None:
+        """Close when the kernel has all that was written."""
+        self._no_more = True
+        if self.transport is not None:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """End the connection at once. What waits in the kernel is dropped: it would be kept for as long as the
+        client likes, and a client that is told nothing could take a part for the whole."""
+        self._no_more = True
+        self._asked.clear()
+        if self.transport is not None:
+            with contextlib.suppress(OSError):
+                self.transport.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE
+                )
+            self.transport.abort()
+
+    # --- who keeps us waiting
+
+    def _look_idle(self) -> None:
+        if self._asked or self.task or self._is_blocked:
+            self._quiet_since = self._loop.time()
+        left = self._quiet_since + self._limits.head - self._loop.time()
+        if left <= 0:
+            self.close()
+        else:
+            self._idle = self._loop.call_later(left, self._look_idle)
 
     def _watch(self) -> None:
         if self.transport is not None:
             held = unacknowledged(self.transport.get_extra_info("socket"))
             self._unread = held + self.transport.get_write_buffer_size()
-            self._deadline = self._loop.call_later(self._stall, self._look)
+            self._deadline = self._loop.call_later(self._limits.stall, self._look)
 
     def _unwatch(self) -> None:
         if self._deadline is not None:
@@ -218,15 +373,4 @@ class Connection(web.RequestHandler):
         self._watch()
         if self.transport is not None and before - self._unread < LEAST:
             self._service.count("stalled")
-            reset(self.transport)
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if isinstance(exc, HttpProcessingError):
-            return self._service.malformed(request, *refusal_of(exc))
-        return self._service.broken(request, exc)
+            self.reset()
