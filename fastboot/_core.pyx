@@ -18,8 +18,8 @@ from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 from fastboot._native.chain cimport chain_put, chain_remove, chain_t, tie_t
 from fastboot._native.arp cimport arp_parse, arp_t
 from fastboot._native.datagram cimport (
-    BATCH, BATCH_BLOCKS, CONTROL, drops_of, inbox_prepare, inbox_t, outbox_add, outbox_message, outbox_t, peer_hash,
-    pktinfo_of, port_is_closed, put_control,
+    BATCH, BATCH_BLOCKS, CONTROL, drops_of, inbox_empty, inbox_set_up, inbox_t, outbox_add, outbox_message, outbox_t,
+    peer_hash, pktinfo_of, port_is_closed, put_control,
 )
 from fastboot._native.dhcp cimport (
     DHCP_ACK, DHCP_DECLINE, DHCP_DISCOVER, DHCP_INFORM, DHCP_LONG, DHCP_LONGEST, DHCP_LONGEST_REPLY,

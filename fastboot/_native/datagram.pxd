@@ -35,7 +35,8 @@ cdef struct outbox_t:
     int segments
     int vectors_used
 
-cdef inline void inbox_prepare(inbox_t *box) noexcept nogil:
+cdef inline void inbox_set_up(inbox_t *box) noexcept nogil:
+    # Once, on zeroed memory.
     cdef msghdr *h
     cdef int i
     for i in range(BATCH):
@@ -43,12 +44,17 @@ cdef inline void inbox_prepare(inbox_t *box) noexcept nogil:
         box.vectors[i].iov_len = PACKET
         h = &box.messages[i].msg_hdr
         h.msg_name = &box.peers[i]
-        h.msg_namelen = sizeof(sockaddr_storage)
         h.msg_iov = &box.vectors[i]
         h.msg_iovlen = 1
         h.msg_control = box.controls[i]
-        h.msg_controllen = CONTROL
-        h.msg_flags = 0
+    inbox_empty(box, BATCH)
+
+cdef inline void inbox_empty(inbox_t *box, int n) noexcept nogil:
+    # After the first n messages were read: make room for others, what the kernel has written over.
+    cdef int i
+    for i in range(n):
+        box.messages[i].msg_hdr.msg_namelen = sizeof(sockaddr_storage)
+        box.messages[i].msg_hdr.msg_controllen = CONTROL
 
 cdef inline in_pktinfo *pktinfo_of(msghdr *h) noexcept nogil:
     # Where a received message was sent to, or NULL.

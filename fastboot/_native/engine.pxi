@@ -23,6 +23,7 @@ cdef class Engine(Sender):
         if not listen or len(listen) + len(data) > MAX_SOCKETS:
             raise ValueError(f"an Engine takes 1 to {MAX_SOCKETS} sockets")
         self.inbox = <inbox_t *>memory_for(1, sizeof(inbox_t))
+        inbox_set_up(self.inbox)
         self.max_blksize = max_blksize
         self.max_window = max_windowsize
         # A client that asks for something else every moment leaves questions behind: these are bounded, not the slots,
@@ -156,7 +157,6 @@ cdef class Engine(Sender):
         cdef inbox_t *box = self.inbox
         cdef msghdr *h
         cdef int n, i
-        inbox_prepare(box)
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         if n < 0 and errno != EAGAIN:                  # an ICMP error, which is told once in place of the packets
             n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
@@ -169,6 +169,8 @@ cdef class Engine(Sender):
                 self.counts.malformed += 1
                 continue
             self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
+        if n > 0:
+            inbox_empty(box, n)
         return 0 <= n < BATCH or n < 0 and errno == EAGAIN
 
     cdef void _hear_errors(self, int socket, int64_t now) noexcept nogil:

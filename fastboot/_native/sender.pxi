@@ -133,25 +133,24 @@ cdef class Sender(Reader):
         outbox_add(&self.outboxes[s.socket], h, s.packet, s.packet_length)
 
     cdef void _add_blocks(self, slot_t *s, int64_t first, int64_t count) noexcept nogil:
+        # Whatever is added here is added for each block: nothing is looked up twice.
         cdef outbox_t *b = &self.outboxes[s.socket]
-        cdef int used = b.segments
+        cdef uint8_t *header = b.headers[b.segments]
         cdef msghdr *h = self._message(s, count, <uint16_t>(s.x.blksize + 4) if count > 1 else 0)
-        cdef uint8_t *header
-        cdef int64_t block, at, n
+        cdef iovec *v = h.msg_iov
+        cdef int64_t at = (first - 1) * s.x.blksize, blksize = s.x.blksize
+        cdef uint8_t *data = s.file.map + s.offset + at
+        cdef int64_t block, left = s.x.size - at
         for block in range(first, first + count):
-            header = b.headers[used]
-            used += 1
-            header[0] = 0
-            header[1] = TFTP_DATA
-            header[2] = (block >> 8) & 0xff
-            header[3] = block & 0xff
-            outbox_add(b, h, header, 4)
-            at = (block - 1) * s.x.blksize
-            n = s.x.size - at
-            if n > s.x.blksize:
-                n = s.x.blksize
-            if n > 0:
-                outbox_add(b, h, s.file.map + s.offset + at, n)
+            header[0], header[1], header[2], header[3] = 0, TFTP_DATA, (block >> 8) & 0xff, block & 0xff
+            v[0].iov_base, v[0].iov_len = header, 4
+            v[1].iov_base, v[1].iov_len = data, blksize if left > blksize else left
+            header += 4
+            v += 2
+            data += blksize
+            left -= blksize
+        h.msg_iovlen = 2 * count
+        b.vectors_used += 2 * count
 
     cdef msghdr *_message(self, slot_t *s, int64_t count, uint16_t segment) noexcept nogil:
         self.planned += count

@@ -15,7 +15,8 @@ cdef struct hand_t:
 cdef struct wheel_t:
     int64_t now            # every slot before this tick is empty
     int32_t heads[WHEEL_SLOTS]
-    uint64_t busy[WHEEL_WORDS]
+    uint64_t busy[WHEEL_WORDS]  # a bit for each slot that has a record
+    uint64_t words         # a bit for each word of those that is not 0: mostly few are, and looking costs each packet
     hand_t *hands
 
 cdef extern from *:
@@ -33,6 +34,8 @@ cdef inline void wheel_remove(wheel_t *w, int32_t i) noexcept nogil:
         w.heads[slot] = h.next
         if h.next == 0:
             w.busy[slot // 64] &= ~(<uint64_t>1 << (slot % 64))
+            if w.busy[slot // 64] == 0:
+                w.words &= ~(<uint64_t>1 << (slot // 64))
     if h.next:
         w.hands[h.next - 1].prev = h.prev
     h.tick = -1
@@ -56,19 +59,23 @@ cdef inline void wheel_set(wheel_t *w, int32_t i, int64_t tick) noexcept nogil:
         w.hands[h.next - 1].prev = i + 1
     w.heads[slot] = i + 1
     w.busy[slot // 64] |= <uint64_t>1 << (slot % 64)
+    w.words |= <uint64_t>1 << (slot // 64)
 
 cdef inline int64_t wheel_next(wheel_t *w) noexcept nogil:
     # The first tick with a record, or -1.
     cdef int32_t slot = <int32_t>(w.now % WHEEL_SLOTS)
-    cdef int32_t word = slot // 64, _
+    cdef int32_t word = slot // 64
     cdef uint64_t bits = w.busy[word] & (~<uint64_t>0 << (slot % 64))
-    for _ in range(WHEEL_WORDS + 1):
-        if bits:
-            slot = word * 64 + first_bit(bits)
-            return w.now + ((slot - w.now) % WHEEL_SLOTS + WHEEL_SLOTS) % WHEEL_SLOTS
-        word = (word + 1) % WHEEL_WORDS
+    cdef uint64_t later
+    if bits == 0:
+        if w.words == 0:
+            return -1
+        # The words after this one, else from the first on; at last this one again, for the slots before `now`.
+        later = w.words & (~<uint64_t>1 << word)
+        word = first_bit(later if later else w.words)
         bits = w.busy[word]
-    return -1
+    slot = word * 64 + first_bit(bits)
+    return w.now + ((slot - w.now) % WHEEL_SLOTS + WHEEL_SLOTS) % WHEEL_SLOTS
 
 cdef inline int32_t wheel_pop(wheel_t *w, int64_t now) noexcept nogil:
     # One record whose tick is not after `now`, taken out; or -1, and the wheel stands at `now`.
