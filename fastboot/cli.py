@@ -262,17 +262,18 @@ def boot_options(
     as_json: AsJson = False,
 ) -> None:
     """Print the settings by which another DHCP server tells machines to boot from here."""
-    from fastboot.boot.elsewhere import advice, boot_files
+    from fastboot.boot.elsewhere import advice, boot_files, boot_remarks
     from fastboot.services.links import find_links
     from fastboot.world import World
 
     settings = load(config)
     world = World(settings)
-    files = boot_files(settings, world.loaders)
+    read_media(settings, world.shelf, world.indexer)
+    files, remarks = boot_files(world.policy), "".join(f"# {line}\n" for line in boot_remarks(world.policy))
     named = settings.dhcp.next_server if settings.dhcp else None
     servers = {link.name: named or link.addresses[0].ip for link in find_links(settings.interface)}
     script = world.loaders.by_class["ipxe"]
-    facts = {name: advice(server, files, script)[program.value] for name, server in servers.items()}
+    facts = {name: remarks + advice(server, files, script)[program.value] for name, server in servers.items()}
     if as_json:
         print_json(facts)
         return

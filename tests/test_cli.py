@@ -22,6 +22,7 @@ from dhcpsite import Station, offer_by
 from isokit import XORRISO, put, run
 from labkit import FASTBOOT, Lab, Serve, wait_for
 from test_recognise import rhel
+from test_shims import rocky
 
 from fastboot.services.control_client import ControlClient, ControlError, NotRunning
 
@@ -452,6 +453,27 @@ def test_boot_options_of_another_server(lab: Lab, program: str) -> None:
     told = json.loads(lab.run("boot-options", program, "--json").stdout)
     assert told["lo"] + "\n" == rest
     assert lab.run("boot-options", "nonsense").returncode == 2
+
+
+def test_boot_options_name_the_shim_of_a_medium(lab: Lab) -> None:
+    tree = lab.path.parent / "rocky"
+    for name, data in rocky().items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)
+    lab.edit(
+        "[tftp]",
+        '[[media]]\nname = "rocky"\npath = "rocky"\n[[profiles]]\nname = "rocky"\nmedia = "rocky"\n[tftp]',
+    )
+    lab.edit('name = "node02"\n', 'name = "node02"\nprofile = "rocky"\n')
+    assert (
+        "dhcp-boot=tag:fastboot-7,tag:!fastboot-ipxe,boot/rocky/shimx64.efi,,"
+        in lab.run("boot-options", "dnsmasq").stdout
+    )
+    lab.edit('group = "rack7"\n', 'profile = "live"\n')
+    lab.edit("[tftp]", '[[profiles]]\nname = "live"\nkernel = "/file"\n[tftp]')
+    told = lab.run("boot-options", "dnsmasq").stdout
+    assert "tag:!fastboot-ipxe,boot/rocky/shimx64.efi" not in told
+    assert "\n# class uefi-x64: boot/rocky/shimx64.efi for profile rocky (node node02)\n" in told
 
 
 def test_check_of_a_good_lab(lab: Lab, serve: Serve) -> None:

@@ -17,6 +17,7 @@ from lankit import Host, Lan, Listener, daemon, dnsmasq, lan, wait_for
 
 from fastboot.boot.elsewhere import PROGRAMS, advice, boot_files
 from fastboot.boot.loaders import Loaders
+from fastboot.boot.policy import Policy
 from fastboot.config import Config
 
 US, THEM = "10.77.0.2", "10.77.0.1"
@@ -158,7 +159,7 @@ def test_windows_is_told_in_powershell() -> None:
 def test_every_architecture_with_a_boot_file_is_named() -> None:
     settings = Config.model_validate({"interface": "lo", "tftp": {}, "boot": {"architectures": {"0x40": "new"}}})
     loaders = Loaders({"uefi-x64": "a.efi", "new": "b.efi", "ipxe": SCRIPT, "http-x64": "http://{server}/a.efi"})
-    assert boot_files(settings, loaders) == {
+    assert boot_files(Policy(settings, (), loaders)) == {
         7: "a.efi", 9: "a.efi", 0x10: "http://{server}/a.efi", 0x11: "http://{server}/a.efi", 0x40: "b.efi",
     }  # fmt: skip
     assert set(advice(IPv4Address(US), {7: "a.efi"})) == set(PROGRAMS)

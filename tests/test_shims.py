@@ -16,6 +16,7 @@ from programkit import grub_image, kernel_image, shim_image, signed_by
 
 import fastboot.world
 from fastboot._core import Source
+from fastboot.boot.elsewhere import advice, boot_files, boot_remarks
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.media import carried
 from fastboot.boot.tree import Directory
@@ -121,6 +122,26 @@ def fetch(world: World, path: str, mac: str = MACS["rocky"]) -> bytes | str:
 
 def notes(world: World) -> list[str]:
     return [each.text for each in _loader_findings(world)]
+
+
+def test_another_dhcp_server_is_told_of_the_shim_of_a_medium(make: Callable[..., World]) -> None:
+    """It tells machines apart by their class only: what is another for some nodes is a remark."""
+    world = make()
+    files, remarks = boot_files(world.policy), boot_remarks(world.policy)
+    assert files[7] == files[9] == "boot/shimx64.efi", "nodes differ: that of machines that nobody names"
+    assert remarks == [
+        "class uefi-x64: boot/rocky/shimx64.efi for profile rocky (node rocky)",
+        "class http-x64: http://{server}/boot/rocky/shimx64.efi for profile rocky (node rocky)",
+    ]
+    nodes = [
+        {"name": f"n{number}", "macs": [f"52:54:00:00:00:0{number}"], "profile": "rocky"} for number in (1, 2)
+    ]
+    world = make(nodes=nodes)
+    files = boot_files(world.policy)
+    assert files[7] == files[9] == "boot/rocky/shimx64.efi"
+    assert files[0x10] == "http://{server}/boot/rocky/shimx64.efi"
+    assert boot_remarks(world.policy) == []
+    assert all("boot/rocky/shimx64.efi" in text for text in advice(SERVER, files).values())
 
 
 def test_each_kernel_gets_the_shim_that_knows_its_signer(make: Callable[..., World]) -> None:

@@ -10,18 +10,26 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from fastboot.boot.firmware import ARCHITECTURES, SERVER
-from fastboot.boot.loaders import Loaders
-from fastboot.config import Config
+from fastboot.boot.firmware import SERVER
+from fastboot.boot.policy import Policy
 
 IPXE: Final = "fastboot-ipxe"
 
 
-def boot_files(config: Config, loaders: Loaders) -> dict[int, str]:
+def boot_files(policy: Policy) -> dict[int, str]:
     """Return the boot file of every architecture that has one."""
-    classes = {**ARCHITECTURES, **config.boot.architectures}
-    named = {code: loaders.by_class.get(class_) for code, class_ in classes.items()}
+    named = {code: policy.common(class_) for code, class_ in policy.architectures.items()}
     return {code: loader for code, loader in named.items() if loader}
+
+
+def boot_remarks(policy: Policy) -> list[str]:
+    """Return which nodes are to be given another boot file than others of their class, a line for each profile."""
+    return [
+        f"class {class_}: {loader} for profile {profile} (node {', '.join(names)})"
+        for class_ in dict.fromkeys(policy.architectures.values())
+        for profile, names in policy.users()
+        if (loader := policy.default(class_, profile)) and loader != policy.common(class_)
+    ]
 
 
 def advice(server: IPv4Address, files: Mapping[int, str], script: str | None = None) -> dict[str, str]:

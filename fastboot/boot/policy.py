@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network
 from itertools import product
 from typing import Final
@@ -122,6 +122,11 @@ class Policy:
     def firmware(self) -> frozenset[str]:
         """The names of the classes of firmware."""
         return frozenset({*self._names.values(), *CHOICES, IPXE, ONIE, *ALONE})
+
+    @property
+    def architectures(self) -> Mapping[int, str]:
+        """The classes of architectures, by their codes."""
+        return self._names
 
     def transport(self, node: Node | None) -> Transport | None:
         """Return how the configuration wants the loader of a node to fetch its kernel; None where it says nothing
@@ -243,6 +248,20 @@ class Policy:
         if self._shims is None or elsewhere:
             return usual
         return self._shims.choose(class_, usual, profile)
+
+    def common(self, class_: str) -> str | None:
+        """Return the boot file for all machines of a class: that of the nodes where it is the same, else that of
+        machines that no node names. For a DHCP server that tells them apart by nothing else."""
+        of_nodes = {self.default(class_, profile) for profile, _ in self.users()}
+        return of_nodes.pop() if len(of_nodes) == 1 else self.default(class_)
+
+    def users(self) -> list[tuple[str, list[str]]]:
+        """Return every profile that nodes have, with their names."""
+        found: dict[str, list[str]] = {}
+        for node in self._nodes:
+            if node.profile:
+                found.setdefault(node.profile, []).append(node.name)
+        return list(found.items())
 
     def _loader(
         self, request: BootRequest, class_: str | None, layers: list[Settings], elsewhere: bool, told: Transport
