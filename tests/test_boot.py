@@ -187,6 +187,47 @@ def test_a_machine_boots_lpxelinux_by_http(directory: Path, machine_needs: Calla
     assert set(result["server"]["http"]) == http
 
 
+# The kernel is not there until the loader has asked for it: by then it is too late for the first try.
+ABSENT = """
+import sys
+from pathlib import Path
+from fastboot.lab.vm import demo, scenario
+
+class Machine(scenario.Machine):
+    async def power_on(self, network):
+        kernel = self.directory / "boot" / scenario.KERNEL
+        kernel.rename(away := kernel.with_name("away"))
+        Story.back = lambda: away.exists() and away.rename(kernel)
+        await super().power_on(network)
+
+    def _command(self, network):
+        return [word for word in super()._command(network) if word != "-no-reboot"]
+
+class Story(scenario.Story):
+    def hear(self, event):
+        super().hear(event)
+        if event["kind"].endswith(".missing") and event["details"]["path"].strip("/") == self.kernel:
+            Story.back()
+
+scenario.Machine, scenario.Story = Machine, Story
+firmware, loader = sys.argv[1:]
+script = "#!ipxe\\nset 210:string boot/\\nchain tftp://${next-server}/boot/pxelinux.0"
+loaders, files = ({"ipxe": "lab/chain.ipxe"}, {"lab/chain.ipxe": script}) if loader == "pxelinux" else ({}, {})
+nic = "e1000" if loader == "pxelinux" else "virtio-net-pci"
+sys.exit(demo.run(firmware, nic=nic, loaders=loaders, files=files, as_json=True))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("firmware", "loader"), [("bios", "ipxe"), ("bios", "pxelinux"), ("uefi", "grub")])
+def test_a_machine_whose_kernel_does_not_come_tries_again(
+    firmware: Firmware, loader: str, directory: Path, machine_needs: Callable[[Firmware], None]
+) -> None:
+    machine_needs(firmware)
+    code, result = run([sys.executable, "-c", ABSENT, firmware, loader], directory)
+    expect_success(code, result, directory)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("firmware", "tftp", "http"),

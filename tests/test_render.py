@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Literal
@@ -88,12 +91,22 @@ def test_grub() -> None:
         "menuentry 'live' --id 'live' {\n"
         "  linux (tftp,10.77.0.1)'/media/tree/images/linux' 'console=ttyS0' BOOTIF=01-52-54-00-00-00-01\n"
         "  initrd (tftp,10.77.0.1)'/media/tree/images/a.gz' (tftp,10.77.0.1)'/b.gz'\n"
+        "  boot\n"
+        "  echo 'The boot failed; once more in 10 s'\n"
+        "  sleep 10\n"
+        "  reboot\n"
         "}\n"
         "\n"
     )
     assert "search --no-floppy --file --set=disk $loader\n" in disk
     assert "/EFI/debian/shim$efi.efi" in disk
     assert disk.endswith("  exit 1\n}\n")
+
+
+def test_grub_takes_what_is_written(need: Callable[[bool, str], None]) -> None:
+    need(shutil.which("grub-script-check") is not None, "grub-common is not installed")
+    for text in (file(OF_MAC["grub"]), file(NAMES["grub"])):
+        subprocess.run(["grub-script-check"], input=text.encode(), check=True, timeout=10)
 
 
 def test_media_that_another_machine_serves() -> None:

@@ -22,6 +22,8 @@ Parts = tuple[str, ...]
 
 MENU_SECONDS: Final = 10
 """How long a menu waits before it boots the local disk."""
+RETRY_SECONDS: Final = 10
+"""How long a machine whose kernel did not come shows why, before it tries again."""
 MAX_ARGUMENTS: Final = 2047
 """Octets of a kernel command line on x86 (COMMAND_LINE_SIZE, less its NUL)."""
 WELL_KNOWN: Final[Mapping[str, int]] = {"ftp": 21, "http": 80}
@@ -311,6 +313,7 @@ class Renderer:
             entries=entries,
             menu=default == "local" and bool(entries),
             timeout=MENU_SECONDS,
+            retry=RETRY_SECONDS,
             vendors=VENDORS,
             mac=mac,
             url=url,
