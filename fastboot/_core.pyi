@@ -1,6 +1,6 @@
 """The typed contract of the native core. Checked against the built module by stubtest."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from socket import socket
 from typing import NamedTuple, Self, final
 
@@ -180,6 +180,10 @@ class Engine:
         """An eventfd that is readable when events() has something."""
 
     def events(self) -> list[TftpRequest | TftpEnd | TftpNotice]: ...
+    def take(self, handle: Callable[[TftpRequest | TftpEnd | TftpNotice], object]) -> None:
+        """Give each of events() to `handle`, and the engine what that answers in a few pieces. What `handle`
+        raises ends it, and the events after that one are lost."""
+
     def start(self, id: int, source: Source, *, tsize: bool = True) -> None:
         """Answer a request with a file. `tsize=False` keeps its size out of the OACK. Without effect where the
         client has gone in the meantime. Raises OSError where the file can not be mapped."""

@@ -79,12 +79,12 @@ from fastboot._native.tftp cimport (
     tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
 )
 from fastboot._native.transfer cimport (
-    AHEAD, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,
+    AHEAD, ANSWERS, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,
     DROPPED_EVERY, END_BROKEN, END_CANCELLED, END_CHANGED, END_EVICTED, END_GONE, END_PROBE, END_REPLACED, END_SILENT,
-    END_STOPPED, END_UNCONFIRMED, EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GRACE,
-    MAX_LINKS, MAX_SOCKETS, MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS,
-    SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING, STEP, TICK, command_t, counts_t, endpoint_t, event_t,
-    octets_done, octets_hash, piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
+    END_STOPPED, END_UNCONFIRMED, EVENT_DRAINED, EVENT_DROPPED, EVENT_END, EVENT_NO_SEGMENTATION, EVENT_REQUEST, GATHER,
+    GRACE, MAX_LINKS, MAX_SOCKETS, MOST_ASKED, PATIENCE_ANSWER, PIECE, RECENT, RECENT_FOR, SEGMENTS, SEGMENT_OCTETS,
+    SLOT_FREE, SLOT_LIVE, SLOT_REFUSED, SLOT_WAITING, STEP, TELL_AT_ONCE, TICK, command_t, counts_t, endpoint_t,
+    event_t, octets_done, octets_hash, piece_t, recent_t, slot_t, transfer_end, transfer_negotiate,
 )
 from fastboot._native.udp cimport UDP_HEADERS, udp_frame
 from fastboot._native.wheel cimport hand_t, wheel_next, wheel_pop, wheel_remove, wheel_set, wheel_t

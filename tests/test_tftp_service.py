@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import re
+import select
 import socket
 import threading
 import time
@@ -37,7 +38,7 @@ from tftpkit import (
 )
 
 from fastboot import config
-from fastboot._core import Source
+from fastboot._core import Engine, Interfaces, Source
 from fastboot.model import Client as Asker
 from fastboot.model import Event, FastbootError, Reason, Refusal
 from fastboot.services import tftp_files
@@ -713,3 +714,42 @@ def test_every_counter_is_documented(files: Files) -> None:
     }
     with serving(files) as server:
         assert {*server.counters(), *(f"refused_{reason}" for reason in Reason)} == documented
+
+
+# --- how often Python is woken ---
+
+
+REQUESTS = 600
+AT_ONCE = 16
+"""Wakes that need not be a millisecond apart."""
+
+
+def test_dense_requests_wake_python_once_for_many() -> None:
+    """A wake for each of thousands of requests a second would cost more than they do."""
+    (sockets,) = open_sockets(config.Tftp(port=0, threads=1))
+    engine = Engine([sockets.listen], sockets.data, Interfaces([(LOOPBACK.index, LOOPBACK.mtu)]))
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    with ExitStack() as stack:
+        stack.callback(sockets.close)
+        stack.callback(thread.join)
+        stack.callback(engine.halt)
+        clients = [
+            stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(1 + REQUESTS)
+        ]
+        clients[0].sendto(rrq("alone"), (HOST, sockets.listen.getsockname()[1]))
+        assert select.select([engine.fileno()], [], [], 5)[0]
+        assert [event.name for event in engine.events()] == [b"alone"]
+        wakes, names = 0, []
+        before = time.monotonic()
+        for number, client in enumerate(clients[1:]):
+            client.sendto(rrq(f"name-{number}"), (HOST, sockets.listen.getsockname()[1]))
+            if select.select([engine.fileno()], [], [], 0.0001)[0]:
+                wakes += 1
+                names += [event.name for event in engine.events()]
+        milliseconds = (time.monotonic() - before) * 1000
+        while len(names) < REQUESTS:
+            assert select.select([engine.fileno()], [], [], 5)[0]
+            names += [event.name for event in engine.events()]
+    assert names == [b"name-%d" % number for number in range(REQUESTS)]
+    assert wakes <= AT_ONCE + milliseconds + 1

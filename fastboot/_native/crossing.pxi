@@ -24,15 +24,33 @@ cdef class Crossing:
 
     cdef bint put(self, const void *record) noexcept nogil:
         # False: full.
-        cdef uint64_t one = 1
         cdef bint first, fits
         pthread_mutex_lock(&self.mutex)
         first = self.queue.count == 0
         fits = queue_push(&self.queue, record)
         pthread_mutex_unlock(&self.mutex)
         if first:
-            c_write(self.fd, &one, sizeof(one))
+            self.wake()
         return fits
+
+    cdef bint add(self, const void *record) noexcept nogil:
+        # Put without waking: whoever adds wakes soon, once for many.
+        cdef bint fits
+        pthread_mutex_lock(&self.mutex)
+        fits = queue_push(&self.queue, record)
+        pthread_mutex_unlock(&self.mutex)
+        return fits
+
+    cdef bint is_empty(self) noexcept nogil:
+        cdef bint empty
+        pthread_mutex_lock(&self.mutex)
+        empty = self.queue.count == 0
+        pthread_mutex_unlock(&self.mutex)
+        return empty
+
+    cdef void wake(self) noexcept nogil:
+        cdef uint64_t one = 1
+        c_write(self.fd, &one, sizeof(one))
 
     cdef bint take(self, void *record) noexcept nogil:
         cdef bint found

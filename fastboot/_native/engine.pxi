@@ -11,6 +11,8 @@ cdef class Engine(Sender):
     cdef uint16_t max_window
     cdef object sockets
     cdef bint ran
+    cdef bint gathering          # the answers of take(), of which so many wait for a wake
+    cdef int gathered
 
     def __cinit__(self, listen not None, data not None, Interfaces interfaces not None, *, uint32_t max_transfers=32768,
                   uint32_t max_blksize=1468, uint16_t max_windowsize=64):
@@ -96,11 +98,28 @@ cdef class Engine(Sender):
 
     cdef int _command(self, command_t *command) except -1:
         # Room is never short: one answer per question, and the two that stop.
-        if not self.commands.put(command):
+        if not (self.commands.add(command) if self.gathering else self.commands.put(command)):
             if command.file != NULL:
                 file_drop(command.file)
             raise RuntimeError("more answers than requests")
+        if self.gathering:
+            self.gathered += 1
+            self._wake_engine(ANSWERS)
         return 0
+
+    cdef void _wake_engine(self, int many) noexcept:
+        if self.gathered >= many:
+            self.gathered = 0
+            self.commands.wake()
+
+    def take(self, handle not None):
+        self.gathering = True
+        try:
+            for event in self.events():
+                handle(event)
+        finally:
+            self.gathering = False
+            self._wake_engine(1)
 
     # --- the engine's thread ---
 
@@ -118,7 +137,7 @@ cdef class Engine(Sender):
         self.wheel.now = now // TICK
         self.now = now
         while not self.halted:
-            n = epoll_wait(self.epoll, ready, MAX_SOCKETS + 1, self._patience(now))
+            n = epoll_wait(self.epoll, ready, MAX_SOCKETS + 1, self._patience(now, self._tell(now)))
             now = now_ns()
             self._tick(now)
             for i in range(n):
@@ -134,9 +153,10 @@ cdef class Engine(Sender):
                     self._flush(now)
             self._fire(now)
             self._flush(now)
+        self.told.wake()
         self._wake_readers()
 
-    cdef int _patience(self, int64_t now) noexcept nogil:
+    cdef int _patience(self, int64_t now, int64_t tell) noexcept nogil:
         # Milliseconds until something is to be done; -1 where nothing is.
         cdef int64_t tick = wheel_next(self.wheel)
         cdef int64_t left = tick - now // TICK
@@ -148,6 +168,8 @@ cdef class Engine(Sender):
             left = 0
         if self.held and not 0 <= left < SPAN // TICK:
             left = SPAN // TICK                        # by then what is lost no longer counts as under way
+        if tell >= 0 and not 0 <= left <= (tell - now) // TICK:
+            left = (tell - now) // TICK + 1
         return <int>left
 
     # --- receiving ---
@@ -202,7 +224,7 @@ cdef class Engine(Sender):
             self.tell_drops = now + ms(DROPPED_EVERY)
             memset(&event, 0, sizeof(event))
             event.kind = EVENT_DROPPED
-            self.told.put(&event)
+            self._note(&event)
 
     cdef void _packet(self, int socket, msghdr *h, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
         cdef sockaddr_storage *peer = <sockaddr_storage *>h.msg_name
@@ -330,7 +352,7 @@ cdef class Engine(Sender):
         event.peer = s.peer
         event.local = s.local
         event.ifindex = info.ipi_ifindex
-        self.told.put(&event)
+        self._note(&event)
 
     cdef int _pick_socket(self, int socket) noexcept nogil:
         # In turn, so that a late ACK of a client's last transfer misses the next one. With a single port, that.
@@ -387,7 +409,7 @@ cdef class Engine(Sender):
         event.kind = EVENT_END
         event.outcome = outcome
         event.id = command.id
-        self.told.put(&event)
+        self._note(&event)
         file_drop(command.file)
 
     cdef void _start(self, slot_t *s, command_t *command, int64_t now) noexcept nogil:

@@ -74,8 +74,7 @@ cdef class Reader(Transfers):
             poll(NULL, 0, 1)
 
     cdef void _wake_readers(self) noexcept nogil:
-        cdef uint64_t one = 1
-        c_write(self.cold.fd, &one, sizeof(one))
+        self.cold.wake()
 
 
 cdef bint in_memory(int fd, int64_t offset) noexcept nogil:

@@ -215,7 +215,7 @@ cdef class Sender(Reader):
                 event.kind = EVENT_NO_SEGMENTATION
                 event.ifindex = self.interfaces.indices[s.interface]
                 event.code = <uint16_t>error
-                self.told.put(&event)
+                self._note(&event)
             self._make_ready(s)
         else:
             # As if lost on the wire: a firewall's EPERM, no route for a moment, no room in the interface's queue

@@ -63,6 +63,10 @@ cdef enum:
     RECENT_FOR = 10000          # ms
     # A client that means it says something within a round trip; until then nothing makes room for another.
     GRACE = 100                 # ms
+    # Wakes of Python, see Transfers._tell; the burst is what one machine asks for in a row.
+    GATHER = 1000000            # ns
+    TELL_AT_ONCE = 16
+    ANSWERS = 16                # of Python, that wake the engine
     # Between two notices of packets that found their socket full.
     DROPPED_EVERY = 10000       # ms
 

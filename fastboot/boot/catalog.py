@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,6 +31,10 @@ UNTERMINATED: Final = "\udcff"
 """What follows a name that was read as a C string from DHCP, which is what TFTP is asked for."""
 SPELLINGS: Final = {"backslashes": "\\", "doubled-slashes": "//"}
 """Quirks of names (`quirks.QUIRKS`), by what is in such a name."""
+
+
+OFTEN: Final = 128
+"""Characters of the longest name that is remembered: 4,096 of these are a megabyte or two."""
 
 
 class Renders(Protocol):
@@ -225,23 +230,11 @@ class Catalog:
         ]
 
     def _parts(self, path: str, client: Client) -> Parts | Refusal:
-        if client.protocol == "tftp" and path.endswith(UNTERMINATED):
-            self.quirks["option-67-unterminated"] += 1
-            path = path.rstrip(UNTERMINATED)
-        for quirk, mark in SPELLINGS.items():
-            if mark in path:
-                self.quirks[quirk] += 1
-        if not is_speakable(path):
-            return Refusal(Reason.FORBIDDEN, "control characters in the name")
-        parts: Strings = []
-        for part in path.replace("\\", "/").split("/"):
-            if part == "..":
-                if not parts:
-                    return refuse(Reason.OUTSIDE)
-                parts.pop()
-            elif part not in ("", "."):
-                parts.append(part)
-        return tuple(parts)
+        read = _read_before if len(path) <= OFTEN else _read
+        parts, quirks = read(path, client.protocol == "tftp")
+        for quirk in quirks:
+            self.quirks[quirk] += 1
+        return parts
 
     def _find(self, parts: Parts, client: Client) -> Source | Refusal:
         found = self._file(parts)
@@ -257,6 +250,8 @@ class Catalog:
         for layer, inside in self._lookups(parts):
             try:
                 return self._share(layer.tree.open(inside))
+            except FileNotFoundError:
+                continue  # what most requests of a storm come to
             except (OSError, UnicodeEncodeError) as error:
                 refusal = refusal_of(error)
                 if refusal.reason is not Reason.MISSING:
@@ -310,6 +305,30 @@ class Catalog:
             return live
         self._live[key] = source
         return source
+
+
+def _read(path: str, tftp: bool) -> tuple[Parts | Refusal, Strings]:
+    """Return what a path names, and the quirks of its spelling."""
+    quirks = []
+    if tftp and path.endswith(UNTERMINATED):
+        quirks.append("option-67-unterminated")
+        path = path.rstrip(UNTERMINATED)
+    quirks += [quirk for quirk, mark in SPELLINGS.items() if mark in path]
+    if not is_speakable(path):
+        return Refusal(Reason.FORBIDDEN, "control characters in the name"), quirks
+    parts: Strings = []
+    for part in path.replace("\\", "/").split("/"):
+        if part == "..":
+            if not parts:
+                return refuse(Reason.OUTSIDE), quirks
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return tuple(parts), quirks
+
+
+_read_before = lru_cache(maxsize=4096)(_read)
+"""A storm of machines asks for the same names."""
 
 
 def _other_name(parts: Parts) -> Parts:

@@ -119,8 +119,11 @@ class Renderer:
 
     def render(self, parts: Parts, client: Client) -> bytes | None:
         """Return the file that `parts` names for this client, or None where it names none that is rendered."""
+        if parts[0] == "media":
+            return None
+        tail = "/".join(parts[-3:])
         for language, pattern in NAMES.items():
-            if parts[0] != "media" and (match := pattern.fullmatch("/".join(parts[-3:]))):
+            if match := pattern.fullmatch(tail):
                 mac = match["mac"].replace("-", ":").lower() if match["mac"] else None
                 node = self._identify(mac, client)
                 if mac is not None and (node is None or node.profile is None):

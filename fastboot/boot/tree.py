@@ -33,6 +33,7 @@ TEXTS: Final = {
     Reason.BROKEN: "can not be read",
     Reason.BUSY: "its medium is being replaced, ask again later",
 }
+REFUSALS: Final = {reason: Refusal(reason, text) for reason, text in TEXTS.items()}
 REASONS: Final = {
     errno.ENOENT: Reason.MISSING,
     errno.ENOTDIR: Reason.MISSING,
@@ -236,7 +237,7 @@ def is_speakable(name: str) -> bool:
 
 
 def refuse(reason: Reason) -> Refusal:
-    return Refusal(reason, TEXTS[reason])
+    return REFUSALS[reason]
 
 
 def refusal_of(error: OSError | UnicodeEncodeError) -> Refusal:

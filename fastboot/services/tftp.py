@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from typing import Final
 from urllib.parse import quote
@@ -185,7 +185,7 @@ class TftpService:
         loop = asyncio.get_running_loop()
         for number, engine in enumerate(self._engines):
             self._drained[engine] = asyncio.Event()
-            loop.add_reader(engine.fileno(), self._take_events, engine)
+            loop.add_reader(engine.fileno(), self._take_events)
             self._threads.append(threading.Thread(target=engine.run, name=f"tftp-{number}", daemon=True))
             for reader in range(READERS):
                 name = f"tftp-{number}-reader-{reader}"
@@ -212,9 +212,10 @@ class TftpService:
             await loop.run_in_executor(None, thread.join, 1)
         for task in self._answers:
             task.cancel()
-        for engine in self._engines if self._threads else ():
-            self._take_events(engine)
-            loop.remove_reader(engine.fileno())
+        if self._threads:
+            self._take_events()
+            for engine in self._engines:
+                loop.remove_reader(engine.fileno())
         for sockets in self._sockets:
             sockets.close()
         self._threads.clear()
@@ -241,14 +242,18 @@ class TftpService:
             if (under_way := self._under_way[engine].get(id))
         ]
 
-    def _take_events(self, engine: Engine) -> None:
-        for event in engine.events():
-            if isinstance(event, TftpRequest):
-                self._asked(engine, event)
-            elif isinstance(event, TftpEnd):
-                self._ended(engine, event)
-            else:
-                self._noticed(engine, event)
+    def _take_events(self) -> None:
+        # Of all engines, whichever woke us: what the others have is not worth a wake of its own, then.
+        for engine in self._engines:
+            engine.take(partial(self._take_event, engine))
+
+    def _take_event(self, engine: Engine, event: TftpRequest | TftpEnd | TftpNotice) -> None:
+        if isinstance(event, TftpRequest):
+            self._asked(engine, event)
+        elif isinstance(event, TftpEnd):
+            self._ended(engine, event)
+        else:
+            self._noticed(engine, event)
 
     def _asked(self, engine: Engine, request: TftpRequest) -> None:
         address = address_of(request.peer)
@@ -336,9 +341,10 @@ class TftpService:
             engine.ignore(request.id)
             self._alarm("tftp.busy", f"{refusal.text}: {BUSY}", self._refused[Reason.BUSY])
             return
-        engine.refuse(request.id, CODES.get(refusal.reason, NOT_SERVED), refusal.text)
-        kind = "tftp.missing" if refusal.reason in CODES else "tftp.refused"
-        self._tell(kind, asked, reason=refusal.reason.value, text=refusal.text, **details)
+        code = CODES.get(refusal.reason, NOT_SERVED)
+        engine.refuse(request.id, code, refusal.text)
+        kind = "tftp.refused" if code == NOT_SERVED else "tftp.missing"
+        self._tell(kind, asked, reason=str(refusal.reason), text=refusal.text, **details)
 
     def _ended(self, engine: Engine, end: TftpEnd) -> None:
         asked = self._under_way[engine].pop(end.id, None)
