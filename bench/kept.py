@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def machine() -> dict[str, Any]:
-    """Return what figures depend on: the machine, the commit (`-dirty`: changed since), and the day."""
+    """Return what figures depend on: the machine, the commit, and the day."""
     cpu = next(
         (
             line.partition(": ")[2]
@@ -28,15 +28,21 @@ def machine() -> dict[str, Any]:
         ),
         "",
     )
-    words = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    described = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "kernel": platform.release(),
         "cores": os.cpu_count(),
         "cpu": cpu,
-        "commit": described,
+        "commit": commit(),
         "day": date.today().isoformat(),
     }
+
+
+def commit() -> str:
+    """Return the commit that is measured, `+` behind it where what is measured was changed since."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "fastboot", "bench/*.py"], check=False)
+    return head.stdout.strip() + "+" * (changed.returncode == 1)
 
 
 def origin(found: Found) -> str:
