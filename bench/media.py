@@ -16,9 +16,10 @@ gone before the last client has asked. TMPDIR must be on a disk.
 
 CPU is what the scheduler charged to the server's threads and children from the first request on. `fairness` is
 the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds together, of the round
-trip of a small question to the server's loop meanwhile; `idle` the same of a loop that has nothing else to do,
-on the same machine at the same time. `memory` is that of the server's processes, per client, above what they had
-before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
+trip of a small question to the server's loop meanwhile, by a protocol that the clients do not use if it has one:
+by theirs a question waits behind all that was asked before. `idle` is the same of a loop that has nothing else to
+do, on the same machine at the same time. `memory` is that of the server's processes, per client, above what they
+had before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
 default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card.
 
 The raw figures are kept as JSON (--results), lags as their percentile, in place of those of the same cases; the
@@ -232,9 +233,10 @@ class Bench:
         return job | {"paths": [server.path(name, case.place) for name in names]}
 
     def _lag(self, case: Case | None, server: Server) -> contextlib.AbstractContextManager[Lag | None]:
-        if server.probe is None or (case and case.kind != "bulk"):  # questions would be a part of what is measured
+        probe = server.probe(case.protocol if case else None)
+        if probe is None or (case and case.kind != "bulk"):  # questions would be a part of what is measured
             return contextlib.nullcontext()
-        return Lag(server.probe, (SERVER, server.ports[server.probe]), (SERVER, IDLE_PORT))
+        return Lag(probe, (SERVER, server.ports[probe]), (SERVER, IDLE_PORT))
 
     def _unsent(self) -> int:
         """Return the octets that the kernel holds for connections of the servers, those in flight too."""

@@ -44,9 +44,15 @@ class Server:
     words: list[str]
     ports: Mapping[str, int]
     environment: Mapping[str, str] = field(default_factory=dict)
-    probe: str | None = None
-    """The protocol by which its loop is asked for an answer; None: it has no loop that all clients share."""
+    has_loop: bool = False
+    """Whether there is a loop that all clients share."""
     reads_images: bool = False
+
+    def probe(self, protocol: str | None) -> str | None:
+        """Return the protocol by which the loop is asked while clients use `protocol`: another, where it has one.
+        By the same, a question waits behind all that was asked before, which is no lag of the loop."""
+        beside = [each for each in self.ports if each != protocol] or list(self.ports)
+        return beside[0] if self.has_loop else None
 
     def path(self, name: str, place: str) -> str:
         return f"/media/{IMAGE}/{name}" if place == "iso" and self.reads_images else f"/{name}"
@@ -58,8 +64,8 @@ def servers(work: Path, root: Path, image: Path) -> dict[str, Server]:
     found = {
         "fastboot": fastboot(work / "threads", root, image, 8000, ""),
         "fastboot-loop": fastboot(work / "loop", root, image, 8010, "senders = 0"),
-        "aiohttp": Server([python, "-c", AIOHTTP, str(root), SERVER, "8020"], {"http": 8020}, probe="http"),
-        "pyftpdlib": Server([python, "-c", PYFTPDLIB, str(root), SERVER, "8031"], {"ftp": 8031}, probe="ftp"),
+        "aiohttp": Server([python, "-c", AIOHTTP, str(root), SERVER, "8020"], {"http": 8020}, has_loop=True),
+        "pyftpdlib": Server([python, "-c", PYFTPDLIB, str(root), SERVER, "8031"], {"ftp": 8031}, has_loop=True),
     }
     for make in (nginx, vsftpd):
         try:
@@ -92,7 +98,7 @@ def fastboot(work: Path, root: Path, image: Path, port: int, more: str) -> Serve
         """
     )
     words = [sys.executable, "-m", "fastboot", "serve", "-c", str(config)]
-    return Server(words, {"http": port, "ftp": port + 1}, probe="ftp", reads_images=True)
+    return Server(words, {"http": port, "ftp": port + 1}, has_loop=True, reads_images=True)
 
 
 def nginx(work: Path, root: Path) -> Server:
@@ -108,7 +114,7 @@ def nginx(work: Path, root: Path) -> Server:
         """
     )
     words = [program("nginx"), "-p", str(work), "-c", str(work / "nginx.conf")]
-    return Server(words, {"http": 8040}, libraries(), probe="http")
+    return Server(words, {"http": 8040}, libraries(), has_loop=True)
 
 
 def vsftpd(work: Path, root: Path) -> Server:
