@@ -38,11 +38,14 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit that is measured, `+` behind it where what is measured was changed since."""
+    """Return the last commit that changed fastboot, `+` behind it where it was changed since. A later one, of the
+    figures themselves, gets another name when it is rebased."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "fastboot", "bench/*.py"], check=False)
-    return head.stdout.strip() + "+" * (changed.returncode == 1)
+    last, changed = (
+        subprocess.run([*git, *words, "--", "fastboot"], capture_output=True, text=True, check=False).stdout
+        for words in (["log", "-1", "--format=%h"], ["status", "--porcelain"])
+    )
+    return last.strip() + "+" * bool(changed)
 
 
 def origin(found: Found) -> str:
