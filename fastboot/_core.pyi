@@ -60,15 +60,19 @@ class Source:
 
 @disjoint_base
 class Pump:
-    """Sends files over TCP connections by sendfile, up to 256 KiB of each in turn, without the GIL.
+    """Sends files over TCP connections by sendfile, up to 1 MiB of each in turn, without the GIL.
 
-    `run` and `read` are to be called once each, in threads of their own; they return after `halt`. Everything else
-    is for one thread (the loop's). Octets that are not in memory are read by `read`'s thread, so a slow disk holds
-    up only who waits for it.
+    `run` is to be called in as many threads as are to send, with one order of turns, and `read` in one; they
+    return after `halt`. Everything else is for one thread (the loop's). Octets that are not in memory are read by
+    `read`'s thread, so a slow disk holds up only who waits for it.
     """
 
-    def __new__(cls, capacity: int = 16384) -> Self:
-        """At most `capacity` transfers at once, 1 to 1048576. Raises ValueError, OSError."""
+    def __new__(
+        cls, capacity: int = 16384, unsent: int = 1 << 28, least: int = 1 << 18, most: int = 1 << 21
+    ) -> Self:
+        """At most `capacity` transfers at once, 1 to 1048576, for all of which the kernel holds about `unsent`
+        octets that it has not sent yet, and for each from `least` to `most`, the same for all. Raises ValueError,
+        OSError."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when `ends` has something to tell."""
@@ -77,7 +81,8 @@ class Pump:
         """Send a part of a source to a connected stream socket; return the number of the job, which is its until
         `ends` tells of it. The pump has a descriptor of its own, so `fd` may be closed meanwhile; nothing else may
         be written to the connection. Raises ValueError outside of the source, BlockingIOError where as many as
-        `capacity` are on their way, OSError where no descriptor is free."""
+        `capacity` are on their way, OSError where no descriptor is free, the kernel can not watch it, or after
+        `halt` (ECANCELED)."""
 
     def sent(self, job: int) -> int:
         """Return how many octets the kernel has taken."""
@@ -92,9 +97,7 @@ class Pump:
     def halt(self) -> None:
         """End every job with ECANCELED, then `run` and `read`."""
 
-    def run(self) -> None:
-        """Raises RuntimeError the second time."""
-
+    def run(self) -> None: ...
     def read(self) -> None: ...
 
 class TftpRequest(NamedTuple):

@@ -35,10 +35,7 @@ from fastboot._native.egress cimport (
     egress_next, egress_ready, egress_sent, egress_t, egress_tick, flight_t,
 )
 from fastboot._native.file cimport file_t
-from fastboot._native.job cimport (
-    JOB_CANCEL, JOB_HALT, JOB_START, JOB_WARM, PUMP_SLICE, PUMP_TURN, job_command_t, job_end_t,
-    job_read_t, job_t,
-)
+from fastboot._native.job cimport PUMP_SLICE, PUMP_TURN, job_end_t, job_t
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
     LEASE_FREE, LEASE_HOST, LEASE_HOST_LONGEST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS,
@@ -62,15 +59,16 @@ from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, ECONNREFUSED,
     EFAULT, EFD_CLOEXEC, EFD_NONBLOCK, EHOSTUNREACH, EINTR, EINVAL, EIO, EMSGSIZE, ENETUNREACH, ENOBUFS, EOPNOTSUPP,
-    EPOLLERR, EPOLLIN, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE, ETH_P_IP,
-    F_DUPFD_CLOEXEC, IPPROTO_IP, IPPROTO_TCP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED, MFD_CLOEXEC,
-    MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN,
+    EPOLLERR, EPOLLIN, EPOLLONESHOT, EPOLLOUT, EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, ESTALE,
+    ETH_P_IP, F_DUPFD_CLOEXEC, IPPROTO_IP, IPPROTO_TCP, IP_PKTINFO, MADV_POPULATE_READ, MAP_FAILED, MAP_SHARED,
+    MFD_CLOEXEC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_TRUNC, O_CLOEXEC, O_DIRECTORY, O_NOCTTY, O_NONBLOCK, O_RDONLY, POLLIN,
     POSIX_FADV_WILLNEED, PROT_READ, RELAXED, RWF_NOWAIT, SEQ, SYS_openat2, S_ISDIR, S_ISREG, atomic_add, atomic_load,
     atomic_store, c_close, c_open, c_read, c_write, cmsghdr, epoll_create1, epoll_ctl, epoll_event, epoll_wait, errno,
     eventfd, fcntl, fstat, htonl, htons, in_addr, in_pktinfo, iovec, madvise, memfd_create, mmap, mmsghdr, msghdr,
     munmap, nanoseconds, now_ns, ntohl, ntohs, open_how, poll, pollfd, posix_fadvise, pread, preadv2,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg, recvmsg, sendfile,
-    sendmmsg, sendmsg, setsockopt, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall, TCP_CORK,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg,
+    recvmsg, sendfile, sendmmsg, sendmsg, setsockopt, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
+    TCP_CORK, TCP_NOTSENT_LOWAT,
 )
 from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
 from fastboot._native.tftp cimport (

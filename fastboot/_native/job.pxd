@@ -4,13 +4,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from fastboot._native.file cimport file_t
 
 cdef enum:
-    PUMP_SLICE = 1048576       # octets of one sendfile at most (its socket takes less: pump.UNSENT), and of one read
-    PUMP_TURN = 16             # slices between two looks at what happened
-
-    JOB_START = 1
-    JOB_CANCEL = 2
-    JOB_WARM = 3
-    JOB_HALT = 4
+    PUMP_SLICE = 1048576       # octets of one sendfile at most (its socket takes less), and of one read
+    PUMP_TURN = 4              # slices between two looks at what happened; what one sender holds others do not send
 
 # Python takes a job's place and gives it back when it has heard of the end; in between it is the pump's.
 cdef struct job_t:
@@ -22,25 +17,10 @@ cdef struct job_t:
     int64_t warm               # what lies before this was in memory
     int64_t sent               # atomic: Python reads it while the pump goes on
     int32_t error              # of whoever wants it ended
-    bint reading               # the reader has it
-
-cdef struct job_command_t:
-    uint8_t kind
-    int32_t job
-    int32_t error
-    int fd                     # of the connection; JOB_WARM: `own` of the job
-    file_t *file
-    int64_t offset
-    int64_t end
+    int32_t unsent             # octets that its socket was told to hold at most; 0: not yet
+    bint busy                  # a thread has it, and all but fd, error and this
 
 cdef struct job_end_t:
     int32_t job
     int32_t error              # errno; 0: all sent
     int64_t sent
-
-cdef struct job_read_t:        # what the reader is asked
-    int32_t job                # negative: stop
-    int fd                     # of the file
-    int own                    # of the job
-    int64_t offset
-    int64_t size

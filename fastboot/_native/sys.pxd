@@ -159,7 +159,7 @@ cdef extern from *:
     int setsockopt(int fd, int level, int name, const void *value, uint32_t n) nogil
     enum:
         AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_RECVERR,
-        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT, IPPROTO_TCP, TCP_CORK
+        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT, IPPROTO_TCP, TCP_CORK, TCP_NOTSENT_LOWAT
         MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE, ETH_P_IP, PACKET_BROADCAST
     uint16_t htons(uint16_t) nogil
     uint16_t ntohs(uint16_t) nogil
@@ -177,7 +177,7 @@ cdef extern from *:
     int epoll_wait(int epfd, epoll_event *events, int n, int timeout) nogil
     int eventfd(unsigned int initial, int flags) nogil
     enum:
-        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP
+        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLONESHOT
         EFD_CLOEXEC, EFD_NONBLOCK
     struct pollfd:
         int fd

@@ -161,7 +161,7 @@ class Config(Table):
     user: Annotated[str, Field(min_length=1)] | None = None
     drain: Annotated[Seconds, Field(ge=0, le=3600)] = 10
     senders: Annotated[Int, Field(ge=0, le=64)] = 1
-    """Threads that send files by FTP and HTTP. None: as many as there are cores, at most 4; 0: the loop sends."""
+    """Threads that send files by FTP and HTTP; 0: the loop sends."""
     nodes_file: FilePath | None = None
     dhcp: Dhcp | None = None
     tftp: Tftp | None = None

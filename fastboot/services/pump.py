@@ -83,47 +83,26 @@ class ThreadPump:
     """The native core's, in threads of their own: nothing on the loop but the ends."""
 
     def __init__(self, threads: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._lanes = [Lane(self._loop, f"fastboot-pump-{number}") for number in range(threads)]
+        self._loop, self._turns = asyncio.get_running_loop(), Turns()
+        self._sendings: dict[int, ThreadSending] = {}
         self._watch = SlowWatch(self._loop)
+        self._core = _core.Pump(unsent=UNSENT, least=UNSENT_EACH[0], most=UNSENT_EACH[1])
+        self._threads = [
+            threading.Thread(target=self._send, name=f"fastboot-pump-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        self._threads.append(threading.Thread(target=self._core.read, name="fastboot-pump-read", daemon=True))
+        for thread in self._threads:
+            thread.start()
+        self._loop.add_reader(self._core.fileno(), self._ended)
 
     def send(self, sock: socket.socket, source: Source, stall: float, offset: int = 0) -> Sending:
-        limit_unsent(sock, sum(len(lane.sendings) for lane in self._lanes) + 1)
-        lane = min(self._lanes, key=lambda lane: len(lane.sendings))
-        return self._watch.over(lane.send(sock.fileno(), source, stall, offset), sock)
+        job = self._core.send(sock.fileno(), source, offset, source.size - offset)
+        sending = self._sendings[job] = ThreadSending(self._core, job, stall, self._loop.create_future())
+        return self._watch.over(sending, sock)
 
     def close(self) -> None:
         self._watch.close()
-        for lane in self._lanes:
-            lane.close()
-
-
-class Lane:
-    """One native pump: a thread that sends, and one that reads for it what is not in memory."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
-        self.sendings: dict[int, LaneSending] = {}
-        self._loop, self._turns = loop, Turns()
-        self._core = _core.Pump()
-        self._threads = [
-            threading.Thread(target=self._send, name=name, daemon=True),
-            threading.Thread(target=self._core.read, name=f"{name}-read", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-        loop.add_reader(self._core.fileno(), self._ended)
-
-    def _send(self) -> None:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-        self._core.run()
-
-    def send(self, fd: int, source: Source, stall: float, offset: int) -> LaneSending:
-        job = self._core.send(fd, source, offset, source.size - offset)
-        sending = self.sendings[job] = LaneSending(self._core, job, stall, self._loop.create_future())
-        return sending
-
-    def close(self) -> None:
         self._core.halt()
         for thread in self._threads:
             thread.join(PATIENCE)
@@ -131,14 +110,19 @@ class Lane:
         self._loop.remove_reader(self._core.fileno())
         del self._core  # and with it its descriptors
 
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        self._core.run()
+
     def _ended(self) -> None:
         for job, error, octets in self._core.ends():
-            sending = self.sendings.pop(job)
+            sending = self._sendings.pop(job)
             sending.end(octets)
             self._turns.run(partial(finish, sending.done, error))
 
 
-class LaneSending:
+class ThreadSending:
     def __init__(self, core: _core.Pump, job: int, stall: float, done: asyncio.Future[None]) -> None:
         self._core: _core.Pump | None = core  # until it has ended
         self._job, self._cancelled, self._octets = job, False, 0
