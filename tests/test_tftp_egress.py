@@ -35,7 +35,7 @@ def test_a_full_link_carries_every_block_once(clients: int, window: int, room: i
     link = Crowd(crowd(clients, window), room=room, pause=pause).run(100 * MS)
     share = link.measure(300 * MS)
     assert share.carried >= 0.97
-    assert share.repeated <= (0.02 if window < 64 else 0.025)
+    assert share.repeated <= 0.02
     assert min(share.each) >= mean(share.each) / 8
     assert link.queue <= 5 * MS
 
@@ -45,7 +45,21 @@ def test_without_a_budget_it_does_not(clients: int, window: int) -> None:
     """What the budget is for: the same crowd with its timers alone."""
     share = Crowd(crowd(clients, window), budget=False, room=PORT).run(100 * MS).measure(300 * MS)
     assert min(share.each) <= mean(share.each) / 20
-    assert share.repeated >= (0.02 if window == 1 else 0.2)
+    assert share.repeated >= (0.02 if window == 1 else 0.15)
+
+
+@MIXES
+@pytest.mark.parametrize("speed", [1, 10])
+@pytest.mark.parametrize("pause", [15 * MS, 60 * MS])
+def test_after_a_pause_it_goes_on_as_before(clients: int, window: int, speed: int, pause: int) -> None:
+    """Of a busy host or of a switch: all timers fire, and what they repeat may not make the next repeats."""
+    every = 400 * MS
+    link = Crowd(
+        crowd(clients, window), block=GIGABIT // speed, room=2800 * speed, pause=pause, every=every, blocks=1 << 22
+    )
+    share = link.run(100 * MS).measure(every)
+    assert share.carried >= 1 - pause / every - 0.03
+    assert share.repeated <= 0.1
 
 
 @pytest.mark.parametrize("window", [1, 4, 16])

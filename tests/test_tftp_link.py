@@ -46,7 +46,8 @@ def test_one_percent_loss_stalls_nobody(tmp_path: Path) -> None:
 
 
 def test_a_lockstep_client_beside_a_hundred_of_window_64() -> None:
-    """Their windows in turn, 6,400 blocks at 300 Mb/s, would let it send a block every quarter of a second."""
+    """Their windows in turn, 6,400 blocks at 300 Mb/s, would let it send a block every quarter of a second. Its
+    exact share is one in 4 ms; the queues of the budget and of tbf make that 6."""
     need("ip", "tc")
     files = Files({"big": bytes(1468) * 2000, "small": bytes(1468) * 100})
     with wires(("10.77.0.1/16",)) as wire:
@@ -65,5 +66,5 @@ def test_a_lockstep_client_beside_a_hundred_of_window_64() -> None:
                 lone = pool.submit(one.run, ["small"], PLAIN.asking(1468), limit=60).result()
                 full = crowd.result()
     assert lone.unfinished == full.unfinished == 0
-    assert lone.seconds < full.seconds / 2, (lone.seconds, full.seconds)
-    assert lone.seconds < 5, "a hundred blocks at a quarter of a second each are 25"
+    assert full.seconds > 2 * lone.seconds, "it was not beside them"
+    assert lone.seconds < 100 * 0.012

@@ -33,7 +33,9 @@ class Crowd:
     """Of each client, beside the round trip."""
     loss: float = 0.0
     pause: int = 0
-    """So long the server hears nothing, every 50 ms, as on a busy host."""
+    """So long the server hears nothing, as on a busy host,"""
+    every: int = 50 * MS
+    """again and again."""
     spread: int = 10 * MS
     """Within which they begin."""
     blocks: int = 1 << 20
@@ -55,6 +57,8 @@ class Crowd:
         """When the wire is free."""
         self.sent, self.dropped, self.repeats = 0, 0, 0
         self.ended: dict[int, int] = {}
+        self.watched: dict[int, int] = {}
+        """The next deadline that is looked at."""
         self.got = [0] * len(self.receivers)
         for client in range(len(self.receivers)):
             late = S * (bisect_right(self.engines, client) - 1)
@@ -86,10 +90,16 @@ class Crowd:
         return self.egresses[bisect_right(self.engines, client) - 1]
 
     def _watch(self, client: int) -> None:
-        self._at(self.models[client].deadline, "timer", client, 0)
+        deadline = self.models[client].deadline
+        if deadline < self.watched.get(client, deadline + 1):
+            self.watched[client] = deadline
+            self._at(deadline, "timer", client, 0)
 
     def _timer(self, client: int, _: int) -> None:
         model = self.models[client]
+        if self.watched.get(client) != self.now:
+            return
+        del self.watched[client]
         if model.outcome == "sending":
             if self.now >= model.deadline:
                 model.timer(self.now)
@@ -100,6 +110,7 @@ class Crowd:
         if self.models[client].outcome == "sending":
             self.models[client].ack(block, self.now)
             self._send(client)
+            self._watch(client)
 
     def _silence(self, client: int, _: int) -> None:
         receiver = self.receivers[client]
@@ -132,7 +143,7 @@ class Crowd:
             self._at(deadline, "silence", client, 0)
 
     def _heard(self, when: int) -> int:
-        into = when % (50 * MS)
+        into = when % self.every
         return when if into > self.pause else when - into + self.pause
 
     def _send(self, client: int) -> None:

@@ -101,7 +101,10 @@ cdef inline void egress_join(egress_t *e, int32_t n) noexcept nogil:
     atomic_add(&e.delivery.transfers, n, RELAXED)
 
 cdef inline void egress_ready(egress_t *e, flight_t *f, int32_t i, int64_t count) noexcept nogil:
-    # Transfer i has so many blocks to send. In its place already, it stays there.
+    # Transfer i has so many blocks to send. In its place already, it stays there: the timer of one that is held back
+    # comes by every few milliseconds.
+    if e.turns.hands[i].tick >= 0:
+        return
     if f.turn < e.clock:
         f.turn = e.clock
     wheel_set(e.turns, i, f.turn + count)

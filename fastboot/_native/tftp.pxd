@@ -41,6 +41,7 @@ cdef enum:
     TFTP_OACK_MAX = 96      # the four options, each with the longest value
 
     WINDOW_UNPROVEN = 4     # blocks: EDK2's window
+    MOST_DOUBTS = 8
 
     TFTP_SENDING = 0
     TFTP_DONE = 1           # every block acknowledged
@@ -223,15 +224,19 @@ cdef struct tftp_xfer_t:
     int64_t interval       # of the timer; doubled by each expiry until a round trip is seen again (Karn)
     int64_t deadline
     int64_t quiet_until    # no gap report is believed before: it would be about an older copy
+    int64_t fired          # when the timer last had something repeated: older blocks show no round trip
     int64_t heard          # when the client last said anything
     int64_t repeats        # blocks sent more than once; no OACK
     int64_t *sent          # [window]: when block b was last sent, at b % window; negative: more than once
     uint32_t blksize
     uint16_t window
     uint8_t outcome
-    uint8_t expiries       # of the timer, since something was acknowledged; 3 is many
+    uint8_t expiries       # of the timer, since something was acknowledged; 4 is many
+    uint8_t doubts         # times that blocks were repeated since a round trip was seen
     bint proven            # something came back from this address
     bint rewound           # the window going out repeats blocks
+    bint probing           # the timer has one block repeated, to hear what arrived
+    bint asked_again       # a gap was reported since something was acknowledged, believed or not
 
 cdef inline void tftp_begin(
     tftp_xfer_t *x, int64_t size, uint32_t blksize, uint16_t window, bint oack, int64_t *sent, int64_t now,
@@ -242,13 +247,13 @@ cdef inline void tftp_begin(
     x.blksize = blksize
     x.window = window
     x.sent = sent
-    x.srtt = x.rttvar = x.trip = x.quiet_until = x.repeats = 0
+    x.srtt = x.rttvar = x.trip = x.quiet_until = x.fired = x.repeats = 0
     x.interval = ms(FIRST_INTERVAL)
     x.heard = now
     x.deadline = now + x.interval
     x.outcome = TFTP_SENDING
-    x.expiries = 0
-    x.proven = x.rewound = False
+    x.expiries = x.doubts = 0
+    x.proven = x.rewound = x.probing = x.asked_again = False
 
 cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
     # How many blocks from x.next on may be sent now.
@@ -259,8 +264,8 @@ cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
         return 1 - x.next
     # A client that acknowledged the OACK and is silent since may be somebody whose address was made up, where our port
     # is known (single_port): after two repeats of the window it gets the window of the smallest clients.
-    end = x.base + x.window
-    if x.base == 1 and x.expiries > 2 and end > x.base + WINDOW_UNPROVEN:
+    end = x.base + (1 if x.probing else x.window)
+    if x.base == 1 and x.expiries > 3 and end > x.base + WINDOW_UNPROVEN:
         end = x.base + WINDOW_UNPROVEN
     if end > x.last + 1:
         end = x.last + 1
@@ -269,17 +274,21 @@ cdef inline int64_t tftp_due(tftp_xfer_t *x) noexcept nogil:
 cdef inline int64_t tftp_in_flight(const tftp_xfer_t *x) noexcept nogil:
     # Blocks; none where nothing came back, or not lately: made-up addresses and machines that are switched off would
     # hold back the others.
-    return x.next - x.base if x.proven and x.expiries < 2 else 0
+    return (x.high if x.probing else x.next) - x.base if x.proven and x.expiries < 2 else 0
 
 cdef inline int64_t tftp_interval(tftp_xfer_t *x) noexcept nogil:
     if x.window == 1 and <uint16_t>x.base == 65535 and x.interval < ms(WRAP_INTERVAL):
         return ms(WRAP_INTERVAL)
     return x.interval
 
+cdef inline int64_t tftp_trip(tftp_xfer_t *x) noexcept nogil:
+    # What a round trip may take. Repeats show none (Karn), so with each after the first it may be twice as much: a
+    # queue that has become longer than the last trip would make every acknowledgement a gap.
+    return x.srtt << (x.doubts - 1) if x.doubts > 1 else x.srtt
+
 cdef inline void tftp_on_sent(tftp_xfer_t *x, int64_t count, int64_t now) noexcept nogil:
     cdef int64_t b
-    if x.next == x.base:
-        x.deadline = now + tftp_interval(x)
+    x.deadline = now + tftp_interval(x)
     for b in range(x.next, x.next + count):
         if b < x.high:
             x.sent[b % x.window] = -now
@@ -290,17 +299,20 @@ cdef inline void tftp_on_sent(tftp_xfer_t *x, int64_t count, int64_t now) noexce
     if x.next > x.high:
         x.high = x.next
     if x.rewound:
-        x.quiet_until = now + x.srtt + x.srtt // 4
+        x.quiet_until = now + tftp_trip(x) + tftp_trip(x) // 4
         x.rewound = tftp_due(x) > 0
 
 cdef inline void tftp_rewind(tftp_xfer_t *x) noexcept nogil:
     x.next = x.base
     x.rewound = True
+    x.probing = False
+    x.doubts += x.doubts < MOST_DOUBTS
 
 cdef inline void tftp_sample(tftp_xfer_t *x, int64_t rtt) noexcept nogil:
     # RFC 6298 section 2
     cdef int64_t off
     x.trip = rtt
+    x.doubts = 0
     if x.srtt == 0:
         x.srtt = rtt
         x.rttvar = rtt // 2
@@ -327,10 +339,11 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
     x.proven = True
     if n >= x.base:
         sent = x.sent[n % x.window]
-        if sent > 0:
+        if sent > 0 and sent >= x.fired:
             tftp_sample(x, now - sent)
         x.base = n + 1
         x.expiries = 0
+        x.probing = x.asked_again = False
         if x.next < x.base:        # about to be repeated, but it had arrived
             x.next = x.base
             x.rewound = x.next < x.high
@@ -338,12 +351,14 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
         if x.base > x.last:
             x.outcome = TFTP_DONE
             return True
+    else:
+        x.asked_again = True
     # A block that is out already is asked for again: a gap, unless the answer came sooner than one round trip
     # after that block was last sent. Otherwise EDK2's ACK for every packet out of order doubles the rest of the
     # transfer. Lockstep repeats on the timer only (RFC 1123 section 4.2.3.1, the Sorcerer's Apprentice).
     if x.next > x.base and x.window > 1 and x.srtt > 0 and now >= x.quiet_until:
         sent = x.sent[x.base % x.window]
-        if now >= (sent if sent >= 0 else -sent) + x.srtt - x.srtt // 10:
+        if now >= (sent if sent >= 0 else -sent) + tftp_trip(x) - tftp_trip(x) // 10:
             tftp_rewind(x)
     return True
 
@@ -352,7 +367,8 @@ cdef inline bint tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
     cdef int64_t silence = now - x.heard
     if x.outcome != TFTP_SENDING or now < x.deadline:
         return False
-    if x.next == x.base:           # held back by us: the client has nothing to say
+    if tftp_due(x) > 0 and not x.probing:
+        # Held back by us: the client may wait for the rest of its window.
         if x.expiries == 0:
             x.heard = now
         x.deadline = now + tftp_interval(x)
@@ -365,6 +381,12 @@ cdef inline bint tftp_on_timer(tftp_xfer_t *x, int64_t now) noexcept nogil:
         return True
     x.interval = x.interval * 2 if x.interval < ms(MOST_INTERVAL // 2) else ms(MOST_INTERVAL)
     x.deadline = now + tftp_interval(x)
-    x.expiries += x.expiries < 3
+    x.expiries += x.expiries < 4
     tftp_rewind(x)
+    x.fired = now
+    # Silence may be a lost acknowledgement, a queue or a busy host as well as a lost window. So one block goes first,
+    # as in F-RTO (RFC 5682); a client that had it says what it has, and nothing else is sent twice. A repeated
+    # window brings an acknowledgement for each of its blocks from EDK2, and each of those passed for a gap: after a
+    # pause of 15 ms a hundred clients never stopped repeating.
+    x.probing = x.expiries == 1 and x.srtt > 0 and not x.asked_again
     return True
