@@ -14,6 +14,7 @@ from fastboot.model import Event
 from fastboot.services.http import HttpService
 from fastboot.services.http_connections import STANDARD, Limits
 from fastboot.services.links import Link
+from fastboot.services.pump import Pump
 from tests.ftpkit import LOOPBACK, Running, loop_thread
 
 
@@ -83,18 +84,23 @@ class Client:
 
 @contextmanager
 def serving(
-    catalog: Any, limits: Limits | None = None, link: Link = LOOPBACK, loop: Any = None, **settings: Any
+    catalog: Any,
+    limits: Limits | None = None,
+    link: Link = LOOPBACK,
+    loop: Any = None,
+    pump: Pump | None = None,
+    **settings: Any,
 ) -> Iterator[Running]:
     """Run a service on a high port of the loopback."""
     if loop is None:
-        with loop_thread() as own, serving(catalog, limits, link, own, **settings) as running:
+        with loop_thread() as own, serving(catalog, limits, link, own, pump, **settings) as running:
             yield running
         return
     events: list[Event] = []
 
     async def start() -> HttpService:
         service = HttpService(
-            config.Http(port=0, **settings), [link], catalog, events.append, limits=limits or STANDARD
+            config.Http(port=0, **settings), [link], catalog, events.append, limits=limits or STANDARD, pump=pump
         )
         await service.start()
         return service

@@ -24,7 +24,8 @@ from fastboot.model import Reason, Refusal
 from fastboot.services.http import Limits
 from fastboot.services.http_message import Version, precondition, ranges
 from fastboot.services.http_pages import page
-from tests.ftpkit import Item, Memory, Running, descriptors
+from fastboot.services.pump import Pump, start_pump
+from tests.ftpkit import Item, Memory, Running, descriptors, loop_thread
 from tests.httpkit import Answer, Client, serving
 
 BIG = random.Random(5).randbytes(3_000_001)
@@ -803,12 +804,25 @@ def test_stopping_drains() -> None:
             Client((server.host, server.port)).get("/f")
 
 
-def test_what_a_drain_cuts_is_not_laid_to_the_client() -> None:
-    with serving(Memory({"/f": b"x" * 40_000_000})) as server, Client((server.host, server.port)) as client:
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_drain_cuts_is_not_laid_to_the_client(shared: bool) -> None:
+    """Nor does it take what it has for the whole: the connection is reset, also where FTP shares the pump."""
+    with loop_thread() as loop, ExitStack() as undo:
+        pump = asyncio.run_coroutine_threadsafe(begun_pump(), loop).result(10) if shared else None
+        if pump:
+            undo.callback(loop.call_soon_threadsafe, pump.close)
+        server = undo.enter_context(serving(Memory({"/f": b"x" * 40_000_000}), loop=loop, pump=pump))
+        client = undo.enter_context(Client((server.host, server.port)))
         client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
         server.until(server.service.transfers)
         server.wait(server.service.stop(0.1))
         assert [each["reason"] for each in server.of("http.failed")] == ["the server stopped"]
+        with pytest.raises(ConnectionResetError):
+            client.file.read()
+
+
+async def begun_pump() -> Pump:
+    return start_pump()
 
 
 def test_refusals_have_names() -> None:

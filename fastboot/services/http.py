@@ -323,6 +323,7 @@ class HttpService:
         except asyncio.CancelledError:
             if transfer.octets < size:
                 self._failed(asking, self._gone, bytes=transfer.octets)
+                asking.connection.reset()
             else:  # it has the last octet, and did not wait until we hear of that
                 self._sent(asking, size, time.monotonic() - began)
             raise
