@@ -327,6 +327,14 @@ def test_what_one_language_can_not_say_others_still_do(language: str, profile: P
     assert len(by.check()) == 1
 
 
+@pytest.mark.parametrize("arguments", ["{{ 1 / 0 }}", "x" * (MAX_ARGUMENTS + 1)])
+def test_check_tells_of_a_profile_that_every_menu_leaves_out(arguments: str) -> None:
+    """Though no node has it. Arguments that need a node are none of that."""
+    (complaint,) = Renderer([], [replace(LIVE, arguments=arguments)]).check()
+    assert complaint.startswith("profiles live: arguments: ")
+    assert Renderer([], [replace(LIVE, arguments="{{ node.name }}")]).check() == []
+
+
 def test_check_is_silent_where_all_is_well() -> None:
     assert renderer.check() == []
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from urllib.parse import quote as percent
 from urllib.parse import unquote, urlsplit
 
-from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError
+from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment
 
 from fastboot.boot.shelf import Medium
@@ -154,19 +154,23 @@ class Renderer:
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""
         complaints = []
+        server, stranger = (
+            IPv4Address("192.0.2.1"),
+            "00:00:5e:00:53:00",
+        )  # for documentation (RFC 7042 section 2.1.2)
         for profile in self._profiles.values():
             try:
-                self._files(profile)
+                self._entry(profile, None, stranger, Client(server, server, "tftp", stranger))
             except RenderError as error:
-                complaints.append(f"profiles {str(error).removeprefix('profile ')}")
+                if not isinstance(error.__cause__, UndefinedError):  # that one is for nodes, which are asked below
+                    complaints.append(f"profiles {str(error).removeprefix('profile ')}")
             complaints += self._transport_faults(profile)
         broken = {complaint.split(":")[0].removeprefix("profiles ") for complaint in complaints}
-        server = IPv4Address("192.0.2.1")
         for node in self._nodes:
             profile_of_node = self._profiles.get(node.profile or "")
             if profile_of_node is None or profile_of_node.name in broken:
                 continue
-            mac = next(iter(node.macs), "00:00:5e:00:53:00")  # one for documentation (RFC 7042 section 2.1.2)
+            mac = next(iter(node.macs), stranger)
             client = Client(node.address or server, server, "tftp", mac)
             try:
                 entry = self._entry(profile_of_node, node, mac, client)
