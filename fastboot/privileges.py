@@ -54,6 +54,9 @@ def identity_of(account: pwd.struct_passwd | None) -> tuple[int, int, list[int]]
 
 def drop_to(account: pwd.struct_passwd | None) -> None:
     """Become another user for good. Raises FastbootError."""
+    # asyncio imports it with its first thread; to a user that can not read the library that is too late.
+    import concurrent.futures.thread  # noqa: F401
+
     if account:
         try:
             os.initgroups(account.pw_name, account.pw_gid)

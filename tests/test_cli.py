@@ -191,6 +191,15 @@ def test_it_serves_where_its_user_can_not_read_the_library(lab: Lab) -> None:
             process.kill()
 
 
+def test_media_are_explained_where_their_user_can_not_read_the_library(lab: Lab) -> None:
+    lab.path.write_text(f"{lab.path.read_text()}[[media]]\nname = 'lab'\npath = '{lab.path.parent}'\n")
+    command = FAR_LIBRARY.replace("import cli, serving", "import cli, cli as serving").replace("become", "drop_to")
+    done = subprocess.run(
+        [sys.executable, "-c", command, "media", "-c", str(lab.path)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_too_few_open_files_are_named(lab: Lab) -> None:
     command = ("sh", "-c", 'ulimit -n 64 && exec "$@"', "-", *FASTBOOT, "serve", "-c", str(lab.path))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
