@@ -210,6 +210,20 @@ def test_who_reported_a_gap_gets_the_window_at_once() -> None:
     now = model.deadline
     model.timer(now)
     assert len(model.send(now)) == 64
+    assert model.deadline - now == 5 * MS, "it is loss, not a longer round trip"
+
+
+def test_who_reports_the_same_gap_for_ever_is_asked_less_and_less() -> None:
+    """A path that never lets one block through."""
+    model = TftpModel(1 << 20, windowsize=64, now=S)
+    model.send(S)
+    model.ack(0, S + RTT)
+    sent = len(model.send(S + RTT))
+    while (now := model.deadline) < 11 * S:
+        model.timer(now)
+        sent += len(model.send(now))
+        model.ack(0, now + RTT // 2)
+    assert sent < 20 * 64
 
 
 def test_who_waits_for_blocks_that_are_held_back_is_not_silent() -> None:
@@ -522,7 +536,7 @@ def megabytes_per_second(window: int, fate: Fate, blocks: int = 4000) -> float:
     return blocks * 1468 / run.seconds / 1e6
 
 
-@pytest.mark.parametrize(("window", "clean_speed", "speed"), [(4, 20, 12), (16, 50, 30)])
+@pytest.mark.parametrize(("window", "clean_speed", "speed"), [(4, 20, 12), (16, 50, 30), (64, 60, 30)])
 def test_one_percent_loss(window: int, clean_speed: float, speed: float) -> None:
     """The order of the table in A8.6: 17 and 60 MB/s at a floor of 5 ms; 0.3 and 1.1 at one of 1 s."""
     assert megabytes_per_second(window, clean) > clean_speed
