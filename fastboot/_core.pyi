@@ -187,9 +187,10 @@ class Engine:
         """Give each of events() to `handle`, and the engine what that answers in a few pieces. What `handle`
         raises ends it, and the events after that one are lost."""
 
-    def start(self, id: int, source: Source, *, tsize: bool = True) -> None:
-        """Answer a request with a file. `tsize=False` keeps its size out of the OACK. Without effect where the
-        client has gone in the meantime. Raises OSError where the file can not be mapped."""
+    def start(self, id: int, source: Source, *, tsize: bool = True, windowsize: int = 65535) -> None:
+        """Answer a request with a file. `tsize=False` keeps its size out of the OACK; `windowsize` is the most
+        blocks that are granted, within `max_windowsize`. Without effect where the client has gone in the meantime.
+        Raises OSError where the file can not be mapped, ValueError where `windowsize` is 0."""
 
     def refuse(self, id: int, code: int, text: str) -> None:
         """Answer a request with an ERROR (RFC 1350 section 5); the text is cut to 87 octets of ASCII."""

@@ -429,6 +429,15 @@ def test_the_timer_backs_off_to_four_seconds_and_back() -> None:
     assert model.deadline - (now + 2 * RTT) == 5 * MS
 
 
+@pytest.mark.parametrize(("kind", "window", "speed"), [(Edk2, 64, 9), (Receiver, 16, 2), (Receiver, 64, 1.5)])
+def test_loss_that_goes_on_leaves_no_long_silences(kind: type[Receiver], window: int, speed: float) -> None:
+    """2 %: most windows hold repeats and show no round trip; the timer may not go to 4 s for that (Karn)."""
+    for seed in range(4):
+        run = Run(kind(window), 2000, fate=lossy(0.02, seed), blksize=1468, jitter=0.2).go()
+        assert run.receiver.intact
+        assert 2000 * 1468 / run.seconds / 1e6 > speed
+
+
 def test_the_timer_does_nothing_early() -> None:
     model, now = started(window=4)
     model.timer(model.deadline - 1)

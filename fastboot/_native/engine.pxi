@@ -56,8 +56,10 @@ cdef class Engine(Sender):
 
     # --- the other threads' side ---
 
-    def start(self, uint64_t id, Source source not None, *, bint tsize=True):
+    def start(self, uint64_t id, Source source not None, *, bint tsize=True, uint16_t windowsize=65535):
         cdef command_t command
+        if windowsize == 0:
+            raise ValueError("windowsize is 1 to 65535 (RFC 7440 section 3)")
         memset(&command, 0, sizeof(command))
         source.ensure_map()
         command.kind = COMMAND_START
@@ -66,6 +68,7 @@ cdef class Engine(Sender):
         command.offset = source.offset
         command.size = source.size
         command.unsized = not tsize
+        command.window = windowsize
         file_hold(source.file)
         self._command(&command)
 
@@ -419,7 +422,8 @@ cdef class Engine(Sender):
         cdef int64_t tsize = -1 if command.unsized else command.size
         tftp_parse_request(&request, s.request, s.request_length)
         transfer_negotiate(
-            s, &request, self.interfaces.mtus[s.interface], self.max_blksize, self.max_window, tsize, &blksize, &window)
+            s, &request, self.interfaces.mtus[s.interface], self.max_blksize,
+            min(self.max_window, command.window), tsize, &blksize, &window)
         sent = <int64_t *>calloc(window, sizeof(int64_t))
         if sent == NULL:
             self._too_late(command, END_SILENT)

@@ -114,6 +114,7 @@ cdef struct command_t:
     uint8_t kind
     uint8_t code
     uint8_t length
+    uint16_t window        # the most that is granted
     bint unsized
     char text[TFTP_OACK_MAX - 8]
 

@@ -26,6 +26,7 @@ from fastboot.boot.tree import refusal_of
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
 from fastboot.services.tftp_files import MAX_TEXT, Texts
+from fastboot.services.tftp_windows import Windows
 
 log = structlog.get_logger(component="tftp")
 
@@ -176,6 +177,7 @@ class TftpService:
         self._under_way: dict[Engine, dict[int, Asked]] = {engine: {} for engine in self._engines}
         self._by_address: dict[str, int] = {}
         self._texts = Texts()
+        self._windows = Windows()
         self._answers: set[asyncio.Task[None]] = set()
         self._drained: dict[Engine, asyncio.Event] = {}
         self._refused: Counter[str] = Counter()
@@ -306,7 +308,8 @@ class TftpService:
             self._turn_away(engine, request, asked, TOO_BIG, **self._elsewhere(asked))
             return
         # RFC 2349 section 3: the size that travels is not the file's in netascii.
-        engine.start(request.id, source, tsize=not request.netascii)
+        window = self._windows.most(asked.peer, self._settings.max_windowsize)
+        engine.start(request.id, source, tsize=not request.netascii, windowsize=window)
         asked.source = source
         self._under_way[engine][request.id] = asked
         self._tell("tftp.started", asked, size=source.size, options=request.options)
@@ -351,6 +354,7 @@ class TftpService:
         if asked is None:
             return
         self._leave(asked)
+        self._windows.learn(asked.peer, end)
         details = end._asdict()
         del details["id"]
         self._tell(KINDS.get(end.outcome, "tftp.failed"), asked, **details)
