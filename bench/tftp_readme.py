@@ -30,6 +30,8 @@ LIMITED = "cpu_per_gb"
 def best_peer(entry: dict[str, Any], column: str) -> str:
     """Return the best figure of another server, and which that is."""
     values = {name: median(entry["rounds"][name], column) for name in PEERS if entry["rounds"].get(name)}
+    # Memory that atftpd had before and gave back meanwhile is none that a transfer takes.
+    values = {name: value for name, value in values.items() if value >= 0}
     if not values:
         return "-"
     best = (max if column in MORE_IS_BETTER else min)(values, key=lambda name: values[name])
