@@ -132,7 +132,7 @@ QUIRKS: Final[Mapping[str, Quirk]] = {
         "compares block numbers as signed: says nothing of a gap from block 32768 on; and never "
         "acknowledges an old block again",
         "U-Boot tftp.c, tftp_handler",
-        "the timer of this server repeats the window; it follows the round trip, from 5 ms up",
+        "the timer of this server repeats a block, then the window; it follows the round trip, from 5 ms up",
         "test_tftp_model.py::test_every_loss_at_the_wrap",
     ),
     "acknowledges-everything": Quirk(
