@@ -67,4 +67,4 @@ def readme(found: Found) -> Iterator[str]:
         yield "```"
         yield from "\n".join(chart({"window16": found["window16"]})).strip().split("\n")
         yield from ("```", "")
-    yield (f"{origin(found)}least and most in brackets; who took more than six seconds was measured once.")
+    yield f"{origin(found)}least and most in brackets; who took more than six seconds was measured once."

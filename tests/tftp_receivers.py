@@ -15,6 +15,7 @@ from fastboot._core import TftpModel
 
 US, MS, S = 1_000, 1_000_000, 1_000_000_000
 DOWN, UP = "down", "up"
+RTT = 200 * US
 
 Fate = Callable[[str, int], tuple[int, ...]]
 """Direction and number of a packet, 0 for the OACK and for ACK 0, to the delays of its copies; none: lost."""
@@ -198,7 +199,7 @@ class Run:
     fate: Fate = clean
     blksize: int = 512
     oack: bool = True
-    rtt: int = 200 * US
+    rtt: int = RTT
     gap: int = 2 * US
     jitter: float = 0.0
     skip: int = 0
@@ -303,3 +304,12 @@ class Run:
                 again.append(block)
             seen.add(block)
         return again
+
+
+def started(window: int = 4, size: int = 1 << 20) -> tuple[TftpModel, int]:
+    """Return a transfer whose first window is out, and the time; its round trip is known."""
+    model = TftpModel(size, windowsize=window, now=S)
+    model.send(S)
+    model.ack(0, S + RTT)
+    model.send(S + RTT)
+    return model, S + RTT

@@ -154,14 +154,14 @@ QUIRKS: Final[Mapping[str, Quirk]] = {
         "acknowledges nothing while it unpacks what it has, with 50 packets queued",
         "GRUB tftp.c",
         "a client that was heard of is given up after 60 s only",
-        "test_tftp_model.py::test_patience_with_a_client_that_was_heard",
+        "test_tftp_timer.py::test_patience_with_a_client_that_was_heard",
     ),
     "last-block-unacknowledged": Quirk(
         "ROMs that start what they loaded",
         "never acknowledge the last block",
         "dnsmasq tftp.c; RFC 1350 section 6",
         "such a transfer counts as sent",
-        "test_tftp_model.py::test_the_last_acknowledgement_may_be_missing",
+        "test_tftp_timer.py::test_the_last_acknowledgement_may_be_missing",
     ),
     "gives-up-early": Quirk(
         "shim, Raspberry Pi, GRUB",

@@ -154,10 +154,8 @@ class Renderer:
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""
         complaints = []
-        server, stranger = (
-            IPv4Address("192.0.2.1"),
-            "00:00:5e:00:53:00",
-        )  # for documentation (RFC 7042 section 2.1.2)
+        # Those for documentation: RFC 5737, RFC 7042 section 2.1.2.
+        server, stranger = IPv4Address("192.0.2.1"), "00:00:5e:00:53:00"
         for profile in self._profiles.values():
             try:
                 self._entry(profile, None, stranger, Client(server, server, "tftp", stranger))
