@@ -17,6 +17,7 @@ import uvloop
 from fastboot import config
 from fastboot._core import Source
 from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.services.descriptors import Descriptors
 from fastboot.services.ftp import FtpService, Limits
 from fastboot.services.links import Link
 
@@ -136,16 +137,19 @@ def serving(
     limits: Limits | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
     link: Link = LOOPBACK,
+    descriptors: Descriptors | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """Run a service on a high port of the loopback; on the given loop, or one of its own."""
     if loop is None:
-        with loop_thread() as own, serving(catalog, limits, own, link, **settings) as running:
+        with loop_thread() as own, serving(catalog, limits, own, link, descriptors, **settings) as running:
             yield running
         return
     events: list[Event] = []
     table = config.Ftp(port=0, **settings)
-    service = FtpService(table, [link], catalog, events.append, limits=limits or Limits())
+    service = FtpService(
+        table, [link], catalog, events.append, limits=limits or Limits(), descriptors=descriptors
+    )
     asyncio.run_coroutine_threadsafe(service.start(), loop).result(10)
     running = Running(service, loop, events)
     try:

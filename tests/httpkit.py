@@ -11,6 +11,7 @@ from typing import Any
 
 from fastboot import config
 from fastboot.model import Event
+from fastboot.services.descriptors import Descriptors
 from fastboot.services.http import HttpService
 from fastboot.services.http_connections import STANDARD, Limits
 from fastboot.services.links import Link
@@ -89,19 +90,21 @@ def serving(
     link: Link = LOOPBACK,
     loop: Any = None,
     pump: Pump | None = None,
+    descriptors: Descriptors | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """Run a service on a high port of the loopback."""
     if loop is None:
-        with loop_thread() as own, serving(catalog, limits, link, own, pump, **settings) as running:
+        with loop_thread() as own, serving(catalog, limits, link, own, pump, descriptors, **settings) as running:
             yield running
         return
     events: list[Event] = []
 
     async def start() -> HttpService:
         service = HttpService(
-            config.Http(port=0, **settings), [link], catalog, events.append, limits=limits or STANDARD, pump=pump
-        )
+            config.Http(port=0, **settings), [link], catalog, events.append,
+            limits=limits or STANDARD, pump=pump, descriptors=descriptors,
+        )  # fmt: skip
         await service.start()
         return service
 

@@ -34,6 +34,7 @@ from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.model import Client, FastbootError, Refusal
 from fastboot.services import ftp_data
+from fastboot.services.descriptors import Descriptors
 from fastboot.services.ftp import FtpService, Limits, open_sockets
 from fastboot.services.ftp_session import COMMANDS
 from fastboot.services.links import Link
@@ -731,6 +732,25 @@ def test_one_address_keeps_nobody_else_out(memory: Memory) -> None:
         server.until(lambda: server.service.counters()["sessions_open"] == 0)
         assert greeting("127.0.0.2") == b"220 "
         assert server.of("ftp.refused")[0]["reason"] == "too many sessions of one address"
+
+
+def test_one_address_has_half_of_the_descriptors(memory: Memory) -> None:
+    """However many sessions the configuration allows to it: 1,024 open files are 512 for clients, a session has five."""
+    few = Descriptors(1024)
+    with serving(memory, descriptors=few, max_per_address=1000) as server, ExitStack() as stack:
+        address = (server.host, server.port)
+        greedy = [
+            stack.enter_context(socket.create_connection(address, 10, ("127.0.0.2", 0))) for _ in range(100)
+        ]
+        heads = [each.recv(4) for each in greedy]
+        assert (heads.count(b"220 "), heads.count(b"421 ")) == (51, 49)
+        assert server.service.counters()["refused_too_many_descriptors_of_one_address"] == 49
+        for number in range(20):
+            other = stack.enter_context(socket.create_connection(address, 10, (f"127.0.1.{1 + number}", 0)))
+            assert other.recv(4) == b"220 "
+        for each in greedy:
+            each.close()
+        server.until(lambda: few.lacks(255, "127.0.0.2") is None)
 
 
 def test_a_small_file_and_its_replies_leave_at_once(server: Running) -> None:

@@ -21,6 +21,7 @@ from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.model import Client as Asker
 from fastboot.model import Reason, Refusal
+from fastboot.services.descriptors import Descriptors
 from fastboot.services.http import Limits
 from fastboot.services.http_message import Version, precondition, ranges
 from fastboot.services.http_pages import page
@@ -747,6 +748,93 @@ def test_one_address_keeps_nobody_else_out() -> None:
             with socket.create_connection(address, 10, source_address=("127.0.0.3", 0)) as third:
                 third.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert third.recv(20).startswith(b"HTTP/1.1 200")
+
+
+GET = b"GET /f HTTP/1.1\r\nHost: boot\r\n\r\n"
+
+
+@pytest.mark.parametrize("why", ["descriptors", "address", "nonsense", "close"])
+def test_the_last_answer_arrives_though_the_client_goes_on(why: str) -> None:
+    """What is sent to a closed socket resets the connection, and that takes the answer from who has not read it."""
+    few = Descriptors(8 if why == "descriptors" else 1024)
+    with serving(Memory({"/f": b"x" * 60_000}), descriptors=few, max_per_address=3) as server, ExitStack() as stack:
+        address = (server.host, server.port)
+        for _ in range(3 if why == "address" else 2 if why == "descriptors" else 0):
+            stack.enter_context(Client(address)).get("/f", method="HEAD")
+        client = stack.enter_context(Client(address))
+        said = {"nonsense": b"nonsense\r\n\r\n", "close": GET[:-2] + b"Connection: close\r\n\r\n"}.get(why, GET)
+        for octets in (said, GET * 9, GET):
+            client.socket.sendall(octets)
+            time.sleep(0.1)
+        answer = client.read()
+        assert answer.status == {"nonsense": 400, "close": 200}.get(why, 503)
+        assert client.socket.recv(1) == b"", "it ends, and is not reset"
+        others = 0 if why in ("nonsense", "close") else 3 if why == "address" else 2
+        server.until(lambda: server.service.counters()["connections_open"] == others)
+
+
+@pytest.mark.parametrize("floods", [False, True])
+def test_who_does_not_end_its_side_is_cut(floods: bool) -> None:
+    """Two seconds, or 128 KiB, after the last answer."""
+    with serving(Memory({})) as server, Client((server.host, server.port)) as client:
+        assert client.ask(b"nonsense\r\n\r\n").status == 400
+        before = descriptors()
+        assert client.socket.recv(1) == b""
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < began + 10:
+                client.socket.sendall(b"x" * 65_536 if floods else b"x")
+                time.sleep(0.01 if floods else 0.1)
+        assert time.monotonic() - began < 1 if floods else 1 < time.monotonic() - began < 4
+        server.until(lambda: descriptors() < before)
+
+
+def test_those_that_are_turned_away_take_few_descriptors() -> None:
+    """Of 120 that do not go, of three addresses, 16 each are let read and 32 in all; the rest is closed at once."""
+    with serving(Memory({}), descriptors=Descriptors(0)) as server, ExitStack() as stack:
+        before = descriptors()
+        peers = [
+            stack.enter_context(
+                socket.create_connection((server.host, server.port), 10, (f"127.0.0.{2 + number % 3}", 0))
+            )
+            for number in range(120)
+        ]
+        server.until(lambda: server.service.counters().get("refused_too_few_descriptors", 0) == 120)
+        assert descriptors() - before <= 120 + 32
+        for each in peers:
+            assert each.recv(12) == b"HTTP/1.1 503"
+
+
+def test_one_address_has_half_of_the_descriptors() -> None:
+    """However many connections the configuration allows to it: 1,024 open files are 512 for clients."""
+    body = b"x" * 8_000_000
+    few = Descriptors(1024)
+    with (
+        serving(Memory({"/f": body}), descriptors=few, max_per_address=1000) as server,
+        ExitStack() as stack,
+    ):
+        address = (server.host, server.port)
+
+        def ask(source: str) -> socket.socket:
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.bind((source, 0))
+            client.connect(address)
+            client.sendall(GET)
+            return client
+
+        greedy = [ask("127.0.0.2") for _ in range(100)]
+        heads = [each.recv(12) for each in greedy]
+        # A connection at work has four.
+        assert heads.count(b"HTTP/1.1 200") == 64
+        assert heads.count(b"HTTP/1.1 503") == 36
+        assert server.service.counters()["refused_too_many_descriptors_of_one_address"] == 36
+        for number in range(20):
+            assert ask(f"127.0.1.{1 + number}").recv(12) == b"HTTP/1.1 200"
+        for each in greedy:
+            each.close()
+        server.until(lambda: few.lacks(256, "127.0.0.2") is None)
 
 
 def test_clients_share() -> None:

@@ -218,8 +218,9 @@ def test_clients_of_http_and_ftp_leave_descriptors_for_tftp(
     with ExitStack() as stack:
         # The second half of them comes when the first is at work.
         crowd = []
-        for _ in range(300):
-            crowd.append(each := stack.enter_context(socket.create_connection((HOST, port), 10)))
+        for number in range(300):  # of thirty addresses, for one has half of all at most
+            source = (f"127.0.0.{2 + number % 30}", 0)
+            crowd.append(each := stack.enter_context(socket.create_connection((HOST, port), 10, source)))
             if works:
                 with suppress(OSError):
                     each.sendall(asks)
@@ -267,7 +268,8 @@ def test_too_few_descriptors_are_told_at_the_start(lab: Lab, serve: Serve) -> No
     assert entry["level"] == "warning"
     assert entry["text"] == (
         "ftp.max_sessions and http.max_connections: 26512 open files may be needed, 1024 are allowed: of more than"
-        " 512 for clients of FTP and HTTP the last are turned away (421, 503); raise LimitNOFILE of the service"
+        " 512 for clients of FTP and HTTP, half of them for one address, the last are turned away (421, 503);"
+        " raise LimitNOFILE of the service"
     )
     assert entry["text"] in " ".join(checked.stdout.split())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections import Counter
 from typing import Final
 
 from fastboot.config import Config
@@ -15,6 +16,7 @@ PER_CONNECTION: Final = 1
 PER_TRANSFER: Final = 3
 """By HTTP: the file, and the pump's own of it and of the connection."""
 EXCESS: Final = "too few descriptors"
+SHARE: Final = "too many descriptors of one address"
 """Why somebody is turned away."""
 
 
@@ -40,24 +42,33 @@ def shortage(config: Config, limit: int) -> str | None:
     keys = " and ".join(key for key, files in clients.items() if files)
     return (
         f"{keys}: {needed} open files may be needed, {limit} are allowed: of more than {for_clients(limit)} for"
-        " clients of FTP and HTTP the last are turned away (421, 503); raise LimitNOFILE of the service"
+        " clients of FTP and HTTP, half of them for one address, the last are turned away (421, 503); raise"
+        " LimitNOFILE of the service"
     )
 
 
 class Descriptors:
-    """How many the clients of HTTP and FTP together may open still. For one thread."""
+    """How many the clients of HTTP and FTP together may open still, half of them by one address. For one thread."""
 
     def __init__(self, limit: int | None = None) -> None:
         """`limit` is the process's own by default."""
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
-        self._left = for_clients(limit if limit >= 0 else 1 << 30)
+        self._all = self._left = for_clients(limit if limit >= 0 else 1 << 30)
+        self._by_address: Counter[str] = Counter()
 
-    def has(self, count: int) -> bool:
-        return count <= self._left
+    def lacks(self, count: int, address: str) -> str | None:
+        """Return why an address may not open so many more, None where it may."""
+        if count > self._left:
+            return EXCESS
+        return SHARE if self._by_address[address] + count > self._all // 2 else None
 
-    def take(self, count: int) -> None:
+    def take(self, count: int, address: str) -> None:
         """Set so many aside, to be given back."""
         self._left -= count
+        self._by_address[address] += count
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int, address: str) -> None:
         self._left += count
+        self._by_address[address] -= count
+        if not self._by_address[address]:
+            del self._by_address[address]

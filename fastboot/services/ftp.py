@@ -26,7 +26,7 @@ from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
-from fastboot.services.descriptors import EXCESS, PER_SESSION, Descriptors
+from fastboot.services.descriptors import PER_SESSION, Descriptors
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_names import printable
 from fastboot.services.ftp_session import Session
@@ -191,13 +191,11 @@ class FtpService:
             return "too many sessions"
         if self._by_address[address] >= self._settings.max_per_address:
             return "too many sessions of one address"
-        if not self._descriptors.has(PER_SESSION):
-            return EXCESS
-        return None
+        return self._descriptors.lacks(PER_SESSION, address)
 
     def session_opened(self, session: Session) -> None:
         self._sessions.add(session)
-        self._descriptors.take(PER_SESSION)
+        self._descriptors.take(PER_SESSION, session.remote_ip)
         self._by_address[session.remote_ip] += 1
         self._empty.clear()
         self._counters["sessions"] += 1
@@ -205,7 +203,7 @@ class FtpService:
     def session_closed(self, session: Session) -> None:
         if session in self._sessions:
             self._sessions.remove(session)
-            self._descriptors.give_back(PER_SESSION)
+            self._descriptors.give_back(PER_SESSION, session.remote_ip)
             self._by_address[session.remote_ip] -= 1
             if not self._by_address[session.remote_ip]:
                 del self._by_address[session.remote_ip]

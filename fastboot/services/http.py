@@ -27,7 +27,7 @@ from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Reason, Refusal
-from fastboot.services.descriptors import EXCESS, PER_TRANSFER, Descriptors
+from fastboot.services.descriptors import PER_TRANSFER, Descriptors
 from fastboot.services.http_answer import Answer, notice
 from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Request
 from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
@@ -302,9 +302,9 @@ class HttpService:
         self, asking: Asking, answer: Answer, pieces: Sequence[Source | bytes], size: int
     ) -> Answer:
         held = PER_TRANSFER if size > SMALL else 0
-        if not self._descriptors.has(held):
-            return self.excess(EXCESS)
-        self._descriptors.take(held)
+        if excess := self._descriptors.lacks(held, asking.connection.peer):
+            return self.excess(excess)
+        self._descriptors.take(held, asking.connection.peer)
         began = time.monotonic()
         transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(asking.path), size)
         try:
@@ -329,7 +329,7 @@ class HttpService:
             raise
         finally:
             del self._transfers[id(asking)]
-            self._descriptors.give_back(held)
+            self._descriptors.give_back(held, asking.connection.peer)
         self._sent(asking, size, time.monotonic() - began)
         return answer
 

@@ -23,7 +23,7 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from fastboot import config
-from fastboot.services.descriptors import EXCESS, PER_CONNECTION, Descriptors
+from fastboot.services.descriptors import PER_CONNECTION, Descriptors
 from fastboot.services.http_answer import Answer
 from fastboot.services.http_message import ONE_HOST
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
@@ -56,7 +56,10 @@ AHEAD: Final = 32
 SKIPPED: Final = 128 * 1024
 """Octets of a body that nobody asked for. A longer one ends the connection."""
 LINGER: Final = 2.0
-"""Seconds after the answer in which it has to be there."""
+"""Seconds after the answer in which it has to be there, and the client's end of a connection that we ended."""
+PARTING: Final = 32
+"""Connections that nobody counts any more, and whose client has still to read that it was turned away. Each has an
+open file of the reserve; half of them are for one address. Beyond them the answer may be lost."""
 
 
 def heads(data: bytes) -> Iterator[bytes]:
@@ -88,19 +91,30 @@ class Crowd:
         self.settings, self._descriptors = settings, descriptors
         self._by_address: Counter[str] = Counter()
         self._connections: set[Connection] = set()
+        self._parting: dict[Connection, str] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def enter(self, connection: Connection) -> None:
-        self._descriptors.take(PER_CONNECTION)
+        self._descriptors.take(PER_CONNECTION, connection.peer)
         self._by_address[connection.peer] += 1
         self._connections.add(connection)
 
+    def part(self, connection: Connection) -> bool:
+        """Count one no more, that goes when its client has read the answer. False where too many do so."""
+        others = list(self._parting.values())
+        if len(others) >= PARTING or others.count(connection.peer) >= PARTING // 2:
+            return False
+        self.leave(connection)
+        self._parting[connection] = connection.peer
+        return True
+
     def leave(self, connection: Connection) -> None:
         """Forget one, if it has entered."""
+        self._parting.pop(connection, None)
         if connection in self._connections:
-            self._descriptors.give_back(PER_CONNECTION)
+            self._descriptors.give_back(PER_CONNECTION, connection.peer)
             self._connections.remove(connection)
             self._by_address[connection.peer] -= 1
             if not self._by_address[connection.peer]:
@@ -118,9 +132,9 @@ class Crowd:
             return "too many connections"
         return None
 
-    def has_room(self) -> bool:
-        """Whether one more may be open at all."""
-        return self._descriptors.has(PER_CONNECTION)
+    def lacks(self, address: str) -> str | None:
+        """Return why there is no descriptor for one more connection of an address, None where there is."""
+        return self._descriptors.lacks(PER_CONNECTION, address)
 
     def is_flood(self, address: str) -> bool:
         """Whether an address has so many that an answer would be wasted on one more."""
@@ -138,7 +152,7 @@ class Crowd:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        for connection in tuple(self._connections):
+        for connection in (*self._connections, *self._parting):
             connection.close()
 
 
@@ -162,7 +176,8 @@ class Connection(BaseProtocol):
         """What the client sends from now on is no request."""
         self._request: Request | None = None
         """What is answered now; None where it was no request."""
-        self._due = self._is_full = self._is_blocked = self._begun = False
+        self._due = self._is_full = self._is_blocked = self._begun = self._parted = self._has_ended = False
+        self._skipped = 0
         self._keeps = True
         self._unread = 0
         self._quiet_since = 0.0
@@ -188,12 +203,12 @@ class Connection(BaseProtocol):
                 self._service.count("refused_flood")
             self.reset()
             return
-        if not self._crowd.has_room():
-            self.begin(self._service.excess(EXCESS))
-            self.close()
+        self.peer, self.own = peer[0], transport.get_extra_info("sockname")[0]
+        if excess := self._crowd.lacks(self.peer):
+            self.begin(self._service.excess(excess))
+            self.part()
             return
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self.peer, self.own = peer[0], transport.get_extra_info("sockname")[0]
         self._crowd.enter(self)
         self._service.count("connections")
         self._quiet_since = self._loop.time()
@@ -204,12 +219,16 @@ class Connection(BaseProtocol):
         self._crowd.leave(self)
         self._asked.clear()
         self._unwatch()
-        if self._idle:
-            self._idle.cancel()
+        self._forget_idle()
         if self.task:
             self.task.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._parted:
+            self._skipped += len(data)
+            if self._skipped > SKIPPED:
+                self.close()
+            return
         # One head at a time: aiohttp forgets the sound requests in front of one that it does not take.
         for part in heads(data):
             if self._no_more:
@@ -231,7 +250,7 @@ class Connection(BaseProtocol):
 
     def eof_received(self) -> bool:
         """Answer what was asked, though nothing more will be: nc and some firmware end their side at once."""
-        self._no_more = True
+        self._no_more = self._has_ended = True
         return bool(self._asked) or self.task is not None
 
     def pause_writing(self) -> None:
@@ -298,7 +317,7 @@ class Connection(BaseProtocol):
             self._quiet_since = self._loop.time()
             self._go_on()
         else:
-            self.close()
+            self.part()
 
     # --- for the service
 
@@ -328,6 +347,22 @@ class Connection(BaseProtocol):
         if self.task is None:
             self.close()
 
+    def part(self) -> None:
+        """Close when the client has: what it sends to a closed connection resets that, and takes from it what it has
+        not read of the answer (RFC 9112 section 9.6). What it sends meanwhile is dropped."""
+        self._no_more = True
+        is_over = self._has_ended or self.transport is None or self.transport.is_closing()
+        if is_over or not self._crowd.part(self):
+            self.close()
+            return
+        assert self.transport is not None
+        self._parted = True
+        self._asked.clear()
+        self._forget_idle()
+        self._idle = self._loop.call_later(LINGER, self.close)
+        self._resume_transport_reading()  # if a body has paused it
+        self.transport.write_eof()
+
     def close(self) -> None:
         """Close when the kernel has all that was written."""
         self._no_more = True
@@ -347,6 +382,11 @@ class Connection(BaseProtocol):
             self.transport.abort()
 
     # --- who keeps us waiting
+
+    def _forget_idle(self) -> None:
+        if self._idle:
+            self._idle.cancel()
+            self._idle = None
 
     def _look_idle(self) -> None:
         if self._asked or self.task or self._is_blocked:
