@@ -147,9 +147,7 @@ def serving(
         return
     events: list[Event] = []
     table = config.Ftp(port=0, **settings)
-    service = FtpService(
-        table, [link], catalog, events.append, limits=limits or Limits(), descriptors=descriptors
-    )
+    service = FtpService(table, [link], catalog, events.append, limits=limits or Limits(), descriptors=descriptors)
     asyncio.run_coroutine_threadsafe(service.start(), loop).result(10)
     running = Running(service, loop, events)
     try:

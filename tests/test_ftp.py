@@ -735,13 +735,11 @@ def test_one_address_keeps_nobody_else_out(memory: Memory) -> None:
 
 
 def test_one_address_has_half_of_the_descriptors(memory: Memory) -> None:
-    """However many sessions the configuration allows to it: 1,024 open files are 512 for clients, a session has five."""
+    """However many sessions the configuration allows to it: 1,024 open files are 512 for clients, five each."""
     few = Descriptors(1024)
     with serving(memory, descriptors=few, max_per_address=1000) as server, ExitStack() as stack:
         address = (server.host, server.port)
-        greedy = [
-            stack.enter_context(socket.create_connection(address, 10, ("127.0.0.2", 0))) for _ in range(100)
-        ]
+        greedy = [stack.enter_context(socket.create_connection(address, 10, ("127.0.0.2", 0))) for _ in range(100)]
         heads = [each.recv(4) for each in greedy]
         assert (heads.count(b"220 "), heads.count(b"421 ")) == (51, 49)
         assert server.service.counters()["refused_too_many_descriptors_of_one_address"] == 49

@@ -755,9 +755,9 @@ GET = b"GET /f HTTP/1.1\r\nHost: boot\r\n\r\n"
 
 @pytest.mark.parametrize("why", ["descriptors", "address", "nonsense", "close"])
 def test_the_last_answer_arrives_though_the_client_goes_on(why: str) -> None:
-    """What is sent to a closed socket resets the connection, and that takes the answer from who has not read it."""
-    few = Descriptors(8 if why == "descriptors" else 1024)
-    with serving(Memory({"/f": b"x" * 60_000}), descriptors=few, max_per_address=3) as server, ExitStack() as stack:
+    """What is sent to a closed socket resets the connection, and takes the answer from who has not read it."""
+    few, files = Descriptors(8 if why == "descriptors" else 1024), Memory({"/f": b"x" * 60_000})
+    with serving(files, descriptors=few, max_per_address=3) as server, ExitStack() as stack:
         address = (server.host, server.port)
         for _ in range(3 if why == "address" else 2 if why == "descriptors" else 0):
             stack.enter_context(Client(address)).get("/f", method="HEAD")
@@ -790,7 +790,7 @@ def test_who_does_not_end_its_side_is_cut(floods: bool) -> None:
 
 
 def test_those_that_are_turned_away_take_few_descriptors() -> None:
-    """Of 120 that do not go, of three addresses, 16 each are let read and 32 in all; the rest is closed at once."""
+    """Of 120 that do not go, of three addresses, at most 16 each and 32 in all are waited for."""
     with serving(Memory({}), descriptors=Descriptors(0)) as server, ExitStack() as stack:
         before = descriptors()
         peers = [

@@ -48,7 +48,7 @@ def shortage(config: Config, limit: int) -> str | None:
 
 
 class Descriptors:
-    """How many the clients of HTTP and FTP together may open still, half of them by one address. For one thread."""
+    """How many the clients of HTTP and FTP together may open still, half of all by one address. For one thread."""
 
     def __init__(self, limit: int | None = None) -> None:
         """`limit` is the process's own by default."""

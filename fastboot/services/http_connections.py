@@ -348,8 +348,8 @@ class Connection(BaseProtocol):
             self.close()
 
     def part(self) -> None:
-        """Close when the client has: what it sends to a closed connection resets that, and takes from it what it has
-        not read of the answer (RFC 9112 section 9.6). What it sends meanwhile is dropped."""
+        """Close when the client has: what it sends to a closed connection resets that, and takes what it has not
+        read of the answer (RFC 9112 section 9.6). What it sends meanwhile is dropped."""
         self._no_more = True
         is_over = self._has_ended or self.transport is None or self.transport.is_closing()
         if is_over or not self._crowd.part(self):
