@@ -22,6 +22,7 @@ REPOSITORIES: Mapping[str, tuple[str, ...]] = {
     "BaseOS": ("lab-base", "libstdc++-lab"),
     "AppStream": ("lab-tools",),
 }
+NAMES = {name for names in REPOSITORIES.values() for name in names}
 SPEC = """
 Name: {name}
 Version: 1.2.3
@@ -32,8 +33,11 @@ BuildArch: noarch
 {requires}
 %description
 {name}
-%files
 %install
+mkdir -p %{{buildroot}}/usr/share/{name}
+cp {data} %{{buildroot}}/usr/share/{name}/data
+%files
+/usr/share/{name}/data
 """
 COMPS = """<?xml version="1.0"?>
 <comps><group><id>lab</id><name>Lab Group</name><default>true</default><uservisible>true</uservisible>
@@ -48,7 +52,9 @@ def make_repository(work: Path, root: Path, names: tuple[str, ...]) -> None:
     for name in names:
         requires = "Requires: lab-base\nRequires: libstdc++-lab" if name == "lab-tools" else ""
         spec = work / f"{name}.spec"
-        spec.write_text(SPEC.format(name=name, requires=requires))
+        data = work / f"{name}.data"
+        data.write_bytes(os.urandom(100_000))
+        spec.write_text(SPEC.format(name=name, requires=requires, data=data))
         packages = root / "Packages" / name[0]
         packages.mkdir(parents=True, exist_ok=True)
         defines = (
@@ -136,11 +142,23 @@ async def test_dnf_installs_from_an_image_in_place(rocky: Path, tmp_path: Path, 
         found = await ask(dnf, "repoquery", "--qf", "%{name}-%{version}")
         assert set(found.split()) == {"lab-base-1.2.3", "libstdc++-lab-1.2.3", "lab-tools-1.2.3"}
         assert "Lab Group" in await ask(dnf, "group", "list", "--hidden")
+        assert "lab-base" in await ask(dnf, "group", "info", "lab")
         await ask(dnf, "download", f"--destdir={tmp_path}", "libstdc++-lab")
         package = tmp_path / "libstdc++-lab-1.2.3-4.el9.noarch.rpm"
         assert "digests OK" in await ask(run, "rpm", "-K", "--nosignature", package)
+        await ask(dnf, "group", "install", "lab")
+        assert await installed(dnf.root) == {"lab-base"}
         await ask(dnf, "install", "lab-tools")
-        installed = await ask(run, "rpm", "--root", dnf.root, "-qa", "--qf", "%{NAME}\n")
-        assert set(installed.split()) == {"lab-base", "libstdc++-lab", "lab-tools"}
+        assert await installed(dnf.root) == NAMES
         counters = server.status()["services"][scheme]["counters"]  # type: ignore[index]
         assert counters.get("failed", 0) == 0
+    for name in NAMES:
+        data = (dnf.root / f"usr/share/{name}/data").read_bytes()
+        assert data == rocky.with_name(f"{name}.data").read_bytes()
+
+
+async def installed(root: Path) -> set[str]:
+    """Return what is installed in a root, whose files are those that rpm put there."""
+    found = await asyncio.to_thread(run, "rpm", "--root", root, "-qa", "--qf", "%{NAME}\n")
+    await asyncio.to_thread(run, "rpm", "--root", root, "-Va", "--nodeps")
+    return set(found.split())

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from isokit import put
 
 from tests.ftpkit import Memory
 from tests.httpkit import serving
@@ -69,12 +70,17 @@ def test_lftp_mirrors_with_parallel_connections(url: str, tree: Path, tmp_path: 
 
 
 def test_aria2_with_sixteen_ranges(tmp_path: Path) -> None:
+    """Straight from an image."""
     body = random.Random(7).randbytes(33_000_001)
-    with serving(Memory({"/f": body})) as running:
-        url = f"http://{running.host}:{running.port}/f"
+    (tmp_path / "work").mkdir()
+    catalog = catalog_of(put(tmp_path / "tree", {"images/f": body}), tmp_path / "work")
+    with serving(catalog) as running:
+        url = f"http://{running.host}:{running.port}/media/deb/images/f"
         run("aria2c", "-q", "-x16", "-s16", "-k", "1M", "-o", "k", url, cwd=tmp_path)
         assert (tmp_path / "k").read_bytes() == body
         assert running.counters()["status_206"] >= 15
+        assert running.counters()["connections"] >= 15
+    catalog.close()
 
 
 def test_zchunk_fetches_what_is_new_in_many_ranges(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ from isokit import (
     read_all,
     run,
     small_images,
-    sparse_image,
     survives,
     tag_again,
     telling_places,
@@ -196,45 +195,6 @@ def test_extents_are_those_of_pycdlib(make: Callable[..., Path], command: tuple[
                     )
     finally:
         other.close()
-
-
-# Large files
-
-
-@pytest.fixture(scope="module")
-def huge(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tree with a file of 4.2 GiB of which only some octets are not zero, none of it on a disk."""
-    root = tmp_path_factory.mktemp("huge")
-    with (root / "after.img").open("wb") as file:
-        file.write(b"after")
-    with (root / "file.img").open("wb") as file:
-        file.truncate(4300 << 20)
-        for at in (0, (4 << 30) - 2049, (4300 << 20) - 4):
-            file.seek(at)
-            file.write(b"mark")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("command", "form"),
-    [
-        ((*XORRISO, "-iso-level", "3", "-R", "-o", "-"), "Rock Ridge"),
-        ((*GENISOIMAGE, "-iso-level", "3", "-allow-limited-size", "-udf"), "UDF"),
-    ],
-    ids=["multi-extent", "udf"],
-)
-def test_files_over_4_gib(huge: Path, tmp_path: Path, command: tuple[str, ...], form: str) -> None:
-    path = sparse_image(command, huge, tmp_path / "huge.iso")
-    with opened(path) as image:
-        volume = read_volume(image)
-        assert volume.form == form
-        item = names_of(volume)["file.img"]
-        assert item.size == 4300 << 20
-        for at in (0, (4 << 30) - 2049, (4300 << 20) - 4):
-            assert os.pread(image.fd, 4, item.offset + at) == b"mark"
-        after = names_of(volume)["after.img"]
-        assert os.pread(image.fd, after.size, after.offset) == b"after"
-    path.unlink()
 
 
 # Images that are changed by hand

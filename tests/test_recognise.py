@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from isokit import GENISOIMAGE, XORRISO, put, run
+from isokit import GENISOIMAGE, XORRISO, bare_udf, put, run
 
 from fastboot.boot.disc import Disc
 from fastboot.boot.indexer import Indexer
@@ -85,6 +85,12 @@ DEBIAN: dict[str, bytes | str] = {
     "dists/bookworm/Release": b"r",
     "dists/stable": "bookworm",
     "dists/bookworm/main/debian-installer/binary-amd64/Packages.gz": b"p",
+}
+DEBIAN_LIVE: dict[str, bytes | str] = {
+    ".disk/info": b'Debian GNU/Linux 12.5.0 "Bookworm" - Official Live amd64 Binary-1',
+    "live/vmlinuz-6.1": b"",
+    "live/initrd.img-6.1": b"",
+    "live/filesystem.squashfs": b"",
 }
 LEAP: dict[str, bytes | str] = {
     "media.1/media": b"openSUSE - openSUSE-Leap-15.5-x86_64-Build491.1-Media\nopenSUSE\n1\n",
@@ -162,12 +168,7 @@ LEAP: dict[str, bytes | str] = {
             " debian-installer/allow_unauthenticated=true",
         ),
         (
-            {
-                ".disk/info": b'Debian GNU/Linux 12.5.0 "Bookworm" - Official Live amd64 Binary-1',
-                "live/vmlinuz-6.1": b"",
-                "live/initrd.img-6.1": b"",
-                "live/filesystem.squashfs": b"",
-            },
+            DEBIAN_LIVE,
             "Debian GNU/Linux live 12.5.0 x86_64",
             "live/vmlinuz-6.1",
             "live/initrd.img-6.1",
@@ -238,6 +239,7 @@ def test_recognised(
     assert system.told(URL) == (told if "mirror/" not in told else None)
     assert system.told(URL.replace("ftp", "http")) == told.replace("ftp://", "http://")
     assert system.told("tftp://10.77.0.1/media/m") is None
+    assert sorted([*system.arguments, *system.unable]) == ["ftp", "http", "nfs"], "each is told, or why not"
 
 
 def test_by_nfs(tmp_path: Path) -> None:
@@ -246,6 +248,9 @@ def test_by_nfs(tmp_path: Path) -> None:
             (rhel("Rocky Linux", "9.4"), "inst.repo=nfs:10.0.0.1:/srv/x ip=dhcp"),
             (UBUNTU, "ip=dhcp boot=casper netboot=nfs nfsroot=10.0.0.1:/srv/x"),
             (LEAP, "install=nfs://10.0.0.1/srv/x ifcfg=*=dhcp"),
+            (DEBIAN_LIVE, "boot=live components netboot=nfs nfsroot=10.0.0.1:/srv/x"),
+            (rhel("CentOS", "6.10"), "method=nfs:10.0.0.1:/srv/x ip=dhcp"),
+            (DEBIAN, None),
         )
     ):
         assert of(tmp_path / str(at), files).told("nfs://10.0.0.1/srv/x") == told
@@ -372,12 +377,13 @@ def test_any_text_is_survived(tmp_path_factory: pytest.TempPathFactory, name: st
 # From an image, by a machine
 
 
-@pytest.mark.parametrize("command", [(*XORRISO, "-R"), (*GENISOIMAGE, "-J")], ids=["rock-ridge", "joliet"])
+@pytest.mark.parametrize("command", [(*XORRISO, "-R"), (*GENISOIMAGE, "-J"), (*GENISOIMAGE, "-udf")], ids=str)
 async def test_an_image_is_recognised(tmp_path: Path, command: tuple[str, ...]) -> None:
     tree = put(tmp_path / "tree", rhel("Rocky Linux", "9.4"))
     run(*command, "-o", tmp_path / "x.iso", tree)
     indexer = Indexer(tmp_path / "state")
-    disc = Disc("x", tmp_path / "x.iso", indexer)
+    path = bare_udf(tmp_path / "x.iso") if "-udf" in command else tmp_path / "x.iso"
+    disc = Disc("x", path, indexer)
     await disc.prepare(lambda step: None)
     indexer.close()
     assert str(await asyncio.to_thread(recognise, disc)) == "Rocky Linux 9.4 x86_64"
@@ -470,7 +476,7 @@ async def test_what_people_are_told_of_media(tmp_path: Path) -> None:
     config = config_of(
         tmp_path, {"kernel": "/netboot/linux"}, rocky={"path": put(tmp_path / "r", rhel("Rocky Linux", "9.4"))},
         some={"path": put(tmp_path / "s", {"file": b""})}, gone={"path": tmp_path / "gone"},
-        far={"url": "http://192.0.2.1/x"},
+        far={"url": "http://192.0.2.1/x"}, debian={"path": put(tmp_path / "d", DEBIAN)},
     )  # fmt: skip
     shelf = Shelf(config, Indexer(tmp_path / "state", keep=False))
     await shelf.prepare(lambda kind, **details: None)
@@ -489,6 +495,19 @@ async def test_what_people_are_told_of_media(tmp_path: Path) -> None:
         "some": ["some: not recognised", f"  {tmp_path}/s is served as /media/some"],
         "gone": ["gone: No such file or directory; create it or name another"],
         "far": ["far: -", "  another machine serves it: http://192.0.2.1/x"],
+        "debian": [
+            "debian: Debian GNU/Linux 12.5.0 x86_64",
+            f"  {tmp_path}/d is served as /media/debian",
+            "  told for http: priority=high mirror/country=manual mirror/protocol=http mirror/suite=bookworm"
+            " mirror/http/hostname=SERVER mirror/http/directory=/media/debian mirror/http/proxy="
+            " debian-installer/allow_unauthenticated=true",
+            "  not by ftp: the new system's apt takes FTP only with"
+            ' Dir::Bin::Methods::ftp "ftp" in its configuration',
+            "  not by nfs: Debian's installer knows mirrors by HTTP and FTP only",
+            "  missing: kernel, initrd: those in install.amd install from a CD only; put linux and initrd.gz of"
+            " this version's netboot (Debian package debian-installer-12-netboot-amd64) below a root, and name"
+            " them",
+        ],
     }
     assert describe(Medium("x", "x").facts()) == "-"
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ MAX_TEXT: Final = 256 * 1024
 UNAMES: Final[Mapping[str, str]] = {"amd64": "x86_64", "i386": "i686", "arm64": "aarch64", "ppc64el": "ppc64le"}
 """Names of architectures that Debian and Ubuntu use, and those of uname."""
 NFS: Final = "nfs"
+LIVE: Final = "the live system is one file, which its initrd fetches by HTTP or FTP"
 
 Arguments = Mapping[str, str]
 
@@ -31,7 +33,7 @@ class System:
     the network, and then `missing` says why and what helps.
 
     `arguments` are what the installer needs to find the medium, by how it fetches it ("http", "ftp", "nfs"), with
-    {media} for its URL, {host} and {path} for the parts of that.
+    {media} for its URL, {host} and {path} for the parts of that. `unable` says for each other way why not.
     """
 
     name: str
@@ -42,6 +44,7 @@ class System:
     second_stage: str | None = None
     arguments: Arguments = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    unable: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.name, self.version, self.architecture) if part)
@@ -147,10 +150,10 @@ def _anaconda(look: Look) -> System | None:
     initrd = find("initrd", images.get("initrd"), "images/pxeboot/initrd.img", "images/pxeboot/initrd")
     said = tree.get("stage2", {}).get("mainimage")
     stage = find("second stage", said, "images/install.img", "LiveOS/squashfs.img", "images/stage2.img")
-    found = {"second_stage": stage, "kernel": kernel, "initrd": initrd}
+    found = partial(System, name, version, architecture, kernel, initrd, stage)
     if stage == "LiveOS/squashfs.img" and not said and not _repositories(look, tree):
-        live = f"root=live:{{media}}/{stage} rd.live.image ip=dhcp"
-        return System(name, version, architecture, **found, arguments=_web(live), missing=tuple(missing))
+        live = _web(f"root=live:{{media}}/{stage} rd.live.image ip=dhcp")
+        return found(live, tuple(missing), {NFS: LIVE})
     option = "inst.repo"
     if not _repositories(look, tree):
         option = "inst.stage2"
@@ -158,7 +161,7 @@ def _anaconda(look: Look) -> System | None:
     elif re.match(r"[1-6](\.|$)", version) and name != "Fedora":
         option = "method"  # before RHEL 7
     arguments = {**_web(f"{option}={{media}} ip=dhcp"), NFS: f"{option}=nfs:{{host}}:{{path}} ip=dhcp"}
-    return System(name, version, architecture, **found, arguments=arguments, missing=tuple(missing))
+    return found(arguments, tuple(missing))
 
 
 def _treeinfo(text: str) -> dict[str, dict[str, str]]:
@@ -250,9 +253,15 @@ def _debian(look: Look) -> System | None:
         missing.append("packages: no dists/SUITE/Release in it, so it is no mirror that Debian installs from")
     elif not look.first(f"{components}/Packages", f"{components}/Packages.gz", f"{components}/Packages.xz"):
         missing.append(f"packages: no installer components ({components}), so netboot can not install from it")
-    # Not by FTP, though netboot can: Debian's apt does not without a setting of its own (seen in 2.6, Debian 12).
-    arguments = {"http": _mirror("http", suite, look)} if suite else {}
-    return System(name, version, architecture, None, None, None, arguments, tuple(missing))
+    if suite is None:
+        return System(name, version, architecture, missing=tuple(missing))
+    unable = {
+        # apt 2.6 (Debian 12): "The method 'ftp' is unsupported and disabled by default."
+        "ftp": 'the new system\'s apt takes FTP only with Dir::Bin::Methods::ftp "ftp" in its configuration',
+        NFS: "Debian's installer knows mirrors by HTTP and FTP only",
+    }
+    arguments = {"http": _mirror("http", suite, look)}
+    return System(name, version, architecture, None, None, None, arguments, tuple(missing), unable)
 
 
 def _mirror(scheme: str, suite: str, look: Look) -> str:
@@ -295,9 +304,11 @@ def _suse(look: Look) -> System | None:
         if not repository:
             missing += ("packages: none in it; Agama takes them from its makers, or from inst.install_url=URL",)
         arguments = _web(f"root=live:{{media}}/{stage} ip=dhcp rd.neednet=1{repository}")
+        unable = {NFS: LIVE}
     else:
+        unable = {}
         arguments = {**_web("install={media} ifcfg=*=dhcp"), NFS: "install=nfs://{host}{path} ifcfg=*=dhcp"}
-    return System(name, version, architecture, kernel, initrd, stage, arguments, missing)
+    return System(name, version, architecture, kernel, initrd, stage, arguments, missing, unable)
 
 
 def _suse_kernels(architecture: str) -> tuple[str, str]:

@@ -171,6 +171,7 @@ def explain(facts: Mapping[str, Any]) -> Iterator[str]:
     for scheme, arguments in system.get("arguments", {}).items():
         note = " (where another server exports it)" if scheme == "nfs" else ""
         yield f"  told for {scheme}{note}: {arguments}"
+    yield from (f"  not by {scheme}: {why}" for scheme, why in system.get("unable", {}).items())
     if shims := [name for name in facts["loaders"] if name.startswith("shim")]:
         yield f"  UEFI machines can start {', '.join(shims)} from it, served in /boot/{facts['name']}"
     yield from (f"  missing: {text}" for text in system.get("missing", ()))
