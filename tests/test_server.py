@@ -74,7 +74,7 @@ def make(tmp_path: Path) -> Make:
 async def tftp_get(port: int, name: str) -> bytes:
     """Fetch a file by TFTP, block by block (RFC 1350); an ERROR is raised as its text."""
     loop = asyncio.get_running_loop()
-    data = b""
+    data, blocks = b"", 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
         sock.sendto(b"\0\1" + name.encode() + b"\0octet\0", ("127.0.0.1", port))
         while True:
@@ -83,7 +83,9 @@ async def tftp_get(port: int, name: str) -> bytes:
             opcode, block = struct.unpack_from("!HH", packet)
             if opcode == 5:
                 raise FileNotFoundError(packet[4:-1].decode())
-            data += packet[4:]
+            if block != (blocks + 1) % 65_536:
+                continue  # one that we were too slow to acknowledge came again
+            blocks, data = blocks + 1, data + packet[4:]
             sock.sendto(struct.pack("!HH", 4, block), peer)
             if len(packet) < 516:
                 return data
