@@ -249,6 +249,7 @@ def _own_address_findings(config: Config, links: Sequence[Link]) -> Iterator[Fin
 
 def _loader_findings(world: World) -> Iterator[Finding]:
     said, doubts = "\n".join(world.loaders.complaints), dict[str, list[str]]()
+    is_signed = False
     for key, loader, told in world.policy.boot_files():
         scheme = urlsplit(loader).scheme
         if not scheme and (refusal := world.catalog.lacks(loader)):
@@ -263,6 +264,13 @@ def _loader_findings(world: World) -> Iterator[Finding]:
             yield Finding("warning", f"{key}: {loader}: {chain.flaw}")
         if chain.doubt:
             doubts.setdefault(chain.doubt, []).append(key)
+        is_signed |= any(hop.program and hop.program.signers for hop in chain.hops)
+    if is_signed:
+        yield Finding(
+            "note",
+            "signed by: as the files say themselves; compared was only whether they are still what was signed."
+            " Firmware and shim verify the signatures, and know which are revoked",
+        )
     yield from (Finding("note", f"{', '.join(keys)}: {doubt}") for doubt, keys in doubts.items())
     yield from _kernel_findings(world)
 
