@@ -360,6 +360,34 @@ def test_secrets_are_never_in_a_served_tree(lab: Lab, serve: Serve) -> None:
     assert f"{moved}: is in {base}/root, so every client can read it; move it elsewhere" in done.stdout
 
 
+def test_links_to_secrets_are_neither_listed_nor_followed(lab: Lab, serve: Serve) -> None:
+    """Made while it serves, so that no check has seen them; by FTP and HTTP, to state and configuration."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        http = probe.getsockname()[1]
+    lab.path.write_text(lab.path.read_text() + f"[http]\nport = {http}\n")
+    serve()
+    root = lab.path.parent / "root"
+    links = {"s-state": lab.state, "s-conf": lab.path, "s-up": Path("../state"), "s-all": Path("/")}
+    for name, target in links.items():
+        (root / name).symlink_to(target)
+    (lab.state / "secret").write_text("of the state")
+    (root / "fine").symlink_to("file")
+    for url in (f"ftp://127.0.0.1:{lab.ftp}", f"http://127.0.0.1:{http}"):
+
+        def fetch(path: str, url: str = url) -> subprocess.CompletedProcess[str]:
+            command = ["curl", "-sS", "--fail", "--path-as-is", f"{url}/{path}"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=20)
+
+        listed = fetch("").stdout
+        assert "fine" in listed
+        assert "s-" not in listed
+        paths = ("s-state/secret", "s-conf", "s-up/secret", f"s-all{lab.path}", "../state/secret")
+        for path in paths:
+            done = fetch(path)
+            assert (done.returncode != 0, done.stdout) == (True, ""), path
+
+
 def test_check_of_a_tree_of_bad_links_is_bounded(lab: Lab) -> None:
     for each in range(100):
         (lab.path.parent / f"root/link{each}").symlink_to("nowhere")

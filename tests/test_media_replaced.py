@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from httpkit import Answer
 from httpkit import Client as HttpClient
 from test_media import look, make_iso, replace, serving
 
@@ -102,6 +103,27 @@ async def test_replaced_by_rename(server: Server, iso: Path, protocol: str) -> N
     assert await fetched(server, protocol) == NEW
 
 
+async def test_a_download_is_not_resumed_with_another_image(server: Server, iso: Path) -> None:
+    """One whose file has the same name, size, time and place: only its octets differ."""
+    (_, http), _ = server_ports(server)
+    before = await asyncio.to_thread(ask, http, PATH, "Range: bytes=0-9")
+    new = shutil.copy(iso, iso.with_name("new.iso"))
+    data = iso.read_bytes()
+    write(new, data.index(OLD), other := OLD[:20_000_000] + bytes(20_000_000))
+    times = iso.stat()
+    os.utime(new, ns=(times.st_atime_ns, times.st_mtime_ns))
+    new.replace(iso)
+    await look(server, 2)
+    tag, date = (str(before.field(name), "ascii") for name in (b"ETag", b"Last-Modified"))
+    after = await asyncio.to_thread(ask, http, PATH, method="HEAD")
+    assert (after.field(b"Last-Modified"), after.field(b"Content-Length")) == (date.encode(), b"%d" % len(OLD))
+    assert after.field(b"ETag") != tag.encode()
+    tail = "Range: bytes=39999990-"
+    assert (await asyncio.to_thread(ask, http, PATH, tail, f"If-Match: {tag}")).status == 412
+    whole = await asyncio.to_thread(ask, http, PATH, tail, f"If-Range: {tag}")
+    assert (whole.status, whole.body) == (200, other)
+
+
 @both
 async def test_written_in_place(server: Server, iso: Path, protocol: str) -> None:
     """Who fetches it ends in an error, though not an octet of the file itself was changed yet."""
@@ -175,9 +197,9 @@ def write(iso: Path, at: int, octets: bytes) -> None:
         file.write(octets)
 
 
-def ask(port: int, path: str):  # type: ignore[no-untyped-def]
+def ask(port: int, path: str, *fields: str, method: str = "GET") -> Answer:
     with HttpClient(("127.0.0.1", port)) as client:
-        return client.get(path)
+        return client.get(path, *fields, method=method)
 
 
 def command_to(port: int, command: str) -> str:

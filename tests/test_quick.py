@@ -119,7 +119,6 @@ async def test_serve_iso(wire: Wire, place: Path) -> None:
     ]
 
 
-@pytest.mark.long
 def test_serve_iso_of_ten_gigabytes(wire: Wire, place: Path) -> None:
     """20,000 files are served seconds after the command, a bar shows how far it is, only the index takes disk."""
     need("curl", "script")
