@@ -17,6 +17,7 @@ import pytest
 from fastboot import config
 from fastboot.services.ftp import FtpService
 from fastboot.services.http import HttpService
+from fastboot.services.http_connections import Connection
 from fastboot.services.pump import start_pump
 from tests.ftpkit import LOOPBACK, Memory, descriptors
 from tests.httpkit import Client
@@ -61,6 +62,26 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Both]:
     await ftp.stop()
     await http.stop()
     pump.close()
+
+
+async def test_a_connection_that_is_lost_before_its_answer_begins(
+    both: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would have answered is told so: else Python warns of a coroutine that nobody awaited."""
+    go_on = Connection._next
+
+    def leave(connection: Connection) -> None:
+        go_on(connection)
+        assert connection.transport is not None
+        connection.transport.abort()
+        connection.connection_lost(None)
+
+    before = descriptors()
+    monkeypatch.setattr(Connection, "_next", leave)
+    with socket.create_connection(both.http.addresses[0]) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await asyncio.to_thread(client.recv, 1) == b""
+    await both.nobody_left(before)
 
 
 async def test_ranges(both: Both) -> None:

@@ -293,6 +293,9 @@ class Connection(BaseProtocol):
             self._end(answer)
         else:
             self.task = self._loop.create_task(self._later(answer, body))
+            if not isinstance(answer, Answer):
+                # A connection that is lost in this turn of the loop cancels the task before it begins.
+                self.task.add_done_callback(lambda _: answer.close())
 
     async def _later(self, answer: Answer | Coroutine[Any, Any, Answer], body: StreamReader) -> None:
         if not isinstance(answer, Answer):
