@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+from fastboot import cli
 
 FASTBOOT = (sys.executable, "-m", "fastboot")
 
@@ -27,13 +35,64 @@ class Lab:
     ftp: int
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [*FASTBOOT, *words, "-c", str(self.path)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+        words = (*words, "-c", str(self.path))
+        if words[0] != "serve":
+            return command_line(*words)
+        return subprocess.run([*FASTBOOT, *words], capture_output=True, text=True, timeout=60)
 
     def edit(self, old: str, new: str) -> None:
         text = self.path.read_text()
         assert old in text
         self.path.write_text(text.replace(old, new))
+
+
+def command_line(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run `fastboot` in a child of this process: half a second sooner than where all is imported anew."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            _become_command(words, out.fileno(), err.fileno())
+        code = _wait(child, 60)
+        told = []
+        for file in (out, err):
+            file.seek(0)
+            told.append(file.read().decode())
+    return subprocess.CompletedProcess(words, code, *told)
+
+
+def _become_command(words: tuple[str, ...], out: int, err: int) -> NoReturn:
+    code: object = 70
+    try:
+        with Path(os.devnull).open() as nothing:
+            for number, fd in enumerate((nothing.fileno(), out, err)):
+                os.dup2(fd, number)
+        gc.freeze()  # no object that is given up closes a number of a file that is another's by then
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.argv = ["fastboot", *words]
+        warnings.simplefilter("ignore")
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 70)
+
+
+def _wait(child: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise TimeoutError(f"it has run for {seconds} s")
+        time.sleep(0.005)
 
 
 @pytest.fixture

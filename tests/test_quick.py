@@ -22,6 +22,7 @@ import pytest
 from dhcpkit import DISCOVER, Namespace, Wire, message, need, wires
 from dhcpsite import Station
 from isokit import XORRISO, put, run
+from labkit import command_line
 from lankit import Listener, dnsmasq, lan
 from test_cli import is_mapped
 from test_recognise import rhel
@@ -219,7 +220,7 @@ def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> No
     ],
 )
 def test_what_is_wrong_is_one_clear_line(words: tuple[str, ...], fault: str) -> None:
-    done = subprocess.run([*FASTBOOT, "serve", *words], capture_output=True, text=True, timeout=60)
+    done = command_line("serve", *words)
     assert done.returncode == 2
     assert fault in done.stderr
     assert done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from dhcpkit import need, run
+from labkit import command_line
 from lankit import Host, Lan, lan
 from test_rehearse import site
 from typer.testing import CliRunner
@@ -68,15 +69,9 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def leases(host: Host, file: Path) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        host.space.command(*FASTBOOT, "leases", "-c", str(file), "--json"),
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    found = json.loads(done.stdout)
-    return [each for each in (found["leases"] if isinstance(found, dict) else found) if each["state"] == "bound"]
+def leases(file: Path) -> list[dict[str, Any]]:
+    found = json.loads(command_line("leases", "-c", str(file), "--json").stdout)
+    return [each for each in found if each["state"] == "bound"]
 
 
 def test_machines_boot_from_a_server_that_runs(network: Lan, directory: Path) -> None:
@@ -88,7 +83,7 @@ def test_machines_boot_from_a_server_that_runs(network: Lan, directory: Path) ->
         assert (done.returncode, facts["booted"], facts["failed"]) == (0, 8, [])
         assert facts["results"] == {"linux": 8} and facts["octets"] > 8 * 1_900_000
         assert done.stderr == "fastboot: 8 addresses were given back to 10.77.0.1\n"
-        until(lambda: not leases(server, file))
+        until(lambda: not leases(file))
     assert "machines0" not in run(*client.space.command("ip", "link"))
 
 
@@ -99,13 +94,13 @@ def test_one_that_is_interrupted_gives_its_addresses_back(network: Lan, director
         with subprocess.Popen(
             client.space.command(*FASTBOOT, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            until(lambda: len(leases(server, file)) >= 3)
+            until(lambda: len(leases(file)) >= 3)
             process.send_signal(signal.SIGINT)
             told = process.communicate(timeout=20)[1]
         assert process.returncode == 130
         assert "addresses were given back to 10.77.0.1" in told
         assert told.endswith("fastboot: interrupted by SIGINT: the machines are stopped\n")
-        until(lambda: not leases(server, file))
+        until(lambda: not leases(file))
 
 
 def sent(host: Host) -> int:
