@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # cython-lint starts pycodestyle by its name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The programs that tests start would each compile the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 FIRMWARE ?= bios
 ARGS ?=
 # Tests make networks, which takes root: that of a namespace where we are not the real one.
@@ -26,7 +28,7 @@ debug: ## Build the native core for the debugger (then: make test FASTBOOT_DEBUG
 
 test: ## Run every test, machines booting in QEMU included (one of them: make test ARGS="-k name")
 	@$(PYTHON) tools/bootstrap.py build demo test
-	@$(AS_ROOT) $(BIN)/python -m pytest $(ARGS)
+	@$(AS_ROOT) $(BIN)/python -m pytest $(if $(ARGS),,-n 2) $(ARGS)
 
 prove: ## Run the tests that take minutes each and are no part of make test
 	@$(PYTHON) tools/bootstrap.py build demo test bench

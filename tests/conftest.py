@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,6 +15,33 @@ import pytest
 from labkit import lab, serve
 
 __all__ = ["lab", "serve"]
+
+CLONE_NEWNET = 0x40000000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes that test (`-n 2`) a network of its own: a port is free that another uses."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        assert ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, so that all processes end at about the same time; what runs alone, last."""
+    items.sort(key=lambda item: _is(item, "alone") - _is(item, "slow"))
+
+
+def _is(item: pytest.Item, mark: str) -> bool:
+    return item.get_closest_marker(mark) is not None
+
+
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)  # before pytest-timeout's clock starts
+def pytest_runtest_protocol(item: pytest.Item):  # type: ignore[no-untyped-def]
+    """Run a test marked `alone` while no other process tests."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if _is(item, "alone") else fcntl.LOCK_SH)
+        yield
+        fcntl.flock(lock, fcntl.LOCK_UN)  # a test's child may have the file open still
 
 
 @pytest.fixture

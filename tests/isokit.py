@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import fcntl
 import os
 import re
 import struct
@@ -45,11 +46,13 @@ def put(root: Path, files: Mapping[str, bytes | str]) -> Path:
 
 def sparse_image(command: tuple[str, ...], root: Path, target: Path) -> Path:
     """Write an image to a file without the zeros in it."""
+    zeros = bytes(1 << 20)
     with subprocess.Popen((*command, root), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as made:
         assert made.stdout is not None
+        fcntl.fcntl(made.stdout, fcntl.F_SETPIPE_SZ, len(zeros))
         with target.open("wb") as file:
-            while data := made.stdout.read(1 << 20):
-                if data.count(0) == len(data):
+            while data := made.stdout.read(len(zeros)):
+                if zeros.startswith(data):
                     file.seek(len(data), os.SEEK_CUR)
                 else:
                     file.write(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ def test_bench_media_runs(tmp_path: Path) -> None:
     results = tmp_path / "r.json"
     words = ["--clients", "4", "--gigabytes", "0.004", "--files", "80", "--rounds", "1", "--idle", "0.1"]
     words += ["--results", str(results)]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.media", *words, "--only", *cases, "--servers", "fastboot", "pyftpdlib"],
-        cwd=ROOT, env={"TMPDIR": str(tmp_path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "bench.media", *words, "--only", *cases, "--servers", "fastboot", "pyftpdlib"]
+    with tempfile.TemporaryDirectory(prefix="fbt-") as short:  # servers have sockets in it
+        done = subprocess.run(
+            command, cwd=ROOT, env={"TMPDIR": short, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text())
     assert list(found) == cases

@@ -659,6 +659,7 @@ def write_nodes(path: Path, group: str, address: str, *, wrong: bool = False) ->
     path.write_text("name,macs,address,group,profile,variable\n" + "\n".join(lines) + "\n")
 
 
+@pytest.mark.alone
 async def test_a_thousand_nodes_are_reloaded_in_a_second_all_or_none(lab: Lab, serve: Serve) -> None:
     """From the command to the first machine that is answered by the new file."""
     need("ip")

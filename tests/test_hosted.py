@@ -7,6 +7,7 @@ import os
 import socket
 from typing import Any
 
+import pytest
 import uvloop
 
 from fastboot.services.hosted import HostedLoop
@@ -92,6 +93,7 @@ def test_one_channel_that_fails_does_not_stop_the_others() -> None:
     uvloop.run(test())
 
 
+@pytest.mark.alone
 def test_timers() -> None:
     async def test() -> None:
         host = asyncio.get_running_loop()

@@ -696,6 +696,7 @@ async def test_a_server_that_is_stopped_while_it_reads(
     assert not list(tmp_path.rglob("*.new"))
 
 
+@pytest.mark.alone
 def test_the_loop_is_free_while_an_image_is_read(tmp_path: Path) -> None:
     """An image of 10 GiB with 20,000 files is read in seconds, and its reading never holds up the loop."""
     tree = tmp_path / "tree"
