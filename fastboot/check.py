@@ -66,8 +66,7 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
             yield from _subnet_findings(config.dhcp.subnets, links)
             yield from _neighbour_findings(config.dhcp.subnets, links, root)
         yield from _own_address_findings(config, links)
-    if config.tftp and not config.tftp.single_port:
-        yield from _container_findings(links, root)
+    yield from _container_findings(config, links, root)
     if links and not is_running(config):
         try:
             sockets = open_sockets(config)
@@ -201,14 +200,23 @@ def _neighbour_findings(subnets: Sequence[Subnet], links: Sequence[Link], root: 
         )
 
 
-def _container_findings(links: Sequence[Link], root: Path) -> Iterator[Finding]:
+def _container_findings(config: Config, links: Sequence[Link], root: Path) -> Iterator[Finding]:
     pairs = [link.name for link in links if is_veth(link.name, root)]
-    if pairs and in_container(root):
+    if not pairs or not in_container(root):
+        return
+    where = f"{', '.join(pairs)} is the network of a container. Where machines reach it through"
+    own = "Not needed on a network of their own (macvlan, a bridge to the machines, --network host)"
+    if config.tftp and not config.tftp.single_port:
         yield Finding(
             "note",
-            f"tftp.single_port: {', '.join(pairs)} is the network of a container. Where machines reach it through"
-            " a published port or another NAT, blocks from other ports are lost: write single_port = true. Not"
-            " needed on a network of their own (macvlan, a bridge to the machines, --network host)",
+            f"tftp.single_port: {where} a published port or another NAT, blocks from other ports are lost: write"
+            f" single_port = true. {own}",
+        )
+    if config.ftp and not (config.ftp.passive_ports and config.ftp.passive_address):
+        yield Finding(
+            "note",
+            f"ftp.passive_address: {where} published ports or another NAT, name the address that they reach, and"
+            f" the passive_ports that are forwarded. {own}",
         )
 
 

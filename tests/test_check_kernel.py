@@ -40,6 +40,20 @@ def test_a_container_is_known(tmp_path: Path, name: str, text: str, is_one: bool
     assert in_container(tmp_path) is is_one
 
 
+def test_passive_connections_into_a_container_are_told_of(tmp_path: Path) -> None:
+    for name, text in (("ifindex", "2\n"), ("iflink", "7\n"), ("uevent", "INTERFACE=lo\nIFINDEX=2\n")):
+        put(tmp_path, f"sys/class/net/lo/{name}", text)
+    put(tmp_path, ".dockerenv", "")
+
+    def told(**ftp: object) -> list[str]:
+        table = {"interface": "lo", "state": str(tmp_path / "state"), "ftp": {"port": 0, **ftp}}
+        found = before_drop(Config.model_validate(table), tmp_path)
+        return [each.text for each in found if each.text.startswith("ftp.passive_address")]
+
+    assert "name the address that they reach" in told()[0] and told(passive_address="203.0.113.7")
+    assert not told(passive_address="203.0.113.7", passive_ports="50000-50099")
+
+
 def notes(tmp_path: Path, tftp: dict[str, object]) -> list[str]:
     table = {"interface": "lo", "state": str(tmp_path / "state"), "tftp": {"port": 0, **tftp}}
     config = Config.model_validate(table)

@@ -808,6 +808,20 @@ def test_passive_range(memory: Memory) -> None:
             assert server.counters()["refused_no_passive_port"] == 2
 
 
+def test_the_address_that_a_nat_has(memory: Memory) -> None:
+    """PASV tells it; EPSV tells none (RFC 2428), so where clients use that it changes nothing."""
+    with serving(memory, passive_address="203.0.113.7") as server, Raw(server) as raw:
+        host, port = raw.passive()
+        assert host == "203.0.113.7"
+        with socket.create_connection((server.host, port), 5) as data:  # as the NAT sends it on
+            assert raw("RETR /README")[:3] in ("125", "150")
+            assert everything(data) == b"one\ntwo\r\nthree\n"
+        assert raw.reply().startswith("226")
+        assert re.fullmatch(r"229 [^(]+\(\|\|\|\d+\|\)\.", raw("EPSV"))
+        server.call(lambda: server.service.reload(config.Ftp()))
+        assert raw.passive()[0] == server.host
+
+
 def test_ports_of_ended_connections_are_used_again() -> None:
     script = """
         import pathlib, socket, subprocess

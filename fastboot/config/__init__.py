@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -92,6 +93,8 @@ class Tftp(Table):
 class Ftp(Table):
     port: Port = 21
     passive_ports: PortRange | None = None
+    passive_address: IPv4Address | None = None
+    """What PASV tells clients to connect to, where they reach us through a NAT."""
     max_sessions: Annotated[Int, Field(ge=1, le=100_000)] = 2000
     max_per_address: Annotated[Int, Field(ge=1, le=100_000)] = 256
 

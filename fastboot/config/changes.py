@@ -24,6 +24,7 @@ RELOADABLE = (
     "drain",
     "ftp.max_per_address",
     "ftp.max_sessions",
+    "ftp.passive_address",
     "groups",
     "http.max_connections",
     "http.max_per_address",

@@ -154,6 +154,11 @@ class FtpService:
         self._settings = settings
 
     @property
+    def passive_address(self) -> IPv4Address | None:
+        """Where clients make data connections to, as a NAT has it; None: where they made that of the session."""
+        return self._settings.passive_address
+
+    @property
     def pump(self) -> Pump:
         assert self._pump is not None  # there is no session before `start`
         return self._pump

@@ -237,7 +237,7 @@ class Passive(PassiveDTP):  # type: ignore[misc]
         if extmode:
             session.respond(f"229 Entering extended passive mode (|||{port}|).")
         else:
-            host = address.replace(".", ",")
+            host = str(session.service.passive_address or address).replace(".", ",")
             session.respond(f"227 Entering passive mode ({host},{port // 256},{port % 256}).")
         self.call_later(session.service.limits.connect, self.handle_timeout)
 
