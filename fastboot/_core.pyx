@@ -70,11 +70,13 @@ from fastboot._native.sys cimport (
     recvmsg, sendfile, sendmmsg, sendmsg, setsockopt, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
     TCP_CORK, TCP_NOTSENT_LOWAT,
 )
-from fastboot._native.table cimport place_t, table_next, table_put, table_remove, table_t
+from fastboot._native.table cimport (
+    fetch, place_t, table_fetch, table_guess, table_next, table_put, table_remove, table_t,
+)
 from fastboot._native.tftp cimport (
     TFTP_ACCESS, TFTP_ACK, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED, TFTP_RRQ,
     TFTP_SENDING, TFTP_UNKNOWN_ID, TFTP_WRQ, ms, tftp_begin, tftp_due, tftp_emit_error, tftp_in_flight, tftp_on_ack,
-    tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_xfer_t,
+    tftp_on_sent, tftp_on_timer, tftp_parse_request, tftp_request_t, tftp_rewind, tftp_ring, tftp_xfer_t,
 )
 from fastboot._native.transfer cimport (
     AHEAD, ANSWERS, COMMAND_DRAIN, COMMAND_HALT, COMMAND_IGNORE, COMMAND_READ, COMMAND_REFUSE, COMMAND_START, COPY,

@@ -22,6 +22,7 @@ cdef struct inbox_t:
     sockaddr_storage peers[BATCH]
     uint8_t packets[BATCH][PACKET]
     uint8_t controls[BATCH][CONTROL]
+    uint64_t hashes[BATCH]  # of the peers, for their owner
 
 # messages[i] carries `counts[i]` segments of what its owner knows as `owners[i]`.
 cdef struct outbox_t:
@@ -88,21 +89,19 @@ cdef inline bint port_is_closed(msghdr *h) noexcept nogil:
 
 cdef inline size_t put_control(uint8_t *control, in_addr local, uint16_t segment) noexcept nogil:
     # The source address, never the interface: the route decides that. And UDP_SEGMENT where `segment` is not 0.
-    cdef msghdr h
-    cdef cmsghdr *c
+    cdef cmsghdr *c = <cmsghdr *>control
     cdef in_pktinfo *info
-    h.msg_control = control
-    h.msg_controllen = CONTROL
-    memset(control, 0, CONTROL)
-    c = CMSG_FIRSTHDR(&h)
     c.cmsg_level = IPPROTO_IP
     c.cmsg_type = IP_PKTINFO
     c.cmsg_len = CMSG_LEN(sizeof(in_pktinfo))
     info = <in_pktinfo *>CMSG_DATA(c)
+    info.ipi_ifindex = 0
     info.ipi_spec_dst = local
+    info.ipi_addr.s_addr = 0
     if segment == 0:
         return CMSG_SPACE(sizeof(in_pktinfo))
-    c = CMSG_NXTHDR(&h, c)
+    # CMSG_NXTHDR is a call and reads what is not there yet.
+    c = <cmsghdr *>(control + CMSG_SPACE(sizeof(in_pktinfo)))
     c.cmsg_level = SOL_UDP
     c.cmsg_type = UDP_SEGMENT
     c.cmsg_len = CMSG_LEN(sizeof(uint16_t))

@@ -29,6 +29,8 @@ cdef struct egress_t:
     delivery_t *delivery
     int64_t transfers           # of this engine
     int64_t span                # the number of this one
+    int64_t pull                # of it, that `delivery` does not have yet: every engine writes there
+    int64_t budget              # as counted last since the tick; 0: not yet
     int64_t most                # of the pulls of the spans before
     int64_t under_way           # blocks sent within SPANS and not acknowledged; older ones are lost
     int64_t sent[SPANS]         # of those, by when they were sent
@@ -67,6 +69,10 @@ cdef inline int64_t delivery_pull(delivery_t *d, int64_t span) noexcept nogil:
 cdef inline void egress_tick(egress_t *e, int64_t now) noexcept nogil:
     # To the span of `now`; the counts below are for that until the next call.
     cdef int64_t span = now // SPAN, at, pull
+    e.budget = 0
+    if e.pull:
+        delivery_add(e.delivery, e.span, e.pull)
+        e.pull = 0
     if span == e.span:
         return
     if e.most < BUDGET_LEAST * SPAN and egress_quickest(e) > 0:
@@ -88,7 +94,7 @@ cdef inline int64_t egress_quickest(egress_t *e) noexcept nogil:
 
 cdef inline int64_t egress_budget(egress_t *e) noexcept nogil:
     # Blocks that this engine's transfers may have under way: its share, by how many they are.
-    cdef int64_t pull = delivery_pull(e.delivery, e.span)
+    cdef int64_t pull = delivery_pull(e.delivery, e.span) + e.pull
     cdef int64_t budget = (pull if pull > e.most else e.most) // SPAN
     cdef int64_t transfers = atomic_load(&e.delivery.transfers, RELAXED)
     if budget < BUDGET_LEAST:
@@ -98,6 +104,7 @@ cdef inline int64_t egress_budget(egress_t *e) noexcept nogil:
 cdef inline void egress_join(egress_t *e, int32_t n) noexcept nogil:
     # n: 1 where a transfer begins, -1 where it ends
     e.transfers += n
+    e.budget = 0
     atomic_add(&e.delivery.transfers, n, RELAXED)
 
 cdef inline void egress_ready(egress_t *e, flight_t *f, int32_t i, int64_t count) noexcept nogil:
@@ -112,8 +119,11 @@ cdef inline void egress_ready(egress_t *e, flight_t *f, int32_t i, int64_t count
 cdef inline int32_t egress_next(egress_t *e, int64_t planned) noexcept nogil:
     # The transfer whose turn it is, taken out; -1 where none has or the budget is spent. `planned` are blocks that are
     # about to be sent. A window is never cut for the budget: a client acknowledges whole ones.
-    cdef int64_t turn = wheel_next(e.turns)
-    e.held = turn >= 0 and e.under_way + planned > 0 and e.under_way + planned >= egress_budget(e)
+    cdef int64_t turn = wheel_next(e.turns), blocks = e.under_way + planned
+    e.held = turn >= 0 and blocks > 0 and blocks >= e.budget
+    if e.held:                                         # unless more was acknowledged since it was counted
+        e.budget = egress_budget(e)
+        e.held = blocks >= e.budget
     return -1 if turn < 0 or e.held else wheel_pop(e.turns, turn)
 
 cdef inline void egress_begin(egress_t *e, const flight_t *f) noexcept nogil:
@@ -156,4 +166,4 @@ cdef inline void egress_acknowledged(egress_t *e, flight_t *f, int64_t count, in
         trip = min(trip - egress_quickest(e), <int64_t>SPANS * SPAN)
         if trip < f.beyond or f.beyond < 0:
             f.beyond = trip
-    delivery_add(e.delivery, e.span, count * (BUDGET_QUEUE + e.trip + (f.beyond if f.beyond > 0 else 0)))
+    e.pull += count * (BUDGET_QUEUE + e.trip + (f.beyond if f.beyond > 0 else 0))

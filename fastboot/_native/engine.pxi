@@ -181,19 +181,30 @@ cdef class Engine(Sender):
         # Whether that was all there is.
         cdef inbox_t *box = self.inbox
         cdef msghdr *h
+        cdef slot_t *s
         cdef int n, i
         n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         if n < 0 and errno != EAGAIN:                  # an ICMP error, which is told once in place of the packets
             n = recvmmsg(self.endpoints[socket].fd, box.messages, BATCH, MSG_DONTWAIT, NULL)
         if n > 0:
             self._count_drops(&self.endpoints[socket], drops_of(&box.messages[n - 1].msg_hdr), now)
+        # Each transfer's memory is on its way while others are served: the kernel has had the cache since. (Of all that
+        # the engine itself takes, finding them was a quarter.)
+        for i in range(n):
+            box.hashes[i] = peer_hash(&box.peers[i], box.messages[i].msg_hdr.msg_namelen)
+            table_fetch(&self.table, box.hashes[i])
+        for i in range(n):
+            s = self.slots + table_guess(&self.table, box.hashes[i])
+            fetch(&s.x)
+            fetch(&s.x.deadline)
+            fetch(&s.peer)
         for i in range(n):
             h = &box.messages[i].msg_hdr
             # Nobody can be answered at port 0.
             if h.msg_flags & MSG_TRUNC or box.messages[i].msg_len < 4 or (<sockaddr_in *>h.msg_name).sin_port == 0:
                 self.counts.malformed += 1
                 continue
-            self._packet(socket, h, box.packets[i], box.messages[i].msg_len, now)
+            self._packet(socket, h, box.hashes[i], box.packets[i], box.messages[i].msg_len, now)
         if n > 0:
             inbox_empty(box, n)
         return 0 <= n < BATCH or n < 0 and errno == EAGAIN
@@ -229,9 +240,10 @@ cdef class Engine(Sender):
             event.kind = EVENT_DROPPED
             self._note(&event)
 
-    cdef void _packet(self, int socket, msghdr *h, const uint8_t *data, size_t n, int64_t now) noexcept nogil:
+    cdef void _packet(
+        self, int socket, msghdr *h, uint64_t hash, const uint8_t *data, size_t n, int64_t now,
+    ) noexcept nogil:
         cdef sockaddr_storage *peer = <sockaddr_storage *>h.msg_name
-        cdef uint64_t hash = peer_hash(peer, h.msg_namelen)
         cdef slot_t *s = self._find(hash, peer, h.msg_namelen)
         cdef uint16_t op = wire_u16(data), code = wire_u16(data + 2)
         if op == TFTP_RRQ or op == TFTP_WRQ:
@@ -424,7 +436,7 @@ cdef class Engine(Sender):
         transfer_negotiate(
             s, &request, self.interfaces.mtus[s.interface], self.max_blksize,
             min(self.max_window, command.window), tsize, &blksize, &window)
-        sent = <int64_t *>calloc(window, sizeof(int64_t))
+        sent = <int64_t *>calloc(tftp_ring(window), sizeof(int64_t))
         if sent == NULL:
             self._too_late(command, END_SILENT)
             self._free(s, now)

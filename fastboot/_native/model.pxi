@@ -12,7 +12,7 @@ cdef class TftpModel:
                  TftpEgress egress=None):
         if self.sent != NULL or size < 0 or blksize < 8 or windowsize < 1:
             raise ValueError("a TftpModel is one transfer of 0 octets or more")
-        self.sent = <int64_t *>calloc(windowsize, sizeof(int64_t))
+        self.sent = <int64_t *>calloc(tftp_ring(windowsize), sizeof(int64_t))
         if self.sent == NULL:
             raise MemoryError
         tftp_begin(&self.x, size, blksize, windowsize, oack, self.sent, now)

@@ -77,7 +77,8 @@ cdef class Sender(Reader):
         if self.planned:
             self.planned = 0
             for i in range(self.endpoint_count):
-                self._send(i, now)
+                if self.outboxes[i].n:
+                    self._send(i, now)
 
     cdef void _fill(self, egress_t *e, int64_t now) noexcept nogil:
         cdef int64_t before = self.planned

@@ -34,6 +34,17 @@ cdef inline int32_t table_next(table_t *t, uint64_t hash, uint64_t *at) noexcept
         if p.hash == <uint32_t>hash:
             return p.index - 1
 
+cdef extern from *:
+    void fetch "__builtin_prefetch"(const void *) nogil
+
+cdef inline void table_fetch(table_t *t, uint64_t hash) noexcept nogil:
+    # A lookup comes soon.
+    fetch(&t.places[hash & t.mask])
+
+cdef inline int32_t table_guess(table_t *t, uint64_t hash) noexcept nogil:
+    # What the lookup will find, most likely; -1: nothing.
+    return t.places[hash & t.mask].index - 1
+
 cdef inline void table_put(table_t *t, uint64_t hash, int32_t index) noexcept nogil:
     cdef uint64_t at = hash
     while t.places[at & t.mask].index:

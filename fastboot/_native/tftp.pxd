@@ -227,7 +227,8 @@ cdef struct tftp_xfer_t:
     int64_t fired          # when the timer last had something repeated: older blocks show no round trip
     int64_t heard          # when the client last said anything
     int64_t repeats        # blocks sent more than once; no OACK
-    int64_t *sent          # [window]: when block b was last sent, at b % window; negative: more than once
+    int64_t *sent          # [tftp_ring(window)]: when block b was last sent, at b & ring; negative: more than once
+    uint32_t ring
     uint32_t blksize
     uint16_t window
     uint8_t outcome
@@ -238,6 +239,13 @@ cdef struct tftp_xfer_t:
     bint probing           # the timer has one block repeated, to hear what arrived
     bint asked_again       # a gap was reported since something was acknowledged, believed or not
 
+cdef inline uint32_t tftp_ring(uint16_t window) noexcept nogil:
+    # Places that the blocks of a window take: a power of two, for a division at every block is dear.
+    cdef uint32_t places = 1
+    while places < window:
+        places *= 2
+    return places
+
 cdef inline void tftp_begin(
     tftp_xfer_t *x, int64_t size, uint32_t blksize, uint16_t window, bint oack, int64_t *sent, int64_t now,
 ) noexcept nogil:
@@ -247,6 +255,7 @@ cdef inline void tftp_begin(
     x.blksize = blksize
     x.window = window
     x.sent = sent
+    x.ring = tftp_ring(window) - 1
     x.srtt = x.rttvar = x.trip = x.quiet_until = x.fired = x.repeats = 0
     x.interval = ms(FIRST_INTERVAL)
     x.heard = now
@@ -291,10 +300,10 @@ cdef inline void tftp_on_sent(tftp_xfer_t *x, int64_t count, int64_t now) noexce
     x.deadline = now + tftp_interval(x)
     for b in range(x.next, x.next + count):
         if b < x.high:
-            x.sent[b % x.window] = -now
+            x.sent[b & x.ring] = -now
             x.repeats += b > 0
         else:
-            x.sent[b % x.window] = now
+            x.sent[b & x.ring] = now
     x.next += count
     if x.next > x.high:
         x.high = x.next
@@ -343,7 +352,7 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
     x.heard = now
     x.proven = True
     if n >= x.base:
-        sent = x.sent[n % x.window]
+        sent = x.sent[n & x.ring]
         if sent > 0 and sent >= x.fired:
             tftp_sample(x, now - sent)
         elif x.window > 1 and x.srtt > 0:
@@ -367,7 +376,7 @@ cdef inline bint tftp_on_ack(tftp_xfer_t *x, uint16_t block, int64_t now) noexce
     # after that block was last sent. Otherwise EDK2's ACK for every packet out of order doubles the rest of the
     # transfer. Lockstep repeats on the timer only (RFC 1123 section 4.2.3.1, the Sorcerer's Apprentice).
     if x.next > x.base and x.window > 1 and x.srtt > 0 and now >= x.quiet_until:
-        sent = x.sent[x.base % x.window]
+        sent = x.sent[x.base & x.ring]
         if now >= (sent if sent >= 0 else -sent) + tftp_trip(x) - tftp_trip(x) // 10:
             tftp_rewind(x)
     return True

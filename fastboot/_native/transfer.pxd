@@ -71,27 +71,27 @@ cdef enum:
     DROPPED_EVERY = 10000       # ms
 
 cdef struct slot_t:
+    # Every acknowledgement needs what stands before the peer's address and that: in few cache lines, then.
     tftp_xfer_t x
     flight_t flight
     file_t *file
     int64_t offset         # of the range in the file
     int64_t known          # octets of the range, from its start, that were in memory
-    uint8_t *request       # the packet, while WAITING
-    uint64_t request_hash
-    sockaddr_storage peer
-    uint32_t peer_length
+    uint64_t id            # (generation << 32) | index
     in_addr local          # the address of ours that was asked: replies come from there (NIC ROMs, EDK2)
     int interface          # by number in Interfaces
-    uint64_t id            # (generation << 32) | index
-    int64_t began
-    uint16_t request_length
+    uint32_t peer_length
     uint16_t socket
-    uint16_t error_code
     uint8_t state
     uint8_t packet_length  # of the OACK or ERROR
     bint segmented
-    bint sized             # tsize was asked
     bint reading           # a piece from `known` on is being read
+    sockaddr_storage peer
+    uint8_t *request       # the packet, while WAITING
+    uint64_t request_hash
+    int64_t began
+    uint16_t request_length
+    bint sized             # tsize was asked
     uint8_t packet[TFTP_OACK_MAX]
 
 cdef struct endpoint_t:

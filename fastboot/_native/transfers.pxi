@@ -191,9 +191,11 @@ cdef class Transfers:
         # False: an acknowledgement of nothing under way.
         cdef egress_t *e = &self.egresses[s.interface]
         cdef int64_t base = s.x.base
+        cdef bint proven = s.x.proven
         if not tftp_on_ack(&s.x, block, now):
             return False
-        chain_remove(&self.unproven, <int32_t>(s - self.slots))
+        if not proven:
+            chain_remove(&self.unproven, <int32_t>(s - self.slots))
         egress_acknowledged(e, &s.flight, s.x.base - base, s.x.trip)
         self._progressed(s, now)
         return True
@@ -216,10 +218,10 @@ cdef class Transfers:
             if s.state == SLOT_WAITING and now >= s.x.deadline:
                 self.counts.unanswered += 1
                 self._free(s, now)
-            elif s.state == SLOT_LIVE:
+            elif s.state == SLOT_LIVE and now >= s.x.deadline:
                 self.counts.timeouts += tftp_on_timer(&s.x, now)
                 self._progressed(s, now)
-            elif s.state == SLOT_WAITING:
+            elif s.state != SLOT_REFUSED:
                 self._arm(s)
             i = wheel_pop(self.wheel, now // TICK)
 
