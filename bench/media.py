@@ -14,13 +14,16 @@ out of a directory; -cold, a file of 32 MiB for each, none in memory; -small, fi
 MiB, or less, so that all clients together fetch `--gigabytes`: 500 clients of 61 MiB each. Much smaller ones are
 gone before the last client has asked. TMPDIR must be on a disk.
 
-CPU is what the scheduler charged to the server's threads and children from the first request on. `fairness` is
-the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds together, of the round
-trip of a small question to the server's loop meanwhile, by a protocol that the clients do not use if it has one:
-by theirs a question waits behind all that was asked before. `idle` is the same of a loop that has nothing else to
-do, on the same machine at the same time. `memory` is that of the server's processes, per client, above what they
-had before the case; `unsent` what the kernel holds for its connections, at one moment. The network is Debian's
-default, cubic: bbr paces by timers, which makes all servers take three times the CPU without a network card.
+CPU is what the scheduler charged to the server's threads and children from the first request on, `both` the same
+with the clients' process. Across a veth pair packets leave in whose thread it happens to be: those of a full
+socket in the client's, when that acknowledges. A server of little CPU may have the client pay: `both`
+tells. `fairness` is the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds
+together, of the round trip of a small question to the server's loop meanwhile, by a protocol that the clients do
+not use if it has one: by theirs a question waits behind all that was asked before. `idle` is the same of a loop
+that has nothing else to do, on the same machine at the same time. `memory` is that of the server's processes,
+per client, above what they had before the case; `unsent` what the kernel holds for its connections, at one
+moment. The network is Debian's default, cubic: bbr paces by timers, which makes all servers take three times the
+CPU without a network card.
 
 The raw figures are kept as JSON (--results), lags as their percentile, in place of those of the same cases; the
 last line is the medians of CPU. `make bench-readme` makes README's part of such a file.
@@ -157,6 +160,7 @@ class Clients:
     def __init__(self, job: Mapping[str, Any]) -> None:
         words = [*DIES_WITH_US, sys.executable, "-m", "bench.downloads", json.dumps(job)]
         self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
         self._line()
 
     def __enter__(self) -> Clients:
@@ -195,14 +199,14 @@ class Bench:
         job = self._job(case, server)
         before = memory(pid)
         with Clients(job) as clients:
-            began = cpu_seconds(pid)
+            began, they_began = cpu_seconds(pid), cpu_seconds(clients.pid)
             with self._lag(case, server) as lag:
                 clients.go()
                 held = None if clients.ended_within(MOMENT) else (memory(pid), self._unsent())
                 figures = clients.figures()
-            cpu = cpu_seconds(pid) - began
+            cpu, theirs = cpu_seconds(pid) - began, cpu_seconds(clients.pid) - they_began
             held = held or (memory(pid), self._unsent())
-        figures["cpu"] = cpu / case.units(figures)
+        figures["cpu"], figures["both"] = cpu / case.units(figures), (cpu + theirs) / case.units(figures)
         figures["memory_kib"] = max(0, held[0] - before) / case.clients / 1024
         figures["unsent_kib"] = held[1] / case.clients / 1024
         if figures["fastest"]:
@@ -299,8 +303,8 @@ def of_best(figures: Mapping[str, list[dict[str, Any]]]) -> tuple[str, float] | 
 
 
 HEAD = (
-    f"  {'':14}{'CPU':>8} {'least':>8} {'most':>8} {'MB/s':>7} {'median':>8} {'slowest':>8}{'fairness':>9}"
-    f"{'lag ms':>8}{'idle':>6}{'memory KiB':>12}{'unsent':>8}{'failed':>8}"
+    f"  {'':14}{'CPU':>8} {'least':>8} {'most':>8} {'both':>8} {'MB/s':>7} {'median':>8} {'slowest':>8}"
+    f"{'fairness':>9}{'lag ms':>8}{'idle':>6}{'memory KiB':>12}{'unsent':>8}{'failed':>8}"
 )
 
 
@@ -325,8 +329,9 @@ def row(name: str, rounds: Sequence[Mapping[str, Any]], case: Case) -> str:
     rate = statistics.median(each["octets"] / 1e6 / each["seconds"] for each in rounds)
     late = [f"{percentile(trips, 0.999) * 1e3:.1f}" if trips else "" for trips in (lag, idle)]
     return (
-        f"  {name:14}{cell('cpu', 8, '.3f')} {min(cpu):8.3f} {max(cpu):8.3f} {rate:7.0f} {cell('p50', 8, '.4f')}"
-        f" {cell('slowest', 8, '.3f')}{cell('fairness', 9, '.2f') if case.kind == 'bulk' else '':9}"
+        f"  {name:14}{cell('cpu', 8, '.3f')} {min(cpu):8.3f} {max(cpu):8.3f} {cell('both', 8, '.3f')} {rate:7.0f}"
+        f" {cell('p50', 8, '.4f')} {cell('slowest', 8, '.3f')}"
+        f"{cell('fairness', 9, '.2f') if case.kind == 'bulk' else '':9}"
         f"{late[0]:>8}{late[1]:>6}{cell('memory_kib', 12, '.0f')}{cell('unsent_kib', 8, '.0f')}"
         f"{sum(each['failed'] for each in rounds):8}"
     )

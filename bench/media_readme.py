@@ -29,6 +29,7 @@ def over_idle(figures: Figures) -> float | None:
 TABLES = {
     "bulk": (
         Column("CPU, s/GB", lambda each: each["cpu"]),
+        Column("with the clients', s/GB", lambda each: each.get("both")),
         Column("slowest by fastest client", lambda each: each.get("fairness")),
         Column("lag above idle, ms", over_idle),
     ),
@@ -76,13 +77,17 @@ def readme(found: Found) -> Iterator[str]:
     """Yield README's part."""
     for kind, columns in TABLES.items():
         if entries := [entry for entry in found.values() if entry["kind"] == kind]:
-            heads = [head for column in columns for head in (column.head, "best other")]
+            # Cases that were kept before a column came to be have nothing in it.
+            shown = [
+                column for column in columns if any(values(each["rounds"]["fastboot"], column) for each in entries)
+            ]
+            heads = [head for column in shown for head in (column.head, "best other")]
             yield f"| | {' | '.join(heads)} |"
             yield f"|---|{'---|' * len(heads)}"
             for entry in entries:
                 cells = [
                     cell
-                    for column in columns
+                    for column in shown
                     for cell in (ours(entry, column, spread=column is columns[0]), best_other(entry, column))
                 ]
                 yield f"| {entry['says']} | {' | '.join(cells)} |"

@@ -33,6 +33,7 @@ def test_bench_media_runs(tmp_path: Path) -> None:
         for name, rounds in entry["rounds"].items():
             assert [each["failed"] for each in rounds] == [0], (case, name)
             assert case.endswith(("sessions", "held")) or rounds[0]["octets"] > 0
+            assert rounds[0]["both"] > rounds[0]["cpu"] > 0, (case, name)
     assert "| HTTP, 4 clients, 1 MiB each, out of an ISO |" in "\n".join(media_readme.readme(found))
     assert "of the CPU of pyftpdlib" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1])["ftp-small"]["fastboot"] > 0
@@ -46,11 +47,14 @@ def test_readme_says_what_was_measured() -> None:
 
 def test_readme_names_the_best_of_the_others_that_served_all() -> None:
     def rounds(failed: int, *cpu: float) -> list[dict[str, Any]]:
-        return [{"failed": failed, "cpu": each, "lag": 5.0, "idle_loop": 2.0} for each in cpu]
+        return [{"failed": failed, "cpu": each, "both": 2 * each, "lag": 5.0, "idle_loop": 2.0} for each in cpu]
 
     machine = {"cpu": "a CPU", "cores": 2, "kernel": "6.1", "day": "2026-01-31"}
     by_server = {"fastboot": rounds(0, 0.1, 0.3, 0.2), "nginx": rounds(0, 0.15), "aiohttp": rounds(1, 0.01)}
     entry = {"says": "what it is", "kind": "bulk", "machine": machine, "rounds": by_server}
     text = "\n".join(media_readme.readme({"http-50": entry}))
-    assert "| what it is | 0.200 (0.100 to 0.300) | 0.150 (nginx) | - | - | 3.00 | 3.00 (nginx) |" in text
+    assert (
+        "| what it is | 0.200 (0.100 to 0.300) | 0.150 (nginx) | 0.400 | 0.300 (nginx) | 3.00 | 3.00 (nginx) |"
+        in text
+    )
     assert "2 cores of a CPU, Linux 6.1, 2026-01-31: medians of 3 interleaved rounds" in text
