@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import os
 import struct
 import subprocess
@@ -29,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest comes first, so that all processes end at about the same time; what runs alone, last."""
     items.sort(key=lambda item: _is(item, "alone") - _is(item, "slow"))
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays to the end: who looks for garbage need not look through it, 0.19 s each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def _is(item: pytest.Item, mark: str) -> bool:
