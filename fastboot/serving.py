@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import os
 import resource
 import signal
@@ -23,6 +24,9 @@ from fastboot.watch.log import EventLog, install
 
 LEAST_FILES = 256
 """Open files that are allowed: at rest the server has 80, and a few more for each further interface."""
+
+LAST_LINES = 2.0
+"""Seconds for the last lines of the log. A pipe that nobody reads, a terminal that was stopped: they are lost."""
 
 
 def serve(settings: Config, read: Callable[[], Config] | None) -> None:
@@ -73,7 +77,9 @@ async def run(server: Server, log: EventLog) -> None:
         await server.stop()
     finally:
         stopping.cancel()
-        await following
+        written, _ = await asyncio.wait({following}, timeout=LAST_LINES)
+        for each in written:
+            each.result()
 
 
 async def start(server: Server) -> None:
@@ -100,8 +106,12 @@ def start_log(config: Config) -> EventLog:
     form = config.log.format
     if form == "auto":
         form = "console" if sys.stderr.isatty() else "json"
-    log = EventLog(sys.stderr, format=form, level=config.log.level)
-    install(log, sys.stderr)
+    # Without a buffer, whose lock a thread that hangs in a write keeps: the interpreter, which flushes at its end,
+    # aborts for it.
+    raw = io.FileIO(sys.stderr.fileno(), "w", closefd=False)
+    stream = io.TextIOWrapper(raw, "ascii", "backslashreplace", write_through=True)
+    log = EventLog(stream, format=form, level=config.log.level)
+    install(log, stream)
     return log
 
 

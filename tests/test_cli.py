@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from contextlib import closing
 from ftplib import FTP
@@ -79,6 +81,21 @@ def test_a_drained_server_ends_by_itself(lab: Lab, serve: Serve) -> None:
         client.close()
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) in (0, 143)
+
+
+def test_a_log_that_nobody_reads_does_not_keep_it_from_ending(lab: Lab, serve: Serve) -> None:
+    process = serve()
+    assert process.stderr
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for each in range(40):
+            client.sendto(b"\0\1none%d\0octet\0" % each, ("127.0.0.1", lab.tftp))
+    held = bytearray(4)
+    while int.from_bytes(held, sys.byteorder) < 3800:
+        fcntl.ioctl(process.stderr, termios.FIONREAD, held)
+    lab.run("status")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 0
 
 
 def test_sighup_reloads_and_a_wrong_file_keeps_the_old(lab: Lab, serve: Serve) -> None:

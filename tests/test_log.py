@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import logging
+import os
+import time
 from typing import Literal
 
 import pytest
 
 from fastboot.model import Event
 from fastboot.watch.events import Hub
-from fastboot.watch.log import EventLog, printable
+from fastboot.watch.log import AHEAD, EventLog, LoggingHandler, printable
 
 HOSTILE = 'a\nb\r\x1b[2J\x00\x7f\x9b "q" k=v\\\u202e\udcff'
 
@@ -63,3 +67,20 @@ async def test_losses_are_told() -> None:
     first, *rest = map(json.loads, stream.getvalue().splitlines())
     assert (first["component"], first["event"], first["events"]) == ("log", "dropped", 3)
     assert len(rest) == 2
+
+
+def test_libraries_wait_for_no_stream() -> None:
+    """Nobody reads what was written: who logs goes on, and of thousands of lines the last are lost."""
+    reads, writes = os.pipe()
+    with os.fdopen(reads), io.TextIOWrapper(io.FileIO(writes, "w"), write_through=True) as stream:
+        fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
+        handler = LoggingHandler(EventLog(stream, format="json"))
+        record = logging.LogRecord("asyncio", logging.WARNING, "", 0, "x" * 1000, (), None)
+        before = time.monotonic()
+        for _ in range(3 * AHEAD):
+            handler.emit(record)
+        assert time.monotonic() - before < 5
+        lines = [os.read(reads, 65536) for _ in range(3)]
+        assert b"".join(lines).startswith(b'{"time"')
+        while b"".join(lines).count(b"\n") < AHEAD:
+            lines.append(os.read(reads, 65536))

@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import queue
+import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from concurrent.futures import Executor, Future
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from time import time as now
 from typing import Any, Final, Literal, TextIO
@@ -51,8 +55,35 @@ ALARMS = {
 """Levels by the kind of an event or its last word; every other kind is "info"."""
 GATHER = 0.05
 """Seconds between writes: waking the thread for each event would cost more than its line."""
+AHEAD: Final = 1000
+"""Lines of libraries that wait for the stream; more are lost."""
 NUMBERS: Final = (bool, int, float)  # `bool | int | float` would be made at each call
 COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31"}
+
+
+class Scribe(Executor):
+    """One thread that nobody waits for, neither a server nor the end of its process: its stream may be held up."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="log", daemon=True).start()
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **settings: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._tasks.put((future, partial(task, *args, **settings)))
+        return future
+
+    def __len__(self) -> int:
+        return self._tasks.qsize()
+
+    def _work(self) -> None:
+        while True:
+            future, task = self._tasks.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(task())
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 class EventLog:
@@ -72,6 +103,7 @@ class EventLog:
         self._level = LEVELS[level]
         self._clock = clock
         self._storm = Storm(clock())
+        self._scribe = Scribe()
         self._log = structlog.wrap_logger(
             structlog.PrintLogger(stream), processors=self.processors, wrapper_class=self.wrapper
         )
@@ -84,6 +116,11 @@ class EventLog:
             details = _renamed({key: value for key, value in event.details.items() if value is not None})
             fields = {key: value for key, value in about.items() if value is not None} | details
             self._log.log(level_of(event.kind), rest or component, _time=event.time, **fields)
+
+    def write_aside(self, event: Event) -> None:
+        """Have one line written by the thread that writes all; lose it where a thousand wait."""
+        if len(self._scribe) < AHEAD:
+            self._scribe.submit(self.write, [event])
 
     def write_some(self, batches: Iterable[Batch], *, end: bool = False) -> None:
         """Write events, but of a storm only the first of each kind; then how many more there were."""
@@ -102,7 +139,8 @@ class EventLog:
             if lost := events.dropped - dropped:
                 dropped = events.dropped
                 batches.insert(0, Events((Event(now(), "log.dropped", details={"events": lost}),)))
-            await asyncio.to_thread(self.write_some, batches, end=events.ended)
+            write = partial(self.write_some, batches, end=events.ended)
+            await asyncio.get_running_loop().run_in_executor(self._scribe, write)
             if not events.ended:
                 await asyncio.sleep(GATHER)
 
@@ -136,7 +174,7 @@ class LoggingHandler(logging.Handler):
         details: dict[str, object] = {"message": record.getMessage()}
         if record.exc_info and record.exc_info[1] is not None:
             details["exception"] = "".join(logging.Formatter().formatException(record.exc_info))
-        self._log.write([Event(record.created, f"{record.name.partition('.')[0]}.{kind}", details=details)])
+        self._log.write_aside(Event(record.created, f"{record.name.partition('.')[0]}.{kind}", details=details))
 
 
 def level_of(kind: str) -> int:
