@@ -29,6 +29,7 @@ from fastboot.services.control_client import ControlClient, NeedsRestart, NotRun
 from fastboot.services.facts import node_facts
 from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
 from fastboot.watch.log import plain
+from fastboot.wording import counted
 
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
 
@@ -155,7 +156,7 @@ def check(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
         for finding in findings:
             print(f"{finding.level}: {finding.text}")
         well = not (counts["error"] or counts["warning"])
-        sums = f"{counts['error']} errors, {counts['warning']} warnings"
+        sums = ", ".join(counted(counts[level], level) for level in ("error", "warning"))
         print(f"{path}: {'all is well' if well else sums}")
     sys.exit(FAILED if counts["error"] else 0)
 

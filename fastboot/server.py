@@ -154,10 +154,10 @@ class Server:
         self._indexer = Indexer(config.state / "media")
         self._programs = Programs()
         self._told = Told()
+        self._hub = Hub()
         self._world = self._old = self._world_of(config)
         self._files = Namespace(resolve, lambda: self._world.catalog)
         self._sockets = sockets or open_sockets(config)
-        self._hub = Hub()
         self._services: dict[str, Service] = {}
         self._tftp: tftp.TftpService | None = None
         self._ftp: ftp.FtpService | None = None
@@ -343,6 +343,7 @@ class Server:
                 asdict(transfer) for service in self._services.values() for transfer in service.transfers()
             ],
             "quirks": self._world.catalog.quirks,
+            "not_rendered": self._world.renderer.failed,
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 
@@ -440,7 +441,7 @@ class Server:
         )  # fmt: skip
 
     def _world_of(self, config: Config) -> World:
-        return World(config, self._node_behind, self._indexer, self._programs, self._told)
+        return World(config, self._node_behind, self._indexer, self._programs, self._told, self._hub.emit)
 
     async def _watch_media(self) -> None:
         while True:

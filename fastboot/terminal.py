@@ -19,6 +19,7 @@ from rich.text import Text
 
 from fastboot.boot.image import Step
 from fastboot.boot.shelf import Progress
+from fastboot.wording import counted
 
 DEFAULT = Path("/etc/fastboot/fastboot.toml")
 CONFIG: Any = typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")
@@ -67,13 +68,13 @@ def media_bar() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield lambda name, step: None
         return
-    columns = TextColumn("reading {task.description}"), BarColumn(), TextColumn("{task.fields[names]} files")
+    columns = TextColumn("reading {task.description}"), BarColumn(), TextColumn("{task.fields[names]}")
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(name: str, step: Step) -> None:
             if name not in tasks:
-                tasks[name] = bars.add_task(name, names=0)
-            bars.update(tasks[name], total=step.known, completed=step.read, names=step.names)
+                tasks[name] = bars.add_task(name, names="")
+            bars.update(tasks[name], total=step.known, completed=step.read, names=counted(step.names, "file"))
 
         yield show

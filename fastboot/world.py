@@ -17,7 +17,7 @@ from fastboot.boot.render import Renderer
 from fastboot.boot.shelf import Medium, Progress, Shelf, Tell
 from fastboot.boot.shims import Shims
 from fastboot.config import Config, NodeIndex
-from fastboot.model import Node, Transport
+from fastboot.model import Event, Node, Transport
 
 
 class World:
@@ -30,10 +30,11 @@ class World:
         indexer: Indexer | None = None,
         programs: Programs | None = None,
         told: Mapping[str, Transport] | None = None,
+        emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
         finds is kept. `programs` knows boot programs that were looked at before. `told` has the transports that
-        plans gave to machines, by MAC. Raises ConfigError."""
+        plans gave to machines, by MAC. `emit` is told of what can not be rendered. Raises ConfigError."""
         refuse_secrets(config)
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
@@ -46,7 +47,7 @@ class World:
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self._told, self._transport = {} if told is None else told, config.boot.transport
         self.renderer = Renderer(
-            self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium, self._transport_of
+            self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium, self._transport_of, emit
         )
         self.profiles = {profile.name: profile.media for profile in profiles}
         self.shims = Shims(self.chains, self.program, self.renderer.kernels, self._carriers, url)

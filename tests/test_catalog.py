@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
+from fastboot.boot.firmware import QUIRKS
 from fastboot.boot.loaders import Loaders, find_loaders
-from fastboot.boot.quirks import QUIRKS
 from fastboot.boot.render import Renderer
 from fastboot.boot.tree import MAX_LINKS, Entry
 from fastboot.config import Config, Media

@@ -405,6 +405,26 @@ def test_links_to_secrets_are_neither_listed_nor_followed(lab: Lab, serve: Serve
             assert (done.returncode != 0, done.stdout) == (True, ""), path
 
 
+def test_a_template_without_end_is_told_before_and_while_it_serves(lab: Lab, serve: Serve) -> None:
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (lab.path.parent / "root/vmlinuz").write_bytes(b"linux")
+    with lab.path.open("a") as file:
+        file.write(f'[[profiles]]\nname = "live"\nkernel = "/vmlinuz"\ninstalls = false\narguments = "{loops}"\n')
+    why = "takes more than 50 ms of processor time; look for loops in loops"
+    done = lab.run("check")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"error: profiles live: arguments: {why}" in done.stdout.splitlines()
+    assert re.search(r": 1 error, \d+ warnings?\n$", done.stdout)
+    process = serve()
+    for count in (1, 2):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.sendto(b"\0\1boot/boot.ipxe\0octet\0", ("127.0.0.1", lab.tftp))
+            assert b"#!ipxe" in client.recv(2048)
+        assert ControlClient(lab.state).get("/status")["not_rendered"] == {"live": count}
+    assert wait_for(process, "render", "failed")["text"] == f"profile live: arguments: {why}"
+
+
 def test_check_of_a_tree_of_bad_links_is_bounded(lab: Lab) -> None:
     for each in range(100):
         (lab.path.parent / f"root/link{each}").symlink_to("nowhere")

@@ -904,7 +904,9 @@ def test_what_a_drain_cuts_is_not_laid_to_the_client(shared: bool) -> None:
         client = undo.enter_context(Client((server.host, server.port)))
         client.socket.sendall(b"GET /f HTTP/1.1\r\nHost: a\r\n\r\n")
         server.until(server.service.transfers)
+        before = time.monotonic()
         server.wait(server.service.stop(0.1))
+        assert time.monotonic() - before < 0.8, "the drain was all that there was to wait for"
         assert [each["reason"] for each in server.of("http.failed")] == ["the server stopped"]
         with pytest.raises(ConnectionResetError):
             client.file.read()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastboot.boot.quirks import QUIRKS, Quirk
+from fastboot.boot.firmware import QUIRKS, Quirk
 
 TESTS = Path(__file__).parent
 

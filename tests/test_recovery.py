@@ -23,6 +23,7 @@ from fastboot.state import store as store_module
 from fastboot.state.pages import FRAME_HEAD, WAL_HEAD, Wal, records
 from fastboot.state.rows import StoredRow
 from fastboot.state.store import COMMITTED, FILE, Store
+from fastboot.wording import counted
 
 WAL = f"{FILE}-wal"
 LEASES = 300
@@ -316,7 +317,7 @@ def test_a_file_that_sqlite_can_not_read(half: Crashed, break_it: Callable[[byte
     (state / FILE).write_bytes(broken)
     found, damage = start(state)
     assert len(found) >= LEASES / 2, "those that were committed last are in the log"
-    assert len(damage) == 1 and f"{len(found)} leases were read" in damage[0]
+    assert len(damage) == 1 and f"{counted(len(found), 'lease')} could be read" in damage[0]
     copies = kept_copies(state)
     assert [path.read_bytes() for path in copies] == [(half.whole / WAL).read_bytes(), broken]
     assert all(path.name in damage[0] for path in copies)

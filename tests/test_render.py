@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastboot.boot.render import MAX_ARGUMENTS, RESERVED, Renderer
 from fastboot.boot.shelf import Medium
-from fastboot.model import Client, ConfigError, Node, Profile
+from fastboot.model import Client, ConfigError, Event, Node, Profile
 
 MAC = "52:54:00:00:00:01"
 CLIENT = Client(IPv4Address("10.77.0.9"), IPv4Address("10.77.0.1"), "tftp")
@@ -325,6 +326,35 @@ def test_what_one_language_can_not_say_others_still_do(language: str, profile: P
     for each in NAMES:
         assert ("local disk, because" in file(OF_MAC[each], by=by)) == (each == language)
     assert len(by.check()) == 1
+
+
+def test_a_template_without_end_costs_its_time_once_and_is_told_each_time() -> None:
+    """A thousand machines switched on at once are not to hold up everybody for 50 ms each."""
+    events: list[Event] = []
+    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}x"
+    by = Renderer([NODES[0]], [replace(LIVE, arguments=loops)], emit=events.append)
+    why = "profile live: arguments: takes more than 50 ms of processor time; look for loops in loops"
+    before = time.thread_time()
+    for _ in range(1000):
+        assert file(OF_MAC["pxelinux"], by=by).startswith(f"# fastboot for n1: local disk, because {why}\n")
+    assert time.thread_time() - before < 5
+    assert by.failed == {"live": 1000} and len(events) == 1000
+    assert {(event.kind, event.mac, event.node) for event in events} == {("render.failed", MAC, "n1")}
+    assert events[0].details == {"profile": "live", "text": why}
+    fresh = Renderer([NODES[0]], [replace(LIVE, arguments=loops)])
+    assert fresh.check() == [why.replace("profile ", "profiles ", 1)]
+
+
+def test_a_menu_tells_of_a_template_that_fails() -> None:
+    events: list[Event] = []
+    profiles = [
+        replace(LIVE, name="bad", arguments="{{ 1 / 0 }}"),
+        replace(LIVE, name="n", arguments="{{ node }}"),
+        LIVE,
+    ]
+    text = file(NAMES["pxelinux"], by=Renderer([], profiles, emit=events.append))
+    assert "LABEL live" in text and "LABEL bad" not in text and "LABEL n\n" not in text
+    assert [event.details["text"] for event in events] == ["profile bad: arguments: division by zero"]
 
 
 @pytest.mark.parametrize("arguments", ["{{ 1 / 0 }}", "x" * (MAX_ARGUMENTS + 1)])

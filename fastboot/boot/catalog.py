@@ -30,7 +30,7 @@ Parts = tuple[str, ...]
 UNTERMINATED: Final = "\udcff"
 """What follows a name that was read as a C string from DHCP, which is what TFTP is asked for."""
 SPELLINGS: Final = {"backslashes": "\\", "doubled-slashes": "//"}
-"""Quirks of names (`quirks.QUIRKS`), by what is in such a name."""
+"""Quirks of names (`firmware.QUIRKS`), by what is in such a name."""
 
 
 OFTEN: Final = 128

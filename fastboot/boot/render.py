@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,11 +14,11 @@ from typing import Any, Final, Literal
 from urllib.parse import quote as percent
 from urllib.parse import unquote, urlsplit
 
-from jinja2 import PackageLoader, StrictUndefined, Template, TemplateError, UndefinedError
-from jinja2.sandbox import SandboxedEnvironment
+from jinja2 import PackageLoader, Template, TemplateError, UndefinedError
 
+from fastboot.boot.sandbox import OverrunError, Sandbox
 from fastboot.boot.shelf import Medium
-from fastboot.model import Client, ConfigError, FastbootError, Node, Profile, Transport
+from fastboot.model import Client, ConfigError, Event, FastbootError, Node, Profile, Transport
 
 Parts = tuple[str, ...]
 
@@ -86,10 +88,12 @@ class Renderer:
         node_of: Callable[[str], Node | None] = lambda mac: None,
         medium_of: Callable[[str], Medium | None] = lambda name: None,
         transport_of: Callable[[Node | None, str | None], Transport] = lambda node, mac: "auto",
+        emit: Callable[[Event], None] = lambda event: None,
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where these are served.
         `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium, `transport_of`
-        how the loader of a node, or else of a MAC, is to fetch its kernel.
+        how the loader of a node, or else of a MAC, is to fetch its kernel. `emit` is told of what can not be
+        rendered (`render.failed`).
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
@@ -107,13 +111,17 @@ class Renderer:
                 known = ", ".join(self._profiles) or "none"
                 raise ConfigError(f"nodes {node.name}: profile: there is no {node.profile!r}; there are: {known}")
         self._templates = _load_templates()
-        sandbox = _sandbox()
+        self.failed: Counter[str] = Counter()
+        """How many times machines were not given a profile, because it could not be rendered."""
+        self._emit, self._sandbox = emit, Sandbox()
+        # A storm of machines is not to run again, one by one, what costs `MAX_SECONDS` each time.
+        self._overran: dict[str, RenderError] = {}
         self._arguments: dict[str, Template] = {}
         for profile in profiles:
             if profile.name in RESERVED:
                 raise ConfigError(f"profiles {profile.name}: name: means the local disk in menus; take another")
             try:
-                self._arguments[profile.name] = sandbox.from_string(" ".join(profile.arguments.split("\n")))
+                self._arguments[profile.name] = self._sandbox.from_string(" ".join(profile.arguments.split("\n")))
             except TemplateError as error:
                 raise ConfigError(f"profiles {profile.name}: arguments: {error}") from error
 
@@ -213,6 +221,8 @@ class Renderer:
             return self._fill(language, default, entries, note, mac, client, node)
         except RenderError as error:
             # A machine that waits at a prompt for ever helps nobody: the local disk, and the reason in the file.
+            if profile:
+                self._fail(profile, error, node, mac)
             note = f"{whom}: local disk, because {error}"
             return self._fill(language, "local", [], note, mac, client, node)
 
@@ -249,8 +259,9 @@ class Renderer:
             if not profile.installs:
                 try:
                     entries.append(self._entry(profile, node, mac, client))
-                except RenderError:
-                    continue  # its arguments need a node: nothing for a machine that is none
+                except RenderError as error:
+                    if not isinstance(error.__cause__, UndefinedError):  # that one needs a node, and this is none
+                        self._fail(profile, error, node, mac)
         return entries
 
     def _transport(self, profile: Profile, medium: Medium | None) -> str:
@@ -280,15 +291,29 @@ class Renderer:
             if medium and medium.system and (told := medium.system.told(context["media"])):
                 context["installer"] = told
         kernel, initrd = self._files(profile)
-        try:
-            arguments = self._arguments[profile.name].render(context).strip()
-        except Exception as error:  # a template may fail in any way its expressions can
-            raise RenderError(f"profile {profile.name}: arguments: {error}") from error
+        arguments = self._argue(profile, context)
         if profile.kernel is None:
             arguments = f"{context.get('installer', '')} {arguments}".strip()
         if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
             raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
         return BootEntry(profile.name, kernel, initrd, arguments)
+
+    def _argue(self, profile: Profile, context: Mapping[str, Any]) -> str:
+        """Return the arguments of a profile as it has them itself. Raises RenderError."""
+        if profile.name in self._overran:
+            raise self._overran[profile.name]
+        try:
+            return self._sandbox.run(self._arguments[profile.name], context).strip()
+        except Exception as error:  # a template may fail in any way its expressions can
+            fault = RenderError(f"profile {profile.name}: arguments: {error}")
+            if isinstance(error, OverrunError | RecursionError | MemoryError):
+                self._overran[profile.name] = fault
+            raise fault from error
+
+    def _fail(self, profile: Profile, error: RenderError, node: Node | None, mac: str | None) -> None:
+        self.failed[profile.name] += 1
+        name = node.name if node else None
+        self._emit(Event(time.time(), "render.failed", mac, name, {"profile": profile.name, "text": str(error)}))
 
     def _fill(
         self,
@@ -329,20 +354,6 @@ class Renderer:
         )
 
 
-def _sandbox(loader: PackageLoader | None = None, filters: Mapping[str, Callable[..., Any]] | None = None) -> Any:
-    # Autoescape is for HTML; what goes into a line is checked by the filters of its language instead.
-    environment = SandboxedEnvironment(
-        loader=loader,
-        undefined=StrictUndefined,
-        autoescape=False,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(filters or {})
-    return environment
-
-
 def _load_templates() -> dict[str, Template]:
     filters: dict[str, Callable[..., Any]] = {
         "line": _line,
@@ -352,7 +363,7 @@ def _load_templates() -> dict[str, Template]:
         "words": _words,
         "script": _script,
     }
-    environment = _sandbox(PackageLoader("fastboot.boot"), filters)
+    environment = Sandbox(PackageLoader("fastboot.boot"), filters)
     return {language: environment.get_template(f"{language}.j2") for language in NAMES}
 
 

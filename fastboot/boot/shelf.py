@@ -15,6 +15,7 @@ from fastboot.boot.indexer import Indexer, MediaError
 from fastboot.boot.media import System, carried, recognise
 from fastboot.boot.tree import Directory, Tree
 from fastboot.config import Config, Media
+from fastboot.wording import counted
 
 Progress = Callable[[str, Step], None]
 """Called with the name of a medium while its image is read."""
@@ -162,7 +163,7 @@ def explain(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["state"] == "elsewhere":
         yield f"  another machine serves it: {facts['place']}"
     elif facts["state"] == "ready":
-        about = f" ({facts['form']}, {facts['files']} files)" if facts["form"] else ""
+        about = f" ({facts['form']}, {counted(facts['files'], 'file')})" if facts["form"] else ""
         yield f"  {facts['place']}{about} is served as /media/{facts['name']}"
     if system.get("kernel"):
         yield f"  boots {system['kernel']} with {system['initrd'] or 'no initrd'}"

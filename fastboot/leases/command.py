@@ -23,6 +23,7 @@ from fastboot.state.lock import StateLock
 from fastboot.state.store import read_leases
 from fastboot.terminal import DEFAULT, AsJson, ConfigFile, print_facts, print_json
 from fastboot.watch.log import plain, printable
+from fastboot.wording import counted
 
 
 class LeaseState(StrEnum):
@@ -83,7 +84,7 @@ def import_leases(settings: Config, path: Path, as_json: bool) -> None:
     for text in texts:
         print(f"{path}: {text}", file=sys.stderr)
     passed = "".join(f", {number} {printable(reason)}" for reason, number in sorted(found.passed.items()))
-    print(f"{path}: {count} leases imported, {len(texts)} left out{passed}")
+    print(f"{path}: {counted(count, 'lease')} imported, {len(texts)} left out{passed}")
 
 
 def stored_leases(config: Config) -> list[dict[str, Any]]:

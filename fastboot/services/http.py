@@ -41,6 +41,8 @@ BACKLOG: Final = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
 LISTING: Final = 65_536
 STOPPED: Final = "the server stopped"
+LAST_ANSWERS: Final = 1.0
+"""Seconds of a drain, at most, for answers that are no transfers: small ones, listings, files being opened."""
 STATUS: Final[Mapping[Reason, int]] = {
     Reason.MISSING: 404,
     Reason.OUTSIDE: 404,
@@ -153,7 +155,7 @@ class HttpService:
         self._gone = STOPPED
         if self._own_pump:
             self._pump.close()
-        await self._crowd.end(1.0)
+        await self._crowd.end(min(LAST_ANSWERS, max(0.0, deadline - time.monotonic())))
         self._lister.shutdown(wait=False, cancel_futures=True)
         self._lister = None
 

@@ -25,6 +25,7 @@ import structlog
 from fastboot.state.pages import Frame, Wal, database_pages, records
 from fastboot.state.rows import StoredRow, parse, texts
 from fastboot.state.schema import KEEP_LEASES, connect, last_batch, migrate, version_of
+from fastboot.wording import counted
 
 log = structlog.get_logger(component="store")
 
@@ -126,10 +127,10 @@ def _dropped(path: Path, accepted: int | None, last: int, committed: int) -> tup
     versions = Versions(wal.pages(frames))
     lost = [row for row in versions.newest(committed) if row.batch > last]
     there = max(committed, versions.last)
+    pages, leases = counted(len(frames), "page"), counted(len(lost), "lease")
     text = (
-        f"{wal.path.name} is damaged: SQLite drops the last {len(frames)} pages in it, all that came after commit "
-        f"{last}, but commit {there} was there; {len(lost)} leases were read from them all the same; the file is "
-        f"kept as {_keep_copy(wal.path)}"
+        f"{wal.path.name} is damaged: SQLite drops its end, {pages}, all that came after commit {last}, but commit"
+        f" {there} was there; {leases} could be read all the same; the file is kept as {_keep_copy(wal.path)}"
     )
     return lost, [text]
 
@@ -209,7 +210,7 @@ def _rebuild(path: Path, committed: int, why: str) -> Recovered:
     _sync(path.parent)
     kept = _finish(path)
     told = f"; what there is of it is kept as {' and '.join(kept)}" if kept else ""
-    text = f"{path.name} {why}; {len(rows)} leases were read from its pages{told}"
+    text = f"{path.name} {why}; {counted(len(rows), 'lease')} could be read from its pages{told}"
     return Recovered(max(committed, versions.last), [text])
 
 

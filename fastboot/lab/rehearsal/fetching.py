@@ -16,6 +16,7 @@ from fastboot.lab._machines import Machines, Outcome
 from fastboot.lab.rehearsal.kinds import DISCOVER, REQUEST, Dhcp
 from fastboot.lab.rehearsal.machine import Machine, Place, Stage, Step, Steps, Stopped, Way
 from fastboot.lab.tftp import Client
+from fastboot.wording import counted
 
 Words = Generator[None, Outcome, str]
 Leased = Callable[[Machine, Dhcp, DhcpMessage], None]
@@ -48,8 +49,8 @@ class Fetcher:
             return reply
         if outcome.end == "error" and isinstance(reply, DhcpMessage):
             raise Stopped("address", f"NAK: {reply.options.get(56, b'no reason').decode('utf-8', 'replace')}")
-        what = "REQUESTs had no ACK" if outcome.first else "DISCOVERs had no OFFER"
-        raise Stopped("address", f"{len(dhcp.waits)} {what} in {sum(dhcp.waits):.0f} s")
+        what, without = ("REQUEST", "ACK") if outcome.first else ("DISCOVER", "OFFER")
+        raise Stopped("address", f"{counted(len(dhcp.waits), what)} had no {without} in {sum(dhcp.waits):.0f} s")
 
     def load(
         self,
@@ -105,10 +106,9 @@ class Fetcher:
             raise Stopped(stage, f"{place}: ERROR {outcome.code}: {words}")
         if outcome.end == "nonsense":
             raise Stopped(stage, f"{place}: the server's answer is none that this client takes")
-        when = f"after {outcome.octets} octets" if outcome.first else "at all"
-        raise Stopped(
-            stage, f"{place}: no answer {when}, asked {len(client.waits)} times in {sum(client.waits):.0f} s"
-        )
+        when = f"after {counted(outcome.octets, 'octet')}" if outcome.first else "at all"
+        asked = f"asked {counted(len(client.waits), 'time')} in {sum(client.waits):.0f} s"
+        raise Stopped(stage, f"{place}: no answer {when}, {asked}")
 
     def fetch_all(self, m: Machine, stage: Stage, places: Sequence[Place], agent: str) -> Way:
         """Fetch many files of one server by HTTP or FTP over one connection that is kept open: one step."""
@@ -126,7 +126,7 @@ class Fetcher:
                 m.steps.append(self._step(m, outcome))
             _judge(stage, place, outcome, False)
         self._machines.hang_up(m.number)
-        m.steps.append(Step(stage, f"{len(places)} files", began, self._machines.now, octets))
+        m.steps.append(Step(stage, counted(len(places), "file"), began, self._machines.now, octets))
 
     def wait(self, m: Machine, stage: Stage, what: str, seconds: float) -> Way:
         """Let the machine do nothing."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fastboot.lab.namespace import LabError
-from fastboot.lab.rehearsal.report import Report
+from fastboot.lab.rehearsal.report import Report, through
 
 try:
     from matplotlib.figure import Figure
@@ -31,16 +31,15 @@ def draw(report: Report, path: Path) -> None:
     """Write a PNG: machines that are through, throughput, processors, and the seconds of each stage. Raises
     LabError."""
     figure = Figure(figsize=(11, 8), layout="constrained")
-    through_all = f"{len(report.booted)} of {len(report.machines)} machines booted in {report.seconds:.1f} s"
-    figure.suptitle(f"{through_all}\n{report.limits()[0]}")
-    (through, rate), (stages, cores) = figure.subplots(2, 2)
+    figure.suptitle(f"{through(report)}\n{report.limits()[0]}")
+    (count, rate), (stages, cores) = figure.subplots(2, 2)
     start = min((machine.switched_on for machine in report.machines if machine.switched_on), default=0)
     on = sorted((machine.switched_on - start) / 1e9 for machine in report.machines if machine.switched_on)
     done = sorted((machine.steps[-1].ended - start) / 1e9 for machine in report.booted)
-    through.step(on, range(1, len(on) + 1), where="post", label="switched on")
-    through.step(done, range(1, len(done) + 1), where="post", label="booted")
-    through.set(xlabel="seconds", ylabel="machines", ylim=(0, None))
-    through.legend()
+    count.step(on, range(1, len(on) + 1), where="post", label="switched on")
+    count.step(done, range(1, len(done) + 1), where="post", label="booted")
+    count.set(xlabel="seconds", ylabel="machines", ylim=(0, None))
+    count.legend()
     seconds = [_TENTH * at for at in range(len(report.flow))]
     rate.plot(seconds, [octets / _TENTH / 1e6 for octets in report.flow])
     if report.link:

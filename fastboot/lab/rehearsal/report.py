@@ -15,6 +15,7 @@ from fastboot.lab.rehearsal.kinds import KINDS
 from fastboot.lab.rehearsal.machine import STAGES, Machine, Stage
 from fastboot.lab.rehearsal.watch import Watch
 from fastboot.watch.log import printable
+from fastboot.wording import counted
 
 BUSY: Final = 0.85
 """The share of its time from which on a thread, or a link, is at its limit."""
@@ -148,12 +149,17 @@ def story(machine: Machine) -> dict[str, Any]:
     }
 
 
+def through(report: Report) -> str:
+    """Say how many machines booted, and in what time."""
+    machines = counted(len(report.machines), "machine")
+    return f"{len(report.booted)} of {machines} booted in {report.seconds:.1f} s"
+
+
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     booted = sorted(report.booted, key=lambda machine: machine.seconds)
     console.print(
-        f"{len(booted)} of {len(report.machines)} machines booted in {report.seconds:.1f} s"
-        + (f"; the slowest, {_who(booted[-1])}, took {booted[-1].seconds:.1f} s" if booted else "")
+        through(report) + (f"; the slowest, {_who(booted[-1])}, took {booted[-1].seconds:.1f} s" if booted else "")
     )
     for result, count in Counter(machine.result for machine in booted).most_common():
         console.print(f"  {count} came to: {printable(result)}")
@@ -187,7 +193,7 @@ def _show_failed(report: Report, console: Console) -> None:
                 f"  {step['at']:8.2f} s  {step['stage']:13} {printable(step['what'])}, {step['octets']:,} octets"
             )
     if len(groups) > _GROUPS:
-        console.print(f"\nand {len(groups) - _GROUPS} other reasons: see --json")
+        console.print(f"\nand {counted(len(groups) - _GROUPS, 'other reason')}: see --json")
     if report.failed and report.counters:
         told = ", ".join(f"{name} {value}" for name, value in report.counters.items())
         console.print(f"\nwhat the server's DHCP counted beside answers: {told}")

@@ -42,6 +42,7 @@ from fastboot.lab.server import ServerProcess
 from fastboot.lab.tftp import open_ways
 from fastboot.model import FastbootError, Node
 from fastboot.watch.log import printable
+from fastboot.wording import counted
 
 _FAILED, _CAN_NOT = 1, 2
 _STATE_FILES: Final = ("fastboot.committed", "fastboot.sqlite", "fastboot.sqlite-wal")
@@ -129,7 +130,8 @@ async def _outside(plan: Plan, console: Console) -> Report:
     if plan.file:
         room = sum(_room(load(plan.file)).values())
         if plan.nodes > room:
-            raise LabError(f"{plan.nodes} machines are too many: the pools of {plan.file} have {room} addresses")
+            machines, addresses = counted(plan.nodes, "machine"), counted(room, "address", "addresses")
+            raise LabError(f"{machines}: too many, for the pools of {plan.file} have {addresses}")
     lan = Lan(plan.interface)
     try:
         cast = [
@@ -139,7 +141,7 @@ async def _outside(plan: Plan, console: Console) -> Report:
         return await _play(replace(plan, link=lan.rate), lan.wires, None, cast, console, lan.leased)
     finally:
         for server, count in lan.release().items():
-            complain(f"{count} addresses were given back to {server}")
+            complain(f"{counted(count, 'address', 'addresses')} given back to {server}")
         lan.close()
 
 
@@ -194,7 +196,7 @@ async def _play(
 
         def look(running: int) -> None:
             watch.look(running)
-            status.update(f"{len(cast) - running} of {len(cast)} machines are through")
+            status.update(f"{len(cast) - running} of {counted(len(cast), 'machine')} through")
 
         fetcher = Fetcher(machines, slow=plan.slow, leased=leased)
         with closing(Installer(fetcher, plan.packages)) as installer:

@@ -1,0 +1,105 @@
+"""The templates of administrators: Jinja2 that reaches nothing, and ends however it is written."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from jinja2 import BaseLoader, StrictUndefined, Template, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.runtime import Context
+from jinja2.sandbox import SandboxedEnvironment
+
+MAX_SECONDS: Final = 0.05
+"""Processor time of one rendering, on the thread that serves everybody."""
+MAX_OUTPUT: Final = 65_536
+"""Characters of one text; what asks for it may have room for less."""
+MAX_ITEMS: Final = 65_536
+"""Characters or items that one operator may make, and bits of a power."""
+WIDE: Final = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})")
+"""A width or precision of `%` that is a variable, or has five digits."""
+
+
+class OverrunError(Exception):
+    """A template would go on for too long, or write too much; says which."""
+
+
+class _Paced(CodeGenerator):
+    """Compiles loops so that each turn asks `Sandbox.call` whether there is time left, filtered turns too."""
+
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        turn = nodes.Call(nodes.EnvironmentAttribute("turn"), [], [], None, None, lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
+        if node.test:
+            node.test = nodes.And(turn, node.test, lineno=node.lineno)
+        super().visit_For(node, frame)
+
+
+class Sandbox(SandboxedEnvironment):
+    """An environment without access to Python. `run` bounds a rendering; for one thread at a time.
+
+    What takes time is noticed at each turn of a loop and at each call. What happens between two of them is one
+    operation of Python on values that are bounded themselves, but for widths given to `center` and its like.
+    """
+
+    code_generator_class = _Paced
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(
+        self, loader: BaseLoader | None = None, filters: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        # Autoescape is for HTML; what goes into a line is checked by the filters of its language instead.
+        super().__init__(
+            loader=loader,
+            undefined=StrictUndefined,
+            autoescape=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+        )
+        self.filters.update(filters or {})
+        self._deadline: float | None = None
+
+    def run(self, template: Template, context: Mapping[str, Any]) -> str:
+        """Render a template of this sandbox. Raises OverrunError, and whatever its expressions raise."""
+        # Not the wall clock: a host that pauses this thread is no fault of the template.
+        self._deadline = time.thread_time() + MAX_SECONDS
+        try:
+            pieces, size = [], 0
+            for piece in template.generate(context):
+                pieces.append(piece)
+                size += len(piece)
+                if size > MAX_OUTPUT:
+                    raise OverrunError(f"writes more than {MAX_OUTPUT} characters; look for loops")
+            return "".join(pieces)
+        finally:
+            self._deadline = None
+
+    @staticmethod
+    def turn() -> bool:
+        """Called by every turn of a loop."""
+        return True
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if __self._deadline is not None and time.thread_time() > __self._deadline:
+            most = f"{MAX_SECONDS * 1000:.0f} ms"
+            raise OverrunError(f"takes more than {most} of processor time; look for loops in loops")
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if _result_size(operator, left, right) > MAX_ITEMS:
+            raise OverrunError(f"makes a value of more than {MAX_ITEMS} items or bits by {operator}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _result_size(operator: str, left: Any, right: Any) -> float:
+    if operator == "%":
+        return float("inf") if isinstance(left, str) and WIDE.search(left) else 0
+    if operator == "**":
+        return left.bit_length() * right if isinstance(left, int) and isinstance(right, int) else 0
+    for value, times in ((left, right), (right, left)):
+        if isinstance(value, str | bytes | list | tuple) and isinstance(times, int):
+            return len(value) * times
+    return 0
