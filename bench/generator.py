@@ -1,6 +1,6 @@
 """What the simulated machines can do at most: against servers that answer for free.
 
-    .venv/bin/python -m bench.generator
+    .venv/bin/python -m bench.generator [--results FILE]
 
 A figure of a real server means something as long as it is well below these, which the same machines reach here
 over the same veth pair against a sink (fastboot/lab/_sinks.pyi). By TFTP as many processes of machines play as
@@ -13,13 +13,15 @@ computed  what the machines would do had they all cores for themselves, which no
           block. It takes for granted that one core more is as much more, and that nothing else becomes full
 
 `machines_us` and `sink_us` are the CPU that each side took for a block, user and kernel; `busy` is the machines'
-share of all cores. `seen_times` and `computed_times` are those rates beside the highest that
-bench/results/tftp.json has of any server with this window. DHCP is played by one process; `cpu_us` is its CPU
-for an exchange. The last line is JSON.
+share of all cores. `seen_times` and `computed_times` are those rates beside the highest that FILE, by default
+bench/results/tftp.json, has of any server with this window: for a comparison it has to be of this machine and this
+hour (`make bench ARGS="--results FILE"`). DHCP is played by one process; `cpu_us` is its CPU for an exchange. The
+last line is JSON.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -93,7 +95,7 @@ def play(ready: Barrier, told: SimpleQueue[Played], first: int, count: int, blks
     told.put(Played(began, began + result.seconds, cpu, result.octets, result.blocks_again, result.unfinished))
 
 
-def tftp(host: Host, blksize: int, window: int, count: int) -> dict[str, float]:
+def tftp(host: Host, blksize: int, window: int, count: int, results: Path) -> dict[str, float]:
     octets = MEGABYTES * 1_000_000 // max(1, 4 // window)
     cores = os.cpu_count() or 1
     each = -(-count // cores)
@@ -118,7 +120,7 @@ def tftp(host: Host, blksize: int, window: int, count: int) -> dict[str, float]:
     if any(part.unfinished for part in parts) or whole != each * cores * octets:
         raise SystemExit(f"not whole: {parts}")
     seconds = max(part.ended for part in parts) - min(part.began for part in parts)
-    blocks, most = whole / blksize, highest(window)
+    blocks, most = whole / blksize, highest(window, results)
     seen, computed = whole / seconds / 1e6, cores * whole / cpu / 1e6
     return {
         "seen_mb_per_s": seen,
@@ -131,9 +133,9 @@ def tftp(host: Host, blksize: int, window: int, count: int) -> dict[str, float]:
     }
 
 
-def highest(window: int) -> float:
+def highest(window: int, results: Path) -> float:
     """Return the most MB/s that any server was seen to send with windows like this; 0: none was measured."""
-    kept = json.loads(RESULTS.read_text())
+    kept = json.loads(results.read_text())
     return max(
         (
             figures["mb_per_s"]
@@ -148,6 +150,11 @@ def highest(window: int) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="figures of servers that these are set beside"
+    )
+    results = parser.parse_args().results
     namespace.enter()
     host = Host(f"{RELAY}/{PREFIX}", f"{SERVER}/{PREFIX}")
     found: dict[str, dict[str, float]] = {}
@@ -158,7 +165,7 @@ def main() -> None:
             subprocess.run(command, check=True)
         claim("bench0", MACHINES)
         for blksize, window in ((1408, 1), (1468, 4), (1468, 16), (1468, 44)):
-            found[f"TFTP, {blksize} x {window}"] = tftp(host, blksize, window, 100)
+            found[f"TFTP, {blksize} x {window}"] = tftp(host, blksize, window, 100, results)
     finally:
         host.close()
     for name, figures in found.items():
