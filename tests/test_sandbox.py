@@ -56,10 +56,32 @@ def test_no_operator_makes_a_huge_value(text: str) -> None:
         run(text, text="x")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ text | center(10 ** 9) }}",
+        "{{ text | indent(width=10 ** 9) }}",
+        "{{ [text] | batch(10 ** 9, text) | list }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '%*d' | format(10 ** 9, 1) }}",
+        "{{ text.ljust(10 ** 9) }}",
+        "{{ text.zfill(10 ** 9) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=10 ** 9) }}",
+    ],
+)
+def test_no_width_makes_a_huge_value(text: str) -> None:
+    with pytest.raises(OverrunError, match="makes a value of more than 65536 items by"):
+        run(text, text="x")
+
+
 def test_what_is_meant_goes_on() -> None:
     text = "{% for name in names if name != 'b' %}{{ loop.index }}={{ name * 2 }} {% endfor %}{{ 2 ** 10 }}"
     assert run(text, names=["a", "b", "c"]) == "1=aa 2=cc 1024"
     assert run("{{ '%05d %s' % (7, x) }} {{ 3 * 4 }} {{ 7 % 4 }}", x="y") == "00007 y 12 3"
+    assert run(
+        "{{ x | center(5) }}{{ '%03d' | format(7) }}{{ '{:>4}'.format(x) }}{{ (10 ** 9) | filesizeformat }}", x="y"
+    ) == ("  y  007   y1.0 GB")
     tree = {"n": 1, "below": [{"n": 2, "below": []}]}
     text = "{% for each in [tree] recursive %}{{ each.n }}({{ loop(each.below) }}){% endfor %}"
     assert run(text, tree=tree) == "1(2())"

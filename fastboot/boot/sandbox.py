@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, Final
 
 from jinja2 import BaseLoader, StrictUndefined, Template, nodes
@@ -18,8 +19,8 @@ MAX_OUTPUT: Final = 65_536
 """Characters of one text; what asks for it may have room for less."""
 MAX_ITEMS: Final = 65_536
 """Characters or items that one operator may make, and bits of a power."""
-WIDE: Final = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})")
-"""A width or precision of `%` that is a variable, or has five digits."""
+WIDE: Final = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*:[^{}]*\d{5}")
+"""A width or precision, of `%` or `format`, that has five digits, or by `%` is a variable."""
 
 
 class OverrunError(Exception):
@@ -41,7 +42,7 @@ class Sandbox(SandboxedEnvironment):
     """An environment without access to Python. `run` bounds a rendering; for one thread at a time.
 
     What takes time is noticed at each turn of a loop and at each call. What happens between two of them is one
-    operation of Python on values that are bounded themselves, but for widths given to `center` and its like.
+    operation of Python on values that are bounded themselves, and on widths and counts that are.
     """
 
     code_generator_class = _Paced
@@ -60,6 +61,7 @@ class Sandbox(SandboxedEnvironment):
             keep_trailing_newline=True,
         )
         self.filters.update(filters or {})
+        self.filters = {name: _bounded(function) for name, function in self.filters.items()}
         self._deadline: float | None = None
 
     def run(self, template: Template, context: Mapping[str, Any]) -> str:
@@ -86,12 +88,37 @@ class Sandbox(SandboxedEnvironment):
         if __self._deadline is not None and time.thread_time() > __self._deadline:
             most = f"{MAX_SECONDS * 1000:.0f} ms"
             raise OverrunError(f"takes more than {most} of processor time; look for loops in loops")
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox's own of str.format
+        text = getattr(method, "__self__", None)
+        if isinstance(text, str | bytes):
+            _check(method.__name__, text, *args, *kwargs.values())
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if _result_size(operator, left, right) > MAX_ITEMS:
             raise OverrunError(f"makes a value of more than {MAX_ITEMS} items or bits by {operator}")
         return super().call_binop(context, operator, left, right)
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that takes no huge width or count beside its value."""
+    first = int(hasattr(function, "jinja_pass_arg"))  # what comes before the value
+
+    @wraps(function)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        value, *others = args[first:]
+        _check(function.__name__.removeprefix("do_"), value, *others, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return bounded
+
+
+def _check(name: str, value: Any, *args: Any) -> None:
+    """Raise OverrunError where a text is to be made that wide, or something so many times."""
+    if any(isinstance(each, int) and abs(each) > MAX_ITEMS for each in args) or (
+        name == "format" and isinstance(value, str) and WIDE.search(value)
+    ):
+        raise OverrunError(f"makes a value of more than {MAX_ITEMS} items by {name}")
 
 
 def _result_size(operator: str, left: Any, right: Any) -> float:
