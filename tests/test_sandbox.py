@@ -67,6 +67,11 @@ def test_no_operator_makes_a_huge_value(text: str) -> None:
         "{{ text.ljust(10 ** 9) }}",
         "{{ text.zfill(10 ** 9) }}",
         "{{ '{:>999999999}'.format(1) }}",
+        "{{ [text] | slice(10 ** 9) | list }}",
+        "{{ ('x' * 60000) | replace('', 'y' * 60000) }}",
+        "{{ ('x' * 60000).replace('', 'y' * 60000) }}",
+        "{{ ('x' * 60000).translate({120: 'y' * 60000}) }}",
+        "{{ (['x'] * 60000) | join('y' * 60000) }}",
         "{{ '{:{w}}'.format(1, w=10 ** 9) }}",
     ],
 )

@@ -305,7 +305,7 @@ class Renderer:
         try:
             return self._sandbox.run(self._arguments[profile.name], context).strip()
         except Exception as error:  # a template may fail in any way its expressions can
-            fault = RenderError(f"profile {profile.name}: arguments: {error}")
+            fault = RenderError(f"profile {profile.name}: arguments: {str(error) or type(error).__name__}")
             if isinstance(error, OverrunError | RecursionError | MemoryError):
                 self._overran[profile.name] = fault
             raise fault from error

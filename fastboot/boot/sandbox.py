@@ -18,7 +18,9 @@ MAX_SECONDS: Final = 0.05
 MAX_OUTPUT: Final = 65_536
 """Characters of one text; what asks for it may have room for less."""
 MAX_ITEMS: Final = 65_536
-"""Characters or items that one operator may make, and bits of a power."""
+"""Characters or items that one operator may make, bits of a power, a width or count."""
+MAX_PRODUCT: Final = 1 << 20
+"""Characters that a text may become where another is put in at each of its characters: replace, join, indent."""
 WIDE: Final = re.compile(r"%[^a-zA-Z%]*(?:\*|\d{5})|\{[^{}]*:[^{}]*\d{5}")
 """A width or precision, of `%` or `format`, that has five digits, or by `%` is a variable."""
 
@@ -61,6 +63,7 @@ class Sandbox(SandboxedEnvironment):
             keep_trailing_newline=True,
         )
         self.filters.update(filters or {})
+        del self.globals["lipsum"]  # texts of any length, for web designers
         self.filters = {name: _bounded(function) for name, function in self.filters.items()}
         self._deadline: float | None = None
 
@@ -115,9 +118,13 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check(name: str, value: Any, *args: Any) -> None:
     """Raise OverrunError where a text is to be made that wide, or something so many times."""
-    if any(isinstance(each, int) and abs(each) > MAX_ITEMS for each in args) or (
-        name == "format" and isinstance(value, str) and WIDE.search(value)
-    ):
+    size = len(value) if isinstance(value, str | bytes | list | tuple) else 1
+    for each in (*args, *(item for table in args if isinstance(table, dict) for item in table.values())):
+        if (isinstance(each, int) and abs(each) > MAX_ITEMS) or (
+            isinstance(each, str) and size * len(each) > MAX_PRODUCT
+        ):
+            raise OverrunError(f"makes a value of more than {MAX_ITEMS} items by {name}")
+    if name == "format" and isinstance(value, str) and WIDE.search(value):
         raise OverrunError(f"makes a value of more than {MAX_ITEMS} items by {name}")
 
 

@@ -44,7 +44,8 @@ class ServerProcess:
         """Return when the server is ready. Raises LabError when it ends or takes too long instead."""
         self.state.mkdir(mode=0o700, exist_ok=True)
         with self.log.open("wb") as log:
-            self._process = await spawn([sys.executable, *self._words], stdout=log)
+            # -P: as root, nothing is imported from the directory that somebody happens to be in.
+            self._process = await spawn([sys.executable, "-P", *self._words], stdout=log)
         connector = aiohttp.UnixConnector(str(self.state / "control.sock"))
         self._session = aiohttp.ClientSession(
             "http://server", connector=connector, timeout=aiohttp.ClientTimeout()
