@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -511,6 +512,18 @@ def test_data_ports(files: Files) -> None:
                 assert client.peer is not None
                 seen.add(client.peer[1])
         assert seen == {first, first + 1, first + 2}
+
+
+def test_transfers_of_one_client_take_turns_at_four_data_sockets(files: Files) -> None:
+    with serving(files, threads=1) as server, server.client() as client:
+        ports = []
+        for _ in range(8):
+            assert client.fetch("size-513") == SMALL[:513]
+            assert client.peer is not None
+            ports.append(client.peer[1])
+    assert len(set(ports)) == 4
+    assert all(one != next_ for one, next_ in pairwise(ports))
+    assert server.port not in ports
 
 
 def test_threads_share_the_port_and_the_data_ports(files: Files) -> None:
