@@ -266,7 +266,7 @@ address = "10.88.0.7"
 def rehearse(file: Path, *words: str, prefix: tuple[str, ...] = ()) -> tuple[int, dict[str, Any]]:
     """From a directory with one that is called fastboot, as /opt is where the clone is there: it is no package."""
     need("ip", "tc", *prefix[:1])
-    (file.parent / "fastboot").mkdir()
+    (file.parent / "fastboot").mkdir(exist_ok=True)
     command = [*prefix, sys.executable, "-P", "-m", "fastboot", "rehearse", "-c", str(file), "--json"]
     done = subprocess.run(
         [*command, "--profile", "rocky", *words], cwd=file.parent, capture_output=True, text=True, timeout=100
