@@ -257,6 +257,7 @@ async def test_two_subnets_on_the_wire_behind_a_relay(tmp_path: Path) -> None:
             assert said.read_text() == f"{address} {router}\n"
 
 
+@pytest.mark.alone
 async def test_perfdhcp_as_a_relay_with_releases(tmp_path: Path) -> None:
     """A thousand machines behind one relay in two seconds, some of which release through it."""
     async with site(tmp_path, settings=PERF, network=routed()) as here:
@@ -274,7 +275,7 @@ async def test_perfdhcp_as_a_relay_with_releases(tmp_path: Path) -> None:
         output, _ = await asyncio.wait_for(process.communicate(), 30)
         sent = [int(count) for count in re.findall(r"sent packets: (\d+)", output.decode())]
         # Where the machine is busy it loses answers by itself, and asks nothing again.
-        assert sent[0] == 1000 and sent[1] > 500, output.decode()
+        assert sent[0] == 1000 and sent[1] > 900, output.decode()
         with suppress(TimeoutError):  # what it asked last is on its way, or to the disk, when it ends
             await until(lambda: [here.service.counters()[name] for name in ("offer", "ack")] == sent[:2])
         counters = here.service.counters()

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from functools import wraps
+from math import inf
 from typing import Any, Final
 
 from jinja2 import BaseLoader, StrictUndefined, Template, nodes
@@ -98,8 +99,7 @@ class Sandbox(SandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if _result_size(operator, left, right) > MAX_ITEMS:
-            raise OverrunError(f"makes a value of more than {MAX_ITEMS} items or bits by {operator}")
+        _bound(operator, _result_size(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
 
@@ -120,17 +120,22 @@ def _check(name: str, value: Any, *args: Any) -> None:
     """Raise OverrunError where a text is to be made that wide, or something so many times."""
     size = len(value) if isinstance(value, str | bytes | list | tuple) else 1
     for each in (*args, *(item for table in args if isinstance(table, dict) for item in table.values())):
-        if (isinstance(each, int) and abs(each) > MAX_ITEMS) or (
-            isinstance(each, str) and size * len(each) > MAX_PRODUCT
-        ):
-            raise OverrunError(f"makes a value of more than {MAX_ITEMS} items by {name}")
+        if isinstance(each, int):
+            _bound(name, abs(each))
+        elif isinstance(each, str):
+            _bound(name, size * len(each), MAX_PRODUCT)
     if name == "format" and isinstance(value, str) and WIDE.search(value):
-        raise OverrunError(f"makes a value of more than {MAX_ITEMS} items by {name}")
+        _bound(name, inf)
+
+
+def _bound(name: str, size: float, most: int = MAX_ITEMS) -> None:
+    if size > most:
+        raise OverrunError(f"makes a value of more than {most} items or bits by {name}")
 
 
 def _result_size(operator: str, left: Any, right: Any) -> float:
     if operator == "%":
-        return float("inf") if isinstance(left, str) and WIDE.search(left) else 0
+        return inf if isinstance(left, str) and WIDE.search(left) else 0
     if operator == "**":
         return left.bit_length() * right if isinstance(left, int) and isinstance(right, int) else 0
     for value, times in ((left, right), (right, left)):

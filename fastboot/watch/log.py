@@ -73,7 +73,8 @@ class Scribe(Executor):
         self._tasks.put((future, partial(task, *args, **settings)))
         return future
 
-    def __len__(self) -> int:
+    def waiting(self) -> int:
+        """Return how many tasks were not begun."""
         return self._tasks.qsize()
 
     def _work(self) -> None:
@@ -119,7 +120,7 @@ class EventLog:
 
     def write_aside(self, event: Event) -> None:
         """Have one line written by the thread that writes all; lose it where a thousand wait."""
-        if len(self._scribe) < AHEAD:
+        if self._scribe.waiting() < AHEAD:
             self._scribe.submit(self.write, [event])
 
     def write_some(self, batches: Iterable[Batch], *, end: bool = False) -> None:
