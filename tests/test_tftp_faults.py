@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from labkit import FASTBOOT, Lab, Serve, wait_for
-from tftpkit import HOST, OACK, Client, TftpError, ack, error, number_of, op_of, rrq
+from tftpkit import DATA, HOST, OACK, Client, TftpError, ack, error, number_of, op_of, rrq
 
 from fastboot.services.control_client import ControlClient
 from fastboot.services.links import IP_PKTINFO
@@ -284,6 +284,7 @@ class Crowd:
         self.server = server
         self.sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(sockets)]
         self.peers: dict[tuple[int, int], tuple[str, int]] = {}
+        self.blocks: dict[tuple[int, int], int] = {}
         for each in self.sockets:
             each.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
             each.settimeout(30)
@@ -298,6 +299,14 @@ class Crowd:
         to = self.peers.get((number, at), self.server)
         self.sockets[at].sendmsg([packet], [(socket.IPPROTO_IP, IP_PKTINFO, own)], 0, to)
 
+    def wait_for(self, block: int, number: int, at: int) -> None:
+        """Wait until a machine has a block, whoever else's come meanwhile."""
+        while self.blocks.get((number, at), 0) < block:
+            packet, (control, *_), _, _ = self.sockets[at].recvmsg(2048, 64)
+            to = socket.ntohl(struct.unpack("=iII", control[2])[2]) - 0x7F010000
+            if op_of(packet) == DATA:
+                self.blocks[to, at] = max(number_of(packet), self.blocks.get((to, at), 0))
+
     def open(self, numbers: range) -> None:
         """Begin a transfer at every address and socket, and be heard of."""
         for number in numbers:
@@ -310,6 +319,29 @@ class Crowd:
                     if op_of(packet) == OACK:
                         self.peers[socket.ntohl(to) - 0x7F010000, at] = peer
                 self.send(number, at, ack(0))
+
+
+def test_one_call_sends_what_is_due_to_all_who_acknowledged(lab: Lab, serve: Serve) -> None:
+    put(lab, "fast", FAST)
+    lab.edit("[tftp]", "[tftp]\nthreads = 1")
+    process = serve()
+    crowd = Crowd(12, (HOST, lab.tftp))
+    try:
+        crowd.open(range(1, 5))
+        before = tftp_counters(lab)
+        for block in range(1, 9):
+            for number, at in crowd.peers:
+                crowd.wait_for(block, number, at)
+            process.send_signal(signal.SIGSTOP)  # so that all of them wait to be read at once
+            for number, at in crowd.peers:
+                crowd.send(number, at, ack(block))
+            process.send_signal(signal.SIGCONT)
+        after = tftp_counters(lab)
+    finally:
+        crowd.close()
+    blocks, batches = (after[name] - before[name] for name in ("blocks", "batches"))
+    assert blocks >= 7 * 48
+    assert blocks / batches > 6, "48 clients on four sockets"
 
 
 @pytest.mark.long
