@@ -72,7 +72,8 @@ class Profile:
     those recognised in the media come first, and what its installer is told; `initrd` and `arguments` follow.
     `installs` is False for live, diskless and rescue systems: these boot at every power-on; a profile
     that installs boots only on a machine that was armed. `transport` is how the installer fetches its media; None:
-    by FTP where it can and there is FTP, else by HTTP.
+    by FTP where it can and there is FTP, else by HTTP. `answers` is the template of what its installer asks for
+    before it writes to the disk; without one, its boot configuration is the last that we know of.
     """
 
     name: str
@@ -82,6 +83,36 @@ class Profile:
     media: str | None = None
     transport: Literal["ftp", "http"] | None = None
     installs: bool = True
+    answers: str | None = None
+
+
+class InstallState(StrEnum):
+    """How far the installation of a machine is.
+
+    ARMED: it may install, once. INSTALLING: what makes an installer write to the disk may have left us.
+    """
+
+    ARMED = "armed"
+    INSTALLING = "installing"
+    INSTALLED = "installed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """One arming of a node, and what became of it; a node without one was never armed, or was disarmed.
+
+    `profile` counts for the node, instead of its own, while it is armed or installing. `token` is a secret of 32
+    hex digits, new for each arming: whoever knows it is taken for the node's installer. `since` is when `state`
+    last changed, in seconds since the epoch. `text` is what the installer said, or why.
+    """
+
+    node: str
+    profile: str
+    state: InstallState
+    token: str = field(repr=False)
+    since: float
+    text: str = ""
 
 
 class Stage(StrEnum):

@@ -363,7 +363,7 @@ def test_a_sector_that_can_not_be_read(half: Crashed, monkeypatch: pytest.Monkey
     real, failed = os.pread, []
 
     def pread(fd: int, size: int, at: int) -> bytes:
-        if size == 4096 and at == 12288:
+        if size == 4096 and at == 16384:
             failed.append(at)
             raise OSError(5, "Input/output error")
         return real(fd, size, at)

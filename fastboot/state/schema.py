@@ -43,6 +43,12 @@ MIGRATIONS: Final = (
         FROM old;
     DROP TABLE old;
     """,
+    """
+    CREATE TABLE install (
+        node INTEGER PRIMARY KEY,
+        row TEXT NOT NULL
+    );
+    """,
 )
 """The statements that lead from each numbered schema to the next; PRAGMA user_version counts them."""
 
@@ -53,6 +59,11 @@ KEEP_LEASES: Final = """
     ON CONFLICT (address) DO UPDATE SET row = excluded.row
 """
 """Keeps the rows that `Responder.batch` writes."""
+KEEP_INSTALLS: Final = """
+    INSERT INTO install (node, row) SELECT CAST(key AS INTEGER), value FROM json_each(?) WHERE true
+    ON CONFLICT (node) DO UPDATE SET row = excluded.row
+"""
+"""Keeps the rows that `install_rows.texts` writes."""
 BATCH: Final = "CAST(row AS INTEGER)"
 """The first word of a row; a number ends where something else begins."""
 BOOT: Final = "CAST(substr(row, instr(row, ' ') + 1) AS INTEGER)"
@@ -88,6 +99,12 @@ def last_batch(connection: sqlite3.Connection) -> int:
     """Return the number of the last batch of leases, or of the last before the last start."""
     rows, starts = f"SELECT ifnull(max({BATCH}), 0) FROM lease", "SELECT ifnull(max(batch), 0) FROM boot"  # noqa: S608
     last: int = connection.execute(f"SELECT max(({rows}), ({starts}))").fetchone()[0]
+    return last
+
+
+def last_install(connection: sqlite3.Connection) -> int:
+    """Return the number of the last commit of installs."""
+    last: int = connection.execute(f"SELECT ifnull(max({BATCH}), 0) FROM install").fetchone()[0]  # noqa: S608
     return last
 
 

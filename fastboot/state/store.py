@@ -14,8 +14,8 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -23,7 +23,9 @@ from pathlib import Path
 import structlog
 
 from fastboot.model import FastbootError, Lease
+from fastboot.state import install_rows
 from fastboot.state.clock import Clock
+from fastboot.state.install_rows import StoredInstall
 from fastboot.state.recovery import recover
 from fastboot.state.rows import (
     MILLISECOND,
@@ -35,14 +37,23 @@ from fastboot.state.rows import (
     stored_row,
     texts,
 )
-from fastboot.state.schema import BOOT, KEEP_LEASES, MIGRATIONS, connect, version_of
+from fastboot.state.schema import (
+    BOOT,
+    KEEP_INSTALLS,
+    KEEP_LEASES,
+    MIGRATIONS,
+    connect,
+    last_install,
+    version_of,
+)
 
 log = structlog.get_logger(component="store")
 
 FILE = "fastboot.sqlite"
 COMMITTED = "fastboot.committed"
-"""Holds the number of the last confirmed commit, for what SQLite can not tell: that it has lost one. Not synced,
-so after a power failure it may be behind, never ahead."""
+"""Holds the numbers of the last confirmed commits of leases and of installs, for what SQLite can not tell: that it
+has lost one. That of leases is not synced, so after a power failure it may be behind, never ahead."""
+NUMBER = b"%020d\n"
 CHECKPOINT_EVERY = 256
 """Commits between checkpoints."""
 LOG_PAGES = 4096
@@ -61,7 +72,8 @@ Done = Callable[[Exception | None], None]
 class Store:
     """The store of one state directory, whose lock the caller holds.
 
-    `damage` has a line for each thing that was wrong with it, `last` is the number of the last batch before.
+    `damage` has a line for each thing that was wrong with it, `last` is the number of the last batch before,
+    `last_install` of the last commit of installs.
     """
 
     def __init__(self, state: Path, clock: Clock | None = None) -> None:
@@ -79,13 +91,15 @@ class Store:
         with _named(self._path):
             self._committed = os.open(state / COMMITTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
-                self.last, self.damage = recover(self._path, _number(os.pread(self._committed, 32, 0)))
+                self.last, self.damage = recover(self._path, self._noted(0))
                 self._writer = connect(self._path)
+                self.last_install = max(self._noted(1), last_install(self._writer))
                 self._checkpointer = connect(self._path)
             except BaseException:
                 os.close(self._committed)
                 raise
             self._note(self.last)
+            self._note(self.last_install, 1)
             os.fsync(self._committed)  # its place, so that later numbers need no more room
         try:
             move_leases(self._writer, self.clock)
@@ -103,7 +117,12 @@ class Store:
 
     def keep_leases(self, batch: int, rows: str, done: Done) -> None:
         """Commit what `Responder.batch` gave; then call `done` with None, or with why it is not on disk."""
-        self._jobs.put(partial(self._execute, KEEP_LEASES, rows, done, batch))
+        self._jobs.put(partial(self._execute, KEEP_LEASES, rows, done, partial(self._note, batch)))
+
+    def keep_installs(self, serial: int, rows: Iterable[StoredInstall], done: Done) -> None:
+        """Commit what became of nodes, as commit `serial`; then call `done` as `keep_leases` does."""
+        noted = partial(self._note, serial, 1, sync=True)
+        self._jobs.put(partial(self._execute, KEEP_INSTALLS, install_rows.texts(rows), done, noted))
 
     def write_leases(self, rows: Iterable[LeaseRow]) -> None:
         """Commit leases at once, where no server runs. Raises FastbootError."""
@@ -130,6 +149,11 @@ class Store:
         """Return every lease that makes sense; those that do not are logged and skipped."""
         return read_rows(self._path, self.clock)
 
+    def installs(self) -> list[StoredInstall]:
+        """Return what is known of every node that was ever armed; rows that make no sense are logged and
+        skipped."""
+        return read_installs(self._path)
+
     def leases(self) -> list[Lease]:
         """Return what is bound or declined now. For when no server runs: a running one knows better."""
         return read_leases(self._path.parent, self.clock)
@@ -149,11 +173,11 @@ class Store:
                 self._look()
         self._checkpoints.put(False)
 
-    def _execute(self, statement: str, argument: str, done: Done, batch: int) -> None:
+    def _execute(self, statement: str, argument: str, done: Done, note: Callable[[], None]) -> None:
         fault: Exception | None = None
         try:
             self._writer.execute(statement, (argument,))
-            self._note(batch)
+            note()
         except Exception as error:  # whatever it is: no acknowledgement, and the thread goes on
             fault = error
         assert self._loop is not None
@@ -170,9 +194,16 @@ class Store:
         with suppress(sqlite3.Error):  # the next one is told
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
-    def _note(self, batch: int) -> None:
+    def _note(self, number: int, place: int = 0, *, sync: bool = False) -> None:
         with suppress(OSError):  # it only helps to notice damage
-            os.pwrite(self._committed, b"%020d\n" % batch, 0)
+            os.pwrite(self._committed, NUMBER % number, place * len(NUMBER % 0))
+            if sync:  # a lost install is noticed after any power failure: a machine must not install twice for it
+                os.fdatasync(self._committed)
+
+    def _noted(self, place: int) -> int:
+        size = len(NUMBER % 0)
+        octets = os.pread(self._committed, size, place * size).strip()
+        return int(octets) if octets.isdigit() else 0
 
     def _look(self) -> None:
         """See whether the wall clock was set, and keep what bridges from this start of the machine to the next."""
@@ -231,16 +262,34 @@ def move_leases(file: sqlite3.Connection, clock: Clock) -> None:
 def read_rows(path: Path, clock: Clock) -> list[LeaseRow]:
     """Return the leases of a store file, read-only; those that make no sense are logged and skipped. Raises
     FastbootError where it is no store of this fastboot."""
-    with (
-        _named(path),
-        closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as file,
-    ):
+    with _reading(path) as file:
+        rows, zeros = _stored(file)
+    return [on_clock(row, clock, zeros) for row in rows]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with _named(path), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as file:
         if version_of(file, path) < len(MIGRATIONS):
             raise FastbootError(
                 f"{path} is of an older fastboot; the next start of the server leads it to this one"
             )
-        rows, zeros = _stored(file)
-    return [on_clock(row, clock, zeros) for row in rows]
+        yield file
+
+
+def read_installs(path: Path) -> list[StoredInstall]:
+    """Return the installs of a store file, read-only, as `Store.installs` does. Raises FastbootError."""
+    with _reading(path) as file:
+        file.text_factory = bytes
+        found = file.execute("SELECT row FROM install").fetchall()
+    rows = []
+    for (text,) in found:
+        try:
+            rows.append(install_rows.parse(text))
+        except ValueError as error:
+            log.warning("store.bad_row", text=str(error))  # a row has a secret in it
+    return rows
 
 
 def _stored(file: sqlite3.Connection, but: int | None = None) -> tuple[list[StoredRow], dict[int, int]]:
@@ -278,10 +327,6 @@ def read_leases(state: Path, clock: Clock | None = None) -> list[Lease]:
         for row in sorted(read_rows(state / FILE, clock), key=lambda row: row.address)
         if row.state != "released" and (row.expires is None or row.expires > now)
     ]  # fmt: skip
-
-
-def _number(octets: bytes) -> int:
-    return int(octets) if octets.strip().isdigit() else 0
 
 
 class _named:
