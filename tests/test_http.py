@@ -189,6 +189,9 @@ def test_http_1_0(server: Running) -> None:
         ("bytes=-99999999", 0, len(BIG)),
         (f"bytes={len(BIG) - 1}-", len(BIG) - 1, len(BIG)),
         ("bytes=5-99999999", 5, len(BIG)),
+        (f"bytes=5-{'9' * 30}", 5, len(BIG)),
+        (f"bytes=-{'9' * 5000}", 0, len(BIG)),
+        (f"bytes={'0' * 30}7-{'0' * 5000}9", 7, 10),
         ("bytes= 7 - 9 ", 7, 10),
         ("bytes=0-9,5-20", 0, 21),
         ("bytes=50-60,0-9", 0, 61),  # nearer to each other than a part's header is long
@@ -201,7 +204,9 @@ def test_one_range(client: Client, range_: str, start: int, end: int) -> None:
     assert answer.body == BIG[start:end]
 
 
-@pytest.mark.parametrize("range_", ["bytes=3000001-", "bytes=9999999-99999999", "bytes=-0"])
+@pytest.mark.parametrize(
+    "range_", ["bytes=3000001-", "bytes=9999999-99999999", "bytes=-0", f"bytes={'9' * 5000}-"]
+)
 def test_a_range_of_nothing(client: Client, range_: str) -> None:
     answer = client.get("/big", f"Range: {range_}")
     assert answer.status == 416
@@ -220,7 +225,6 @@ def test_a_range_of_nothing(client: Client, range_: str) -> None:
         "bytes=1-2;3",
         "bytes=\u0661-\u0662".encode().decode("latin-1"),  # digits of Unicode, but none of HTTP
         "bytes=" + "0-1," * 300,
-        "bytes=" + "9" * 30 + "-",
     ],
 )
 def test_a_range_without_sense_gets_the_whole(client: Client, range_: str) -> None:
