@@ -35,10 +35,11 @@ if TYPE_CHECKING:
         Stage,
         Verdict,
     )
-    from fastboot.server import Server, Sockets, open_sockets
+    from fastboot.server import Server
     from fastboot.services.control_client import ControlClient, ControlError, NeedsRestart, NotRunning
     from fastboot.services.dhcp_decisions import Decide
     from fastboot.services.namespace import Resolve
+    from fastboot.sockets import Sockets, open_sockets
 
 __version__ = "0.1.0"
 __all__ = [
@@ -81,8 +82,8 @@ _HOMES = {
     "load": "config",
     "Decide": "services.dhcp_decisions",
     "Server": "server",
-    "Sockets": "server",
-    "open_sockets": "server",
+    "Sockets": "sockets",
+    "open_sockets": "sockets",
     "ControlClient": "services.control_client",
     "ControlError": "services.control_client",
     "NeedsRestart": "services.control_client",

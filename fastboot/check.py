@@ -26,11 +26,11 @@ from fastboot.config import Config, Dhcp, Subnet
 from fastboot.config.options import CLASSLESS_ROUTES, has_default_route
 from fastboot.model import ConfigError, FastbootError
 from fastboot.privileges import library_faults, write_fault
-from fastboot.server import Sockets, open_sockets, refuse_idle
 from fastboot.services.control_client import ControlClient, NotRunning
 from fastboot.services.descriptors import shortage
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
+from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.world import World
 
 SMALL_PACKET = 768

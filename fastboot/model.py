@@ -207,13 +207,15 @@ Verdict = Plan | Ignore | None
 class Client:
     """Who asks for a file: its address, the address of ours that it asked, and by which protocol.
 
-    `mac` is known where the DHCP service of this process gave the address.
+    `mac` is known where the DHCP service of this process gave the address. `peeks`: it gets no byte of the file,
+    only what there is to know about it (HEAD, SIZE).
     """
 
     address: IPv4Address
     server: IPv4Address
     protocol: Literal["tftp", "ftp", "http"]
     mac: str | None = None
+    peeks: bool = False
 
 
 class Reason(StrEnum):

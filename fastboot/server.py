@@ -10,15 +10,15 @@ import asyncio
 import inspect
 import os
 import resource
-import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from ipaddress import IPv4Address
 from typing import Protocol
 
 from fastboot import __version__
 from fastboot.boot.catalog import Catalog
+from fastboot.boot.gate import Gate
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.policy import Told
 from fastboot.boot.program import Programs
@@ -28,10 +28,12 @@ from fastboot.config import Dhcp as DhcpSettings
 from fastboot.config.changes import changed_keys, needing_restart
 from fastboot.model import (
     BootRequest,
-    ConfigError,
     Event,
     FastbootError,
+    Install,
     Node,
+    Plan,
+    Scope,
     Transfer,
     Verdict,
 )
@@ -42,69 +44,18 @@ from fastboot.services.descriptors import Descriptors, shortage
 from fastboot.services.dhcp_decisions import Decide
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
-from fastboot.services.links import Link, find_links
 from fastboot.services.namespace import Namespace, Resolve
 from fastboot.services.pump import Pump, start_pump
+from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
+from fastboot.state.nodes import Installs, profiles_to_arm
 from fastboot.state.store import Store
 from fastboot.watch.events import Hub, Subscription
 from fastboot.world import World, http_url
 
 MEDIA_LOOK = 2.0
 """Seconds between two looks at whether the image of a medium was replaced."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sockets:
-    """Every socket that needs privileges, bound, and the interfaces that they are for."""
-
-    links: tuple[Link, ...]
-    tftp: tuple[tftp.Sockets, ...] = ()
-    ftp: tuple[socket.socket, ...] = ()
-    http: tuple[socket.socket, ...] = ()
-    dhcp: dhcp.Sockets | None = None
-    proxy: proxy.Sockets | None = None
-
-    def close(self) -> None:
-        """Close them. For sockets that no server took over; a second time does nothing."""
-        for engine in self.tftp:
-            engine.close()
-        for each in (*self.ftp, *self.http):
-            each.close()
-        for service in (self.dhcp, self.proxy):
-            if service:
-                service.close()
-
-
-def refuse_idle(config: Config) -> None:
-    """Raise ConfigError where no service is configured."""
-    if not (config.dhcp or config.tftp or config.ftp or config.http):
-        raise ConfigError("nothing would run: there is no table dhcp, tftp, ftp or http; add [tftp], for example")
-
-
-def open_sockets(config: Config) -> Sockets:
-    """Bind what the configuration needs, so that the caller can drop its privileges before it starts a Server.
-
-    Raises ConfigError for an interface that can not be used, FastbootError for a port that is taken or forbidden.
-    """
-    links = find_links(config.interface)
-    sockets = Sockets(links)
-    try:
-        if config.tftp:
-            sockets = replace(sockets, tftp=tftp.open_sockets(config.tftp))
-        if config.ftp:
-            sockets = replace(sockets, ftp=tuple(ftp.open_sockets(config.ftp, links)))
-        if config.http:
-            sockets = replace(sockets, http=tuple(http.open_sockets(config.http, links)))
-        if config.dhcp and config.dhcp.mode == "proxy":
-            sockets = replace(sockets, proxy=proxy.open_sockets(links))
-        elif config.dhcp:
-            sockets = replace(sockets, dhcp=dhcp.open_sockets(links))
-    except FastbootError:
-        sockets.close()
-        raise
-    return sockets
 
 
 class Service(Protocol):
@@ -155,6 +106,9 @@ class Server:
         self._programs = Programs()
         self._told = Told()
         self._hub = Hub()
+        self._installs = Installs(self._emit, self.forget)
+        self._gate = Gate(self._installs, self._emit)
+        self._dhcp: Dhcp | None = None
         self._world = self._old = self._world_of(config)
         self._files = Namespace(resolve, lambda: self._world.catalog)
         self._sockets = sockets or open_sockets(config)
@@ -162,7 +116,6 @@ class Server:
         self._tftp: tftp.TftpService | None = None
         self._ftp: ftp.FtpService | None = None
         self._http: http.HttpService | None = None
-        self._dhcp: Dhcp | None = None
         self._store: Store | None = None
         self._pump: Pump | None = None
         self._control: ControlService | None = None
@@ -264,6 +217,7 @@ class Server:
         if self._pump:
             self._pump.close()
         if self._store:
+            await self._installs.settle()
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
         for world in {self._world, self._old}:
@@ -344,6 +298,10 @@ class Server:
             ],
             "quirks": self._world.catalog.quirks,
             "not_rendered": self._world.renderer.failed,
+            "installs": {
+                **self._installs.counts(self._world.by_name),
+                "begin_failed": self._gate.failed,
+            },
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 
@@ -356,8 +314,8 @@ class Server:
         )
 
     def nodes(self) -> list[dict[str, object]]:
-        """Return the machines that the configuration names."""
-        return [node_facts(node) for node in self._world.nodes]
+        """Return the machines that the configuration names, and how far their installation is."""
+        return [node_facts(node, self._installs.of(node.name)) for node in self._world.nodes]
 
     def media(self) -> list[dict[str, object]]:
         """Return the media and what was recognised in them."""
@@ -376,6 +334,26 @@ class Server:
             raise FastbootError("this server gives no addresses")
         return await self._dhcp.adopt(found)
 
+    async def arm(self, names: Iterable[str], profile: str | None = None) -> list[Install]:
+        """Let nodes install once: this profile or, where it is None, that of each; all of them or none.
+
+        What machines are told follows before this returns. Raises FastbootError: for a node that there is not, is
+        being installed, or has no profile that installs; or where it can not be written.
+        """
+        return await self._installs.arm(profiles_to_arm(self._named(names), self._world.profiles, profile))
+
+    async def disarm(self, names: Iterable[str]) -> list[Install]:
+        """Forget the installs of nodes, whatever their state; return those that there were. Raises FastbootError
+        for a node that there is not, or where it can not be written."""
+        return await self._installs.disarm([node.name for node in self._named(names)])
+
+    def _named(self, names: Iterable[str]) -> list[Node]:
+        names, known = tuple(dict.fromkeys(names)), self._world.by_name
+        if unknown := [name for name in names if name not in known]:
+            there = "this server's configuration; a file that was changed since counts after fastboot reload"
+            raise FastbootError(f"there is no node {', '.join(unknown)} in {there}")
+        return [known[name] for name in names]
+
     def forget(self) -> None:
         """Ask `decide` again about every machine: for a program whose answers have changed."""
         if self._dhcp:
@@ -388,6 +366,11 @@ class Server:
 
     def _build(self) -> None:
         config, sockets = self._config, self._sockets
+        self._store = Store(config.state)
+        self._installs.load(self._store)
+        if not config.dhcp or config.dhcp.mode == "proxy":  # else the leases tell of it
+            for text in self._store.damage:
+                self._tell("store.damaged", text=text)
         if config.tftp:
             self._tftp = self._services["tftp"] = tftp.TftpService(
                 config.tftp,
@@ -434,14 +417,14 @@ class Server:
                 settings, sockets.links, nodes, self.decide, self._emit, sockets.proxy,
                 fetched_here=bool(self._config.tftp or self._config.http),
             )  # fmt: skip
-        self._store = Store(self._config.state)
+        assert self._store
         return dhcp.DhcpService(
             settings, sockets.links, nodes, self._store, self.decide, self._emit, sockets.dhcp,
             emit_all=self._hub.emit_all,
         )  # fmt: skip
 
     def _world_of(self, config: Config) -> World:
-        return World(config, self._node_behind, self._indexer, self._programs, self._told, self._hub.emit)
+        return World(config, self._node_behind, self._indexer, self._programs, self._told, self._emit, self._gate)
 
     async def _watch_media(self) -> None:
         while True:
@@ -459,6 +442,9 @@ class Server:
 
     def decide(self, request: BootRequest) -> Verdict | Awaitable[Verdict]:
         """Say what a machine boots."""
+        if request.node:
+            self._gate.asked(request)
+            request = replace(request, node=self._gate.effective(request.node))
         verdict = self._decide(request) if self._decide else None
         if inspect.isawaitable(verdict):
             return self._decide_later(verdict, request)
@@ -468,7 +454,10 @@ class Server:
         return self._settle(await verdict, request)
 
     def _settle(self, verdict: Verdict, request: BootRequest) -> Verdict:
-        return self._told.keep(request, self._world.policy.decide(request) if verdict is None else verdict)
+        verdict = self._world.policy.decide(request) if verdict is None else verdict
+        if isinstance(verdict, Plan) and request.node and self._gate.is_open(request.node):
+            verdict = replace(verdict, scope=Scope.ONCE)  # that its firmware asks again must be seen
+        return self._told.keep(request, verdict)
 
     def _mac_of(self, address: IPv4Address) -> str | None:
         return self._dhcp.mac_of(address) if self._dhcp else None
@@ -481,6 +470,8 @@ class Server:
         if event.node is None and event.mac is not None:
             node = self._world.known.find(event.mac) or self._node_behind(event.mac)
             event = replace(event, node=node.name) if node else event
+        elif event.mac is None and (node := self._world.by_name.get(event.node or "")) and node.macs:
+            event = replace(event, mac=node.macs[0])
         self._hub.emit(event)
 
     def _tell(self, kind: str, **details: object) -> None:

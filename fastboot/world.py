@@ -9,6 +9,7 @@ from fastboot._core import Source
 from fastboot.boot.catalog import Catalog, refuse_secrets
 from fastboot.boot.chain import Chains
 from fastboot.boot.firmware import SERVER
+from fastboot.boot.gate import Gate
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.loaders import find_loaders
 from fastboot.boot.policy import Policy
@@ -31,25 +32,36 @@ class World:
         programs: Programs | None = None,
         told: Mapping[str, Transport] | None = None,
         emit: Callable[[Event], None] = lambda event: None,
+        gate: Gate | None = None,
     ) -> None:
         """`node_of` tells whose a MAC is that no node names. `indexer` reads images; without one, nothing that it
         finds is kept. `programs` knows boot programs that were looked at before. `told` has the transports that
-        plans gave to machines, by MAC. `emit` is told of what can not be rendered. Raises ConfigError."""
+        plans gave to machines, by MAC. `emit` is told of what can not be rendered. `gate` knows who is armed.
+        Raises ConfigError."""
         refuse_secrets(config)
         self.nodes = config.all_nodes()
         self.known = NodeIndex(self.nodes)
+        self.by_name = {node.name: node for node in self.nodes}
         self._programs = programs or Programs()
         url, proxy = http_url(config), config.dhcp is not None and config.dhcp.mode == "proxy"
         self.loaders = find_loaders(config.boot.loaders, http=url, proxy=proxy, programs=self._programs)
         self.chains = Chains(self.program, url is not None, proxy)
-        profiles = [profile.profile() for profile in config.profiles]
+        self.profiles = profiles = [profile.profile() for profile in config.profiles]
         tables = {"ftp": config.ftp, "http": config.http}
         ports = {scheme: table.port for scheme, table in tables.items() if table}
         self._told, self._transport = {} if told is None else told, config.boot.transport
         self.renderer = Renderer(
-            self.nodes, profiles, config.boot.unknown, ports, node_of, self._medium, self._transport_of, emit
+            self.nodes,
+            profiles,
+            config.boot.unknown,
+            ports,
+            node_of,
+            self._medium,
+            self._transport_of,
+            emit,
+            gate,
         )
-        self.profiles = {profile.name: profile.media for profile in profiles}
+        self._media = {profile.name: profile.media for profile in profiles}
         self.shims = Shims(self.chains, self.program, self.renderer.kernels, self._carriers, url)
         self.policy = Policy(config, self.nodes, self.loaders, self.chains, url, self.shims)
         self.indexer = indexer or Indexer(config.state / "media", keep=False)
@@ -88,7 +100,7 @@ class World:
 
     def _carriers(self, profile: str | None) -> list[str]:
         """Return the media with boot programs, that of the profile first."""
-        own = self.profiles.get(profile or "")
+        own = self._media.get(profile or "")
         return sorted((medium.name for medium in self.shelf if medium.loaders), key=lambda name: name != own)
 
     def program(self, path: str) -> Program | None:

@@ -18,9 +18,10 @@ from lankit import Host, Lan, Listener, dnsmasq, lan
 from fastboot._core import DhcpMessage, parse_dhcp
 from fastboot.config import Config, Dhcp
 from fastboot.model import Event, FastbootError, Plan
-from fastboot.server import Server, open_sockets
+from fastboot.server import Server
 from fastboot.services import proxy
 from fastboot.services.neighbours import Neighbours, open_neighbours
+from fastboot.sockets import open_sockets
 
 US = "10.77.0.2"
 BIOS = ((60, b"PXEClient:Arch:00000:UNDI:002001"), (93, b"\0\0"), (94, b"\1\2\1"), (97, bytes(17)))

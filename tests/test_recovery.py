@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from test_store import TestClock, keep, row
 
-from fastboot.model import FastbootError
+from fastboot.model import FastbootError, Install, InstallState
 from fastboot.state import recovery
 from fastboot.state import store as store_module
+from fastboot.state.install_rows import StoredInstall
 from fastboot.state.pages import FRAME_HEAD, WAL_HEAD, Wal, records
 from fastboot.state.rows import StoredRow
 from fastboot.state.store import COMMITTED, FILE, Store
@@ -502,3 +503,146 @@ def test_no_log_and_half_a_log(tmp_path: Path) -> None:
     for head in (b"", b"x" * 20, struct.pack(">IIIIIIII", *range(8)), bytes(WAL_HEAD) + bytes(100)):
         path.write_bytes(head)
         assert Wal(path).frames == []
+
+
+# ---- installs
+
+
+def kept_install(node: str, state: InstallState = InstallState.ARMED, serial: int = 1) -> StoredInstall:
+    return StoredInstall(serial, node, Install(node, "rocky", state, f"{serial:032x}", 1e9, ""))
+
+
+def make_installs(tmp_path: Path, commits: list[list[StoredInstall]], *, checkpoint_after: int = 0) -> Path:
+    """Commit installs, a lease before each; return the files as they lie while the server runs."""
+    live, whole = tmp_path / "live", tmp_path / "whole"
+    live.mkdir()
+
+    async def run() -> None:
+        store = Store(live, TestClock())
+        store.start()
+        for number, rows in enumerate(commits, 1):
+            assert await keep(store, lease_number(number), batch=number) is None
+            done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+            store.keep_installs(number, [row._replace(serial=number) for row in rows], done.set_result)
+            assert await done is None
+            if number == checkpoint_after:
+                store._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        shutil.copytree(live, whole)
+        store.close()
+
+    asyncio.run(run())
+    return whole
+
+
+def installs_of(state: Path) -> tuple[dict[str, str | None], list[str], list[str]]:
+    """Start on a state directory; return the state of each node, the damage, and who was disarmed."""
+    with closing(Store(state, TestClock())) as store:
+        found = {row.node: row.install and row.install.state.value for row in store.installs()}
+        damage, disarmed = list(store.damage), [row.node for row in store.disarmed]
+        last = store.last_install
+    with closing(Store(state, TestClock())) as store:
+        assert (store.damage, store.disarmed) == ([], []), "it is told once"
+        assert {row.node: row.install and row.install.state.value for row in store.installs()} == found
+        assert store.last_install >= last
+    return found, damage, disarmed
+
+
+BEGUN, DONE = InstallState.INSTALLING, InstallState.INSTALLED
+COMMITS = [
+    [kept_install("a"), kept_install("b"), kept_install("c")],
+    [kept_install("d", DONE)],
+    [kept_install("b", BEGUN)],
+]
+
+
+def test_a_whole_store_disarms_nobody(tmp_path: Path) -> None:
+    state = make_installs(tmp_path, COMMITS)
+    assert installs_of(state) == ({"a": "armed", "b": "installing", "c": "armed", "d": "installed"}, [], [])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_after", "least"), [(0, 60), (2, 10)]
+)  # of an old log, only the new part counts
+def test_no_bit_of_the_log_brings_an_arming_back(tmp_path: Path, checkpoint_after: int, least: int) -> None:
+    """`b` is being installed: whatever bit is wrong, it is never armed again, and where it is lost all are not."""
+    state = make_installs(tmp_path, COMMITS, checkpoint_after=checkpoint_after)
+    size, chance, damaged = (state / WAL).stat().st_size, random.Random(8), 0
+    for at in range(60):
+        copy = tmp_path / f"copy{at}"
+        shutil.copytree(state, copy)
+        flip(copy / WAL, chance.randrange(size), chance.randrange(8))
+        found, damage, disarmed = installs_of(copy)
+        assert found.get("b") in (None, "installing")
+        assert ("armed" in found.values()) is not bool(damage), "armed only where nothing is wrong"
+        assert {*disarmed} == {name for name, state in found.items() if state is None}
+        damaged += bool(damage)
+    assert damaged >= least
+
+
+def test_the_last_commit_of_installs_is_missed_when_the_log_is_gone(tmp_path: Path) -> None:
+    state = make_installs(tmp_path, COMMITS, checkpoint_after=2)
+    (state / WAL).unlink()
+    numbers = (state / COMMITTED).read_bytes()
+    (state / COMMITTED).write_bytes(b"%020d\n" % 2 + numbers[21:])  # only installs are missing
+    found, damage, disarmed = installs_of(state)
+    assert found == {"a": None, "b": None, "c": None, "d": "installed"}
+    assert damage == [
+        "fastboot.sqlite ends with commit 2 of installs, but commit 3 was confirmed: installs are missing"
+    ]
+    assert sorted(disarmed) == ["a", "b", "c"]
+
+
+def test_where_the_numbers_are_gone_too_nobody_stays_armed(tmp_path: Path) -> None:
+    state = make_installs(tmp_path, COMMITS, checkpoint_after=2)
+    (state / WAL).unlink()
+    (state / COMMITTED).unlink()
+    found, damage, _ = installs_of(state)
+    assert found == {"a": None, "b": None, "c": None, "d": "installed"}
+    assert len(damage) == 1 and "is gone: some may be missing" in damage[0]
+
+
+@pytest.mark.parametrize("name", [FILE, WAL])
+def test_installs_are_read_from_the_pages_of_a_broken_file(tmp_path: Path, name: str) -> None:
+    state = make_installs(tmp_path, COMMITS, checkpoint_after=2)
+    data = (state / FILE).read_bytes()
+    if name == FILE:
+        (state / FILE).write_bytes(bytes(100) + data[100:])
+    else:
+        (state / FILE).unlink()
+    found, damage, disarmed = installs_of(state)
+    assert len(damage) == 1
+    assert found["b"] == "installing"
+    assert "armed" not in found.values()
+    assert name != FILE or (found["d"] == "installed" and "4 installs could be read" in damage[0])
+    assert set(disarmed) <= {"a", "c"}
+
+
+def test_a_bad_row_of_an_install_is_left_out_and_its_token_untold(tmp_path: Path) -> None:
+    state = make_installs(tmp_path, COMMITS)
+    with closing(sqlite3.connect(state / FILE)) as file, file:
+        file.execute("UPDATE install SET row = replace(row, ' armed a ', ' armed A ')")
+    found, damage, disarmed = installs_of(state)
+    assert found == {"b": "installing", "c": None, "d": "installed"}
+    assert damage == [
+        "a row of an install in fastboot.sqlite makes no sense and is left out: its check does not fit"
+    ]
+    assert disarmed == ["c"]
+
+
+def test_a_crash_between_any_steps_of_a_repair_arms_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong is seen once: with it goes what it means, in one step."""
+    state = make_installs(tmp_path, COMMITS)
+    flip(state / WAL, (state / WAL).stat().st_size - 3000)
+    real, at = recovery._disarm, itertools.count()
+
+    def crash(*arguments: object) -> list[StoredInstall]:
+        shutil.copytree(state, tmp_path / f"before{next(at)}")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(recovery, "_disarm", crash)
+    Store(state).close()
+    monkeypatch.undo()
+    found, damage, _ = installs_of(tmp_path / "before0")
+    assert damage and "armed" not in found.values()

@@ -34,9 +34,10 @@ from fastboot.model import (
     Refusal,
     Verdict,
 )
-from fastboot.server import Server, open_sockets
+from fastboot.server import Server
 from fastboot.services.control_client import NeedsRestart
 from fastboot.services.namespace import Namespace
+from fastboot.sockets import open_sockets
 from fastboot.state.lock import StateInUse
 from fastboot.watch.events import Hub
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -26,6 +26,7 @@ from fastboot.config import Config
 from fastboot.model import Client, ConfigError, Reason, Refusal
 
 Parts = tuple[str, ...]
+Found = Source | Refusal
 
 UNTERMINATED: Final = "\udcff"
 """What follows a name that was read as a C string from DHCP, which is what TFTP is asked for."""
@@ -40,8 +41,9 @@ OFTEN: Final = 128
 class Renders(Protocol):
     """What renders configuration files; `boot.render.Renderer` is one."""
 
-    def render(self, parts: Parts, client: Client) -> bytes | None:
-        """Return the file for this client, or None where the path names none that is rendered for it."""
+    def render(self, parts: Parts, client: Client) -> bytes | Awaitable[bytes] | None:
+        """Return the file for this client, or None where the path names none that is rendered for it. What peeks
+        need not wait."""
 
     def check(self) -> list[str]:
         """Return what can not be rendered."""
@@ -132,8 +134,8 @@ class Catalog:
         self._trees, self._layers = [], []
         self._linked.clear()
 
-    def resolve(self, path: str, client: Client) -> Source | Refusal:
-        """Open what `path` names for this client.
+    def resolve(self, path: str, client: Client) -> Found | Awaitable[Found]:
+        """Open what `path` names for this client. What uses an arming up has to wait for the disk.
 
         `path` is as the client sent it, undecodable octets as surrogates (PEP 383).
         """
@@ -146,7 +148,7 @@ class Catalog:
         if isinstance(parts, Refusal):
             return parts
         name = parts[-1] if parts else "/"
-        found = self._find(parts, client)
+        found = self._peek(parts, client)
         if isinstance(found, Source):
             return Entry(name, False, found.size, found.mtime)
         if found.reason is Reason.DIRECTORY:
@@ -205,7 +207,9 @@ class Catalog:
 
     def public(self, path: str) -> Source | Refusal:
         """Open what a path names for anybody."""
-        return self.resolve(path, Client(IPv4Address(0), IPv4Address(0), "tftp"))
+        nobody = Client(IPv4Address(0), IPv4Address(0), "tftp")
+        parts = self._parts(path, nobody)
+        return parts if isinstance(parts, Refusal) else self._peek(parts, nobody)
 
     def _open(self, path: Path, key: str) -> Directory | None:
         try:
@@ -236,7 +240,12 @@ class Catalog:
             self.quirks[quirk] += 1
         return parts
 
-    def _find(self, parts: Parts, client: Client) -> Source | Refusal:
+    def _peek(self, parts: Parts, client: Client) -> Found:
+        found = self._find(parts, replace(client, peeks=True))
+        assert isinstance(found, Source | Refusal)
+        return found
+
+    def _find(self, parts: Parts, client: Client) -> Found | Awaitable[Found]:
         found = self._file(parts)
         if isinstance(found, Refusal) and found.reason is Reason.MISSING and (other := _other_name(parts)):
             beside = self._file(other)
@@ -244,7 +253,14 @@ class Catalog:
         if isinstance(found, Source) or found.reason is not Reason.MISSING or self._renderer is None:
             return found
         text = self._renderer.render(parts, client)
-        return found if text is None else Source.of_bytes("/".join(parts), text)
+        if text is None:
+            return found
+        if isinstance(text, bytes):
+            return Source.of_bytes("/".join(parts), text)
+        return self._find_later(parts, text)
+
+    async def _find_later(self, parts: Parts, text: Awaitable[bytes]) -> Found:
+        return Source.of_bytes("/".join(parts), await text)
 
     def _file(self, parts: Parts) -> Source | Refusal:
         for layer, inside in self._lookups(parts):

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import quote as percent
-from urllib.parse import unquote, urlsplit
 
-from jinja2 import PackageLoader, Template, TemplateError, UndefinedError
+from jinja2 import Template, TemplateError, UndefinedError
 
+from fastboot.boot.gate import Gate
+from fastboot.boot.languages import NAMES, VENDORS, RenderError, grub_url, load_templates, printable, quote
 from fastboot.boot.sandbox import OverrunError, Sandbox
 from fastboot.boot.shelf import Medium
-from fastboot.model import Client, ConfigError, Event, FastbootError, Node, Profile, Transport
+from fastboot.model import (
+    Client,
+    ConfigError,
+    Event,
+    Install,
+    InstallState,
+    Node,
+    Profile,
+    Transport,
+)
+from fastboot.wording import moment
 
 Parts = tuple[str, ...]
 
@@ -32,33 +42,13 @@ WELL_KNOWN: Final[Mapping[str, int]] = {"ftp": 21, "http": 80}
 """Ports that a URL need not name."""
 RESERVED: Final = ("local", "local-next", "local-hd0", "failed")
 """Labels of our own in the rendered files, which no profile may bear."""
-VENDORS: Final = (
-    "debian",
-    "ubuntu",
-    "fedora",
-    "redhat",
-    "rocky",
-    "almalinux",
-    "centos",
-    "opensuse",
-    "sles",
-    "arch",
-)
-"""Directories of the EFI system partition that GRUB searches for the local disk's loader."""
-
-_MAC = r"(?P<mac>[0-9a-fA-F]{2}(?:-[0-9a-fA-F]{2}){5})"
-NAMES: Final[Mapping[str, re.Pattern[str]]] = {
-    # Each with the name that ends the loader's probe sequence (no MAC in it) and the one made of a MAC.
-    "pxelinux": re.compile(rf"(?:[^/]+/)?pxelinux\.cfg/(?:01-{_MAC}|default)"),
-    # Debian's GRUB has /grub built in; those of RHEL's line look in the directory that they were loaded from, for
-    # those of media /boot/NAME, before the one that is built in, /EFI/BOOT or /EFI/VENDOR (grub.macros of Fedora).
-    "grub": re.compile(rf"(?:(?:[^/]+/)?(?:grub2?|boot)|(?:boot|EFI)/[^/]+)/grub\.cfg(?:-01-{_MAC})?"),
-    "ipxe": re.compile(rf"(?:[^/]+/){{0,2}}(?:boot|(?:01-)?{_MAC})\.ipxe"),
+REASONS: Final[Mapping[InstallState, str]] = {
+    InstallState.INSTALLING: "profile {install.profile} is being installed since {since} and the machine starts"
+    " again; where that did not end well: fastboot disarm {install.node}, then fastboot arm {install.node}",
+    InstallState.INSTALLED: "profile {install.profile} was installed at {since}",
+    InstallState.FAILED: "installing profile {install.profile} failed at {since}: {install.text:.120}",
 }
-
-
-class RenderError(FastbootError):
-    """A value that can not be written into a loader's configuration; says which and why."""
+"""Why a machine that was armed boots its local disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +61,26 @@ class BootEntry:
     arguments: str
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who asks for a file, and in which language: `mac` is the one in its name, else that of the client."""
+
+    language: str
+    node: Node | None
+    mac: str | None
+    client: Client
+
+    @property
+    def whom(self) -> str:
+        return f"fastboot for {self.node.name}" if self.node else "fastboot for a machine that no node names"
+
+
 class Renderer:
     """Renders the configuration of a machine by its node and profile; what it can not identify gets the default.
 
     An unknown machine, or a node without a profile, gets a file only under the last name of a probe sequence, so
-    that every file of the administrator's comes first. A profile that installs is not booted: nothing arms a
-    machine in this version.
+    that every file of the administrator's comes first. A profile that installs is booted by a machine that is
+    armed with it, and `gate` says how often.
     """
 
     def __init__(
@@ -89,11 +93,12 @@ class Renderer:
         medium_of: Callable[[str], Medium | None] = lambda name: None,
         transport_of: Callable[[Node | None, str | None], Transport] = lambda node, mac: "auto",
         emit: Callable[[Event], None] = lambda event: None,
+        gate: Gate | None = None,
     ) -> None:
         """`ports` are those of FTP and HTTP, by the name of their scheme, where these are served.
         `node_of` tells whose a MAC is that no node names, `medium_of` what is known of a medium, `transport_of`
         how the loader of a node, or else of a MAC, is to fetch its kernel. `emit` is told of what can not be
-        rendered (`render.failed`).
+        rendered (`render.failed`). `gate` knows which nodes are armed; without it none is.
 
         Raises ConfigError for a profile that does not exist, or whose arguments are no template.
         """
@@ -105,12 +110,12 @@ class Renderer:
         self._ports = {
             scheme: "" if port == WELL_KNOWN[scheme] else f":{port}" for scheme, port in ports.items() if port
         }
-        self._medium_of, self._transport_of = medium_of, transport_of
+        self._medium_of, self._transport_of, self._gate = medium_of, transport_of, gate or Gate()
         for node in nodes:
             if node.profile is not None and node.profile not in self._profiles:
                 known = ", ".join(self._profiles) or "none"
                 raise ConfigError(f"nodes {node.name}: profile: there is no {node.profile!r}; there are: {known}")
-        self._templates = _load_templates()
+        self._templates = load_templates()
         self.failed: Counter[str] = Counter()
         """How many times machines were not given a profile, because it could not be rendered."""
         self._emit, self._sandbox = emit, Sandbox()
@@ -125,8 +130,11 @@ class Renderer:
             except TemplateError as error:
                 raise ConfigError(f"profiles {profile.name}: arguments: {error}") from error
 
-    def render(self, parts: Parts, client: Client) -> bytes | None:
-        """Return the file that `parts` names for this client, or None where it names none that is rendered."""
+    def render(self, parts: Parts, client: Client) -> bytes | Awaitable[bytes] | None:
+        """Return the file that `parts` names for this client, or None where it names none that is rendered.
+
+        It waits for the disk where it uses an arming up, which is never so for a client that peeks.
+        """
         if parts[0] == "media":
             return None
         tail = "/".join(parts[-3:])
@@ -136,7 +144,7 @@ class Renderer:
                 node = self._identify(mac, client)
                 if mac is not None and (node is None or node.profile is None):
                     return None
-                return self._render(language, node, mac or client.mac, client).encode()
+                return self._render(Asking(language, node, mac or client.mac, client))
         return None
 
     def paths(self) -> Iterator[tuple[str, str]]:
@@ -181,7 +189,7 @@ class Renderer:
             try:
                 entry = self._entry(profile_of_node, node, mac, client)
                 for language in NAMES:
-                    self._fill(language, entry.name, [entry], "check", mac, client, node)
+                    self._fill(Asking(language, node, mac, client), entry.name, [entry], "check")
             except RenderError as error:
                 complaints.append(f"nodes {node.name}: {error}")
         return complaints
@@ -200,31 +208,78 @@ class Renderer:
             )
 
     def _identify(self, mac: str | None, client: Client) -> Node | None:
-        for each in (mac, client.mac):
-            if each and (node := self._by_mac.get(each) or self._node_of(each)):
-                return node
-        return self._by_address.get(client.address)
+        """Return whose file is asked for, with the profile that counts now."""
+        found = (node for each in (mac, client.mac) if each and (node := self._owner(each)))
+        node = next(found, None) or self._by_address.get(client.address)
+        return self._gate.effective(node) if node else None
 
-    def _render(self, language: str, node: Node | None, mac: str | None, client: Client) -> str:
-        profile = self._profiles.get(node.profile or "") if node else None
-        whom = f"fastboot for {node.name}" if node else "fastboot for a machine that no node names"
-        note, default, entries = f"{whom}: local disk", "local", []
+    def _owner(self, mac: str) -> Node | None:
+        return self._by_mac.get(mac) or self._node_of(mac)
+
+    def _render(self, asking: Asking) -> bytes | Awaitable[bytes]:
+        node = asking.node
+        if node and node.profile:
+            profile = self._profiles.get(node.profile)
+            if profile is None:  # armed with it, before a reload
+                return self._local(asking, f"there is no profile {node.profile} any more")
+            return self._install(asking, node, profile) if profile.installs else self._boot(asking, profile)
+        menu = self._menu(node, asking.mac, asking.client) if self._unknown == "menu" else []
+        what = "a menu" if self._unknown == "menu" else "local disk"
         try:
-            if profile and profile.installs:
-                note = f"{whom}: local disk, because profile {profile.name} installs and the machine is not armed"
-            elif profile:
-                entries = [self._entry(profile, node, mac, client)]
-                note, default = f"{whom}: profile {profile.name}", profile.name
-            elif self._unknown == "menu":
-                entries = self._menu(node, mac, client)
-                note = f"{whom}: a menu"
-            return self._fill(language, default, entries, note, mac, client, node)
+            return self._fill(asking, "local", menu, f"{asking.whom}: {what}")
+        except RenderError as error:
+            return self._local(asking, str(error))
+
+    def _install(self, asking: Asking, node: Node, profile: Profile) -> bytes | Awaitable[bytes]:
+        """Return the configuration of an installer where the machine may have it, else that of the local disk."""
+        install, client = self._gate.of(node), asking.client
+        if install is None:
+            return self._local(asking, f"profile {profile.name} installs and the machine is not armed")
+        if install.state is InstallState.ARMED:
+            if client.mac and not self._is_of(client.mac, node):
+                return self._local(asking, f"{client.mac} asks, which is another machine")
+            if profile.answers or client.peeks:
+                return self._boot(asking, profile)
+            return self._begin(asking, node, profile, install)
+        if install.state is InstallState.INSTALLING:
+            if not profile.answers and self._gate.is_open(node):
+                return self._boot(asking, profile)
+            if not client.peeks:
+                self._gate.interrupted(install)
+        return self._local(asking, REASONS[install.state].format(install=install, since=moment(install.since)))
+
+    async def _begin(self, asking: Asking, node: Node, profile: Profile, install: Install) -> bytes:
+        """Use an arming up, then return the configuration of the installer."""
+        try:
+            text = self._fill_for(asking, profile)
+        except RenderError as error:
+            self._fail(profile, error, node, asking.mac)
+            return self._local(asking, str(error))
+        if await self._gate.begin(install):
+            return text
+        if self._gate.of(node) == install:
+            return self._local(asking, "that it is being installed could not be written to the server's disk")
+        again = self._render(replace(asking, node=self._gate.effective(node)))
+        return again if isinstance(again, bytes) else await again
+
+    def _is_of(self, mac: str, node: Node) -> bool:
+        owner = self._owner(mac)
+        return owner is not None and owner.name == node.name
+
+    def _boot(self, asking: Asking, profile: Profile) -> bytes:
+        try:
+            return self._fill_for(asking, profile)
         except RenderError as error:
             # A machine that waits at a prompt for ever helps nobody: the local disk, and the reason in the file.
-            if profile:
-                self._fail(profile, error, node, mac)
-            note = f"{whom}: local disk, because {error}"
-            return self._fill(language, "local", [], note, mac, client, node)
+            self._fail(profile, error, asking.node, asking.mac)
+            return self._local(asking, str(error))
+
+    def _fill_for(self, asking: Asking, profile: Profile) -> bytes:
+        entry = self._entry(profile, asking.node, asking.mac, asking.client)
+        return self._fill(asking, profile.name, [entry], f"{asking.whom}: profile {profile.name}")
+
+    def _local(self, asking: Asking, why: str) -> bytes:
+        return self._fill(asking, "local", [], f"{asking.whom}: local disk, because {why}")
 
     def _files(self, profile: Profile) -> tuple[str, tuple[str, ...]]:
         """Return kernel and initrds of a profile as `_place` does: those that it names, or else those of
@@ -315,18 +370,11 @@ class Renderer:
         name = node.name if node else None
         self._emit(Event(time.time(), "render.failed", mac, name, {"profile": profile.name, "text": str(error)}))
 
-    def _fill(
-        self,
-        language: str,
-        default: str,
-        entries: list[BootEntry],
-        note: str,
-        mac: str | None,
-        client: Client,
-        node: Node | None,
-    ) -> str:
+    def _fill(self, asking: Asking, default: str, entries: list[BootEntry], note: str) -> bytes:
+        """Return a loader's configuration. Raises RenderError for what can not be written in its language."""
+        mac, client = asking.mac, asking.client
         # A loader fetches the rest as it fetched this file, unless it is told how: what came by HTTP goes on so.
-        told = self._transport_of(node, mac or client.mac)
+        told = self._transport_of(asking.node, mac)
         protocol: str = client.protocol if told == "auto" else told
         server = f"{client.server}{self._ports.get(protocol, '')}"
         own = f"-01-{mac.replace(':', '-')}" if mac and default != "local" else ""
@@ -337,8 +385,8 @@ class Renderer:
         def url(path: str) -> str:
             return path if "://" in path else f"{protocol}://{server}{percent(path)}"
 
-        return self._templates[language].render(
-            note=_printable(note),
+        text = self._templates[asking.language].render(
+            note=printable(note),
             default=default,
             entries=entries,
             menu=default == "local" and bool(entries),
@@ -347,75 +395,9 @@ class Renderer:
             vendors=VENDORS,
             mac=mac,
             url=url,
-            grub=lambda path: _grub_url(path) if "://" in path else f"({protocol},{server}){_quote(path)}",
+            grub=lambda path: grub_url(path) if "://" in path else f"({protocol},{server}){quote(path)}",
             by_http=by_http if protocol != "http" and told == "auto" else "",
             # By TFTP, `::` keeps a name from being joined to the directory of the loader.
             pxelinux=lambda path: f"::{path}" if protocol == "tftp" and "://" not in path else url(path),
         )
-
-
-def _load_templates() -> dict[str, Template]:
-    filters: dict[str, Callable[..., Any]] = {
-        "line": _line,
-        "word": _word,
-        "member": _member,
-        "quote": _quote,
-        "words": _words,
-        "script": _script,
-    }
-    environment = Sandbox(PackageLoader("fastboot.boot"), filters)
-    return {language: environment.get_template(f"{language}.j2") for language in NAMES}
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _line(text: str) -> str:
-    if not text.isprintable():
-        raise RenderError(f"{text!r} holds a line break or a control character")
-    return text
-
-
-def _word(text: str) -> str:
-    """PXELINUX ends every name at white space, and has no quotes."""
-    if not text or re.search(r"\s", _line(text)):
-        raise RenderError(f"{text!r}: a name with white space in it can not be written for PXELINUX and iPXE")
-    return text
-
-
-def _member(text: str) -> str:
-    """PXELINUX joins the names of several initrds with commas."""
-    if "," in _word(text):
-        raise RenderError(f"{text!r}: a comma in the name of an initrd can not be written for PXELINUX")
-    return text
-
-
-def _quote(text: str) -> str:
-    """A word of GRUB's script, where single quotes keep everything but themselves."""
-    return "'" + _line(text).replace("'", "'\\''") + "'"
-
-
-def _words(arguments: str) -> list[str]:
-    """Split a kernel command line as the kernel does: double quotes keep blanks.
-
-    The quotes go: GRUB writes its own around a word with blanks, and a backslash before any that it finds.
-    """
-    words = re.findall(r'(?:[^\s"]|"[^"]*"?)+', _line(arguments))
-    return [word.replace('"', "") for word in words]
-
-
-def _grub_url(url: str) -> str:
-    """Name a file as GRUB does: the device of its protocol and server, then the path, quoted."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "tftp") or not re.fullmatch(r"[A-Za-z0-9.:-]+", parts.netloc):
-        raise RenderError(f"{url}: GRUB speaks http and tftp only; another machine must serve it by one of them")
-    return f"({parts.scheme},{parts.netloc}){_quote(unquote(parts.path))}"
-
-
-def _script(text: str) -> str:
-    """Words of iPXE's script, which has no quotes: some can not be written."""
-    for word in _line(text).split():
-        if "${" in word or word.startswith("#") or word in ("||", "&&", ";"):
-            raise RenderError(f"{word!r} means something to iPXE's script and can not be written in it")
-    return text
+        return text.encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fastboot.config import NodeIndex, relay_id_text
-from fastboot.model import Lease, Node
+from fastboot.model import Install, Lease, Node
 
 
 def lease_facts(lease: Lease, known: NodeIndex) -> dict[str, object]:
@@ -26,8 +26,8 @@ def lease_facts(lease: Lease, known: NodeIndex) -> dict[str, object]:
     }
 
 
-def node_facts(node: Node) -> dict[str, object]:
-    """Return a node as commands print it."""
+def node_facts(node: Node, install: Install | None = None) -> dict[str, object]:
+    """Return a node as commands print it, and how far its installation is: nothing of that is a secret."""
     return {
         "name": node.name,
         "macs": list(node.macs),
@@ -37,4 +37,16 @@ def node_facts(node: Node) -> dict[str, object]:
         "group": node.group,
         "profile": node.profile,
         "variables": node.variables,
+        "install": install_facts(install) if install else None,
+    }
+
+
+def install_facts(install: Install) -> dict[str, object]:
+    """Return an install as commands print it, without its token."""
+    return {
+        "node": install.node,
+        "profile": install.profile,
+        "state": install.state.value,
+        "since": install.since,
+        "text": install.text,
     }

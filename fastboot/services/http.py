@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Any, Final, Protocol
@@ -205,6 +205,8 @@ class HttpService:
         if path is None:
             return self.malformed("this is no path")
         client = _client(connection.peer, connection.own, self._mac_of(_address(connection.peer)))
+        if request.method == "HEAD":
+            client = replace(client, peeks=True)
         asking = Asking(connection, request, client, path)
         found = self._catalog.resolve(path, client)
         return self._found(asking, found) if isinstance(found, (Source, Refusal)) else self._wait(asking, found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -36,24 +37,25 @@ class Namespace:
     def resolve(self, path: str, client: Client) -> Found | Awaitable[Found]:
         """Open what a path names for a client."""
         if self._resolve is None:
-            return self._catalog().resolve(path, client)
+            found = self._catalog().resolve(path, client)
+            return found if isinstance(found, Source | Refusal) else self._resolve_later(found, path, client)
         try:
             answer = self._resolve(path, client)
-            if inspect.isawaitable(answer):
-                return self._resolve_later(answer, path, client)
-            return self._judge(answer, path, client)
+            if not inspect.isawaitable(answer):
+                answer = self._judge(answer, path, client)
+            return answer if isinstance(answer, Source | Refusal) else self._resolve_later(answer, path, client)
         except Exception:
             return self._broken(path)
 
     async def _resolve_later(self, answer: Awaitable[Found | None], path: str, client: Client) -> Found:
         try:
             async with asyncio.timeout(self._patience):
-                found = await answer
-            return self._judge(found, path, client)
+                found = self._judge(await answer, path, client)
+                return found if isinstance(found, Source | Refusal) else await found
         except Exception:
             return self._broken(path)
 
-    def _judge(self, answer: Found | None, path: str, client: Client) -> Found:
+    def _judge(self, answer: Found | None, path: str, client: Client) -> Found | Awaitable[Found]:
         if answer is None:
             return self._catalog().resolve(path, client)
         if not isinstance(answer, Source | Refusal):
@@ -68,6 +70,7 @@ class Namespace:
         """Say what `resolve` would send, or what directory a path is."""
         if self._resolve is None:
             return self._catalog().stat(path, client)
+        client = replace(client, peeks=True)
         found = self.resolve(path, client)
         if isinstance(found, Source | Refusal):
             return self._entry(found, path, client)

@@ -11,14 +11,30 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Final
+
+import structlog
 
 from fastboot.model import Event, FastbootError, Install, InstallState, Node, Profile
 from fastboot.state.install_rows import StoredInstall, printable
 from fastboot.state.store import Store
+from fastboot.wording import moment
+
+log = structlog.get_logger(component="installs")
 
 Changes = dict[str, Install | None]
+
+AGAIN: Final = "it started from the network again"
+DAMAGED: Final = (
+    "the store was damaged, and an arming that was used up may have come back; arm it again where it is to install"
+)
+INTERRUPTED: Final = (
+    "the machine boots from the network again while it is being installed, so it gets its local disk; where that"
+    " installation did not end well: fastboot disarm {0}, then fastboot arm {0}"
+)
 
 
 @dataclass
@@ -57,15 +73,23 @@ class Installs:
         self._moving: dict[str, _Commit] = {}
         self._next: _Commit | None = None
         self._flying: _Commit | None = None
+        self._interrupted: set[str] = set()
+        """The tokens of those of whom that was told."""
+        self._tasks: set[asyncio.Future[None]] = set()
         self._doubtful: set[str] = set()
         """Nodes of which a commit failed: what the disk has of them is written again with the next one."""
 
     def load(self, store: Store) -> None:
-        """Take what a store has, which is started before anything is changed."""
+        """Take what a store has, which is started before anything is changed. What was disarmed because the store
+        was damaged is told."""
         self._store, self._serial = store, store.last_install
         for row in store.installs():
             self._known.add(row.node)
             self._set(row.node, row.install)
+        for row in store.disarmed:
+            if row.install:
+                log.error("installs.disarmed", node=row.node, text=DAMAGED)
+                self._emit(_event(row.install, self._wall(), "disarmed", DAMAGED))
 
     # ---- questions
 
@@ -143,12 +167,29 @@ class Installs:
                 return now
             await self._move(replace(now, state=state, since=self._wall(), text=printable(failure or "")))
 
+    def interrupted(self, install: Install) -> None:
+        """Take it that a machine boots from the network while it is being installed: told once, kept without
+        waiting."""
+        now = self._all.get(install.node)
+        if now != install or install.text or install.token in self._interrupted:
+            return
+        self._interrupted.add(install.token)
+        self._emit(_event(install, self._wall(), "interrupted", INTERRUPTED.format(install.node)))
+        task = asyncio.ensure_future(self._keep(replace(install, text=AGAIN)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     async def settle(self) -> None:
         """Wait until nothing waits for the disk."""
         while commit := self._flying or self._next:
             await commit.done.wait()
 
     # ---- the way to the disk
+
+    async def _keep(self, to: Install) -> None:
+        with suppress(FastbootError):  # it is told again after a restart
+            if to.node not in self._moving:
+                await self._write({to.node: to}, [])
 
     async def _still(self, nodes: Iterable[str]) -> None:
         """Wait until no commit concerns any of these nodes."""
@@ -244,11 +285,6 @@ def profiles_to_arm(nodes: Sequence[Node], profiles: Iterable[Profile], profile:
     return armings
 
 
-def moment(seconds: float) -> str:
-    """Return a time as people read it, that of this machine."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
 def _busy(install: Install) -> str:
     return (
         f"{install.node} is being installed since {moment(install.since)} with profile {install.profile};"
@@ -260,6 +296,7 @@ def _unwritten(fault: Exception) -> FastbootError:
     return FastbootError(f"the state of installs can not be written: {fault}")
 
 
-def _event(install: Install, now: float, kind: str | None = None) -> Event:
-    details = {"profile": install.profile} | ({"text": install.text} if install.text else {})
+def _event(install: Install, now: float, kind: str | None = None, text: str | None = None) -> Event:
+    text = install.text if text is None else text
+    details = {"profile": install.profile} | ({"text": text} if text else {})
     return Event(now, f"node.{kind or install.state}", node=install.node, details=details)

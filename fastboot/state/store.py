@@ -26,7 +26,7 @@ from fastboot.model import FastbootError, Lease
 from fastboot.state import install_rows
 from fastboot.state.clock import Clock
 from fastboot.state.install_rows import StoredInstall
-from fastboot.state.recovery import recover
+from fastboot.state.recovery import Numbers, recover
 from fastboot.state.rows import (
     MILLISECOND,
     LeaseRow,
@@ -72,8 +72,8 @@ Done = Callable[[Exception | None], None]
 class Store:
     """The store of one state directory, whose lock the caller holds.
 
-    `damage` has a line for each thing that was wrong with it, `last` is the number of the last batch before,
-    `last_install` of the last commit of installs.
+    `damage` has a line for each thing that was wrong with it, `disarmed` what was armed then, `last` is the number
+    of the last batch before, `last_install` of the last commit of installs.
     """
 
     def __init__(self, state: Path, clock: Clock | None = None) -> None:
@@ -91,9 +91,10 @@ class Store:
         with _named(self._path):
             self._committed = os.open(state / COMMITTED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
             try:
-                self.last, self.damage = recover(self._path, self._noted(0))
+                noted = Numbers(self._noted(0) or 0, self._noted(1))
+                self.last, self.damage, self.disarmed = recover(self._path, noted)
                 self._writer = connect(self._path)
-                self.last_install = max(self._noted(1), last_install(self._writer))
+                self.last_install = max(noted.installs or 0, last_install(self._writer))
                 self._checkpointer = connect(self._path)
             except BaseException:
                 os.close(self._committed)
@@ -200,10 +201,10 @@ class Store:
             if sync:  # a lost install is noticed after any power failure: a machine must not install twice for it
                 os.fdatasync(self._committed)
 
-    def _noted(self, place: int) -> int:
+    def _noted(self, place: int) -> int | None:
         size = len(NUMBER % 0)
         octets = os.pread(self._committed, size, place * size).strip()
-        return int(octets) if octets.isdigit() else 0
+        return int(octets) if octets.isdigit() else None
 
     def _look(self) -> None:
         """See whether the wall clock was set, and keep what bridges from this start of the machine to the next."""
