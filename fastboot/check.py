@@ -111,6 +111,7 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
     yield from _loader_findings(world)
     if config.dhcp:
         yield from _option_findings(config, world)
+    yield from _answer_findings(config)
     yield from _install_findings(config, world)
 
 
@@ -348,6 +349,19 @@ def _vendor_findings(key: str, codes: Mapping[int, bytes]) -> Iterator[Finding]:
     if inner & {1, 2, 3, 4, 5}:
         text = "holds sub-options 1 to 5, multicast TFTP, for which EDK2 drops the offer; leave them out"
         yield Finding("warning", f"{key}.options.vendor-options: {text}")
+
+
+def _answer_findings(config: Config) -> Iterator[Finding]:
+    with_answers = [profile for profile in config.profiles if profile.answers]
+    for profile in with_answers:
+        assert profile.answers
+        if not os.access(profile.answers, os.R_OK):
+            text = "not readable for the server's user, so a reload will fail"
+            yield Finding("error", f"profiles {profile.name}: answers: {profile.answers}: {text}")
+    if with_answers and config.http is None:
+        names = ", ".join(profile.name for profile in with_answers)
+        text = "answers: without [http] no installer can report its end, so machines stay installing; add [http]"
+        yield Finding("warning", f"profiles {names}: {text}")
 
 
 def _install_findings(config: Config, world: World) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Final, Literal
 
 
@@ -64,6 +65,10 @@ class Node:
     remote_id: bytes = b""
 
 
+AnswerFormat = Literal["kickstart", "preseed", "autoinstall", "autoyast"]
+"""The languages of answer files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What to run on a machine.
@@ -74,6 +79,7 @@ class Profile:
     that installs boots only on a machine that was armed. `transport` is how the installer fetches its media; None:
     by FTP where it can and there is FTP, else by HTTP. `answers` is the template of what its installer asks for
     before it writes to the disk; without one, its boot configuration is the last that we know of.
+    `format` is their language, where that does not follow from the medium.
     """
 
     name: str
@@ -83,7 +89,8 @@ class Profile:
     media: str | None = None
     transport: Literal["ftp", "http"] | None = None
     installs: bool = True
-    answers: str | None = None
+    answers: Path | None = None
+    format: AnswerFormat | None = None
 
 
 class InstallState(StrEnum):

@@ -45,6 +45,7 @@ from fastboot.services.dhcp_decisions import Decide
 from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.namespace import Namespace, Resolve
+from fastboot.services.node_files import NodeFiles
 from fastboot.services.pump import Pump, start_pump
 from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.state.foreign import ForeignLease
@@ -110,7 +111,14 @@ class Server:
         self._gate = Gate(self._installs, self._emit)
         self._dhcp: Dhcp | None = None
         self._world = self._old = self._world_of(config)
-        self._files = Namespace(resolve, lambda: self._world.catalog)
+        self._answers = NodeFiles(
+            self._installs,
+            lambda: self._world.renderer,
+            lambda name: self._world.by_name.get(name),
+            lambda mac: self._world.known.find(mac) or self._node_behind(mac),
+            self._emit,
+        )
+        self._files = Namespace(resolve, lambda: self._world.catalog, nodes=self._answers)
         self._sockets = sockets or open_sockets(config)
         self._services: dict[str, Service] = {}
         self._tftp: tftp.TftpService | None = None
@@ -302,6 +310,7 @@ class Server:
                 **self._installs.counts(self._world.by_name),
                 "begin_failed": self._gate.failed,
             },
+            "refused_answers": self._answers.counts,
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 
@@ -405,6 +414,7 @@ class Server:
                 self._mac_of,
                 pump=self._pump,
                 descriptors=descriptors,
+                reports=self._answers,
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:

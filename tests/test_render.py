@@ -101,6 +101,7 @@ def test_grub() -> None:
     )
     assert "search --no-floppy --file --set=disk $loader\n" in disk
     assert "/EFI/debian/shim$efi.efi" in disk
+    assert "      set root=$disk\n      chainloader ($disk)$loader\n" in disk
     assert disk.endswith("  exit 1\n}\n")
 
 

@@ -70,14 +70,22 @@ Strings = list[str]
 
 
 def refuse_secrets(config: Config) -> None:
-    """Raises ConfigError where the state directory, which nobody is to read, is in a tree that is served."""
+    """Raises ConfigError where the state directory or an answer file, which nobody is to read, is in a tree that
+    is served."""
     places = [(f"roots[{at}]", path) for at, path in enumerate(config.roots)]
     places += [(f"allow_links[{at}]", path) for at, path in enumerate(config.allow_links)]
     places += [(f"media[{at}].path", item.path) for at, item in enumerate(config.media) if item.path]
+    secrets = [(f"state = {config.state}", config.state)]
+    secrets += [
+        (f"profiles[{at}].answers = {profile.answers}", profile.answers)
+        for at, profile in enumerate(config.profiles)
+        if profile.answers
+    ]
     if faults := [
-        f"{key}: {path} holds state = {config.state}, so its secrets would be served; name another for one of them"
+        f"{key}: {path} holds {what}, so its secrets would be served; name another for one of them"
         for key, path in places
-        if is_below(config.state, path)
+        for what, secret in secrets
+        if is_below(secret, path)
     ]:
         raise ConfigError("\n".join(faults))
 
@@ -345,6 +353,11 @@ def _read(path: str, tftp: bool) -> tuple[Parts | Refusal, Strings]:
 
 _read_before = lru_cache(maxsize=4096)(_read)
 """A storm of machines asks for the same names."""
+
+
+def parts_of(path: str) -> Parts | Refusal:
+    """Return the names that a path is made of, whichever way it is written."""
+    return (_read_before if len(path) <= OFTEN else _read)(path, True)[0]
 
 
 def _other_name(parts: Parts) -> Parts:

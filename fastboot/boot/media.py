@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from fastboot.boot.tree import Tree
+from fastboot.model import AnswerFormat
 
 MAX_TEXT: Final = 256 * 1024
 """Octets of a file that says what a medium is; the largest known, of Fedora, has 20,000."""
@@ -34,6 +35,8 @@ class System:
 
     `arguments` are what the installer needs to find the medium, by how it fetches it ("http", "ftp", "nfs"), with
     {media} for its URL, {host} and {path} for the parts of that. `unable` says for each other way why not.
+    `format` is the language of its answer files, `unattended` what it is told of one, with {answers} for the URL
+    of the directory that has it; nothing: as the language has it.
     """
 
     name: str
@@ -45,6 +48,8 @@ class System:
     arguments: Arguments = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     unable: Mapping[str, str] = field(default_factory=dict)
+    format: AnswerFormat | None = None
+    unattended: str = ""
 
     def __str__(self) -> str:
         return " ".join(part for part in (self.name, self.version, self.architecture) if part)
@@ -150,6 +155,8 @@ def _anaconda(look: Look) -> System | None:
     initrd = find("initrd", images.get("initrd"), "images/pxeboot/initrd.img", "images/pxeboot/initrd")
     said = tree.get("stage2", {}).get("mainimage")
     stage = find("second stage", said, "images/install.img", "LiveOS/squashfs.img", "images/stage2.img")
+    is_old = re.match(r"[1-6](\.|$)", version) is not None and name != "Fedora"  # before RHEL 7
+    unattended = "ks={answers}/ks.cfg" if is_old else ""
     found = partial(System, name, version, architecture, kernel, initrd, stage)
     if stage == "LiveOS/squashfs.img" and not said and not _repositories(look, tree):
         live = _web(f"root=live:{{media}}/{stage} rd.live.image ip=dhcp")
@@ -158,10 +165,10 @@ def _anaconda(look: Look) -> System | None:
     if not _repositories(look, tree):
         option = "inst.stage2"
         missing.append("packages: no repodata in it; tell the installer where they are, with inst.repo=URL")
-    elif re.match(r"[1-6](\.|$)", version) and name != "Fedora":
-        option = "method"  # before RHEL 7
+    elif is_old:
+        option = "method"
     arguments = {**_web(f"{option}={{media}} ip=dhcp"), NFS: f"{option}=nfs:{{host}}:{{path}} ip=dhcp"}
-    return found(arguments, tuple(missing))
+    return found(arguments, tuple(missing), format="kickstart", unattended=unattended)
 
 
 def _treeinfo(text: str) -> dict[str, dict[str, str]]:
@@ -208,7 +215,7 @@ def _ubuntu(look: Look) -> System | None:
     }
     memory = "memory: the installer fetches the whole image into it, so machines need its size and 1 GB more"
     missing = (*_absent(kernel=kernel, initrd=initrd), memory)
-    return System(name, version, architecture, kernel, initrd, stage, arguments, missing)
+    return System(name, version, architecture, kernel, initrd, stage, arguments, missing, format="autoinstall")
 
 
 # --- Debian
@@ -254,14 +261,15 @@ def _debian(look: Look) -> System | None:
     elif not look.first(f"{components}/Packages", f"{components}/Packages.gz", f"{components}/Packages.xz"):
         missing.append(f"packages: no installer components ({components}), so netboot can not install from it")
     if suite is None:
-        return System(name, version, architecture, missing=tuple(missing))
+        return System(name, version, architecture, missing=tuple(missing), format="preseed")
     unable = {
         # apt 2.6 (Debian 12): "The method 'ftp' is unsupported and disabled by default."
         "ftp": 'the new system\'s apt takes FTP only with Dir::Bin::Methods::ftp "ftp" in its configuration',
         NFS: "Debian's installer knows mirrors by HTTP and FTP only",
     }
     arguments = {"http": _mirror("http", suite, look)}
-    return System(name, version, architecture, None, None, None, arguments, tuple(missing), unable)
+    found = partial(System, name, version, architecture, arguments=arguments, missing=tuple(missing))
+    return found(unable=unable, format="preseed")
 
 
 def _mirror(scheme: str, suite: str, look: Look) -> str:
@@ -304,11 +312,12 @@ def _suse(look: Look) -> System | None:
         if not repository:
             missing += ("packages: none in it; Agama takes them from its makers, or from inst.install_url=URL",)
         arguments = _web(f"root=live:{{media}}/{stage} ip=dhcp rd.neednet=1{repository}")
-        unable = {NFS: LIVE}
+        unable, unattended = {NFS: LIVE}, "inst.auto={answers}/autoinst.xml"
     else:
-        unable = {}
+        unable, unattended = {}, ""
         arguments = {**_web("install={media} ifcfg=*=dhcp"), NFS: "install=nfs://{host}{path} ifcfg=*=dhcp"}
-    return System(name, version, architecture, kernel, initrd, stage, arguments, missing, unable)
+    found = partial(System, name, version, architecture, kernel, initrd, stage, arguments, missing, unable)
+    return found("autoyast", unattended)
 
 
 def _suse_kernels(architecture: str) -> tuple[str, str]:

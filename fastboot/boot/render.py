@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,8 @@ from urllib.parse import quote as percent
 
 from jinja2 import Template, TemplateError, UndefinedError
 
+from fastboot.boot.answer_faults import answer_fault
+from fastboot.boot.answers import CALLBACKS, FORMATS, SAMPLE, Answers, Format
 from fastboot.boot.gate import Gate
 from fastboot.boot.languages import NAMES, VENDORS, RenderError, grub_url, load_templates, printable, quote
 from fastboot.boot.sandbox import OverrunError, Sandbox
@@ -49,6 +53,10 @@ REASONS: Final[Mapping[InstallState, str]] = {
     InstallState.FAILED: "installing profile {install.profile} failed at {since}: {install.text:.120}",
 }
 """Why a machine that was armed boots its local disk."""
+
+# Those for documentation: RFC 5737, RFC 7042 section 2.1.2.
+_SERVER: Final = IPv4Address("192.0.2.1")
+_STRANGER: Final = "00:00:5e:00:53:00"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +130,7 @@ class Renderer:
         # A storm of machines is not to run again, one by one, what costs `MAX_SECONDS` each time.
         self._overran: dict[str, RenderError] = {}
         self._arguments: dict[str, Template] = {}
+        self._answers = Answers(profiles)
         for profile in profiles:
             if profile.name in RESERVED:
                 raise ConfigError(f"profiles {profile.name}: name: means the local disk in menus; take another")
@@ -147,6 +156,29 @@ class Renderer:
                 return self._render(Asking(language, node, mac or client.mac, client))
         return None
 
+    def answer(self, file: str, install: Install, node: Node, client: Client) -> tuple[bytes, bool] | None:
+        """Return a file of the directory of a machine that installs, and whether it is the answer file; None where
+        it names none. Raises RenderError."""
+        profile = self._profiles.get(install.profile)
+        if profile is None or profile.answers is None:
+            return None
+        format_, _ = self._format(profile, self._medium_of(profile.media or ""))
+        if file == format_.file:
+            try:
+                mac = client.mac or next(iter(node.macs), None)
+                context = self._context(profile, node, mac, client, install.token)
+                return self._answers.render(profile.name, context).encode(), True
+            except RenderError as error:
+                fault = RenderError(str(error).replace(install.token, SAMPLE))
+                self._fail(profile, fault, node, client.mac)
+                raise fault from error
+        if file not in format_.beside:
+            return None
+        # What cloud-init has seen before it does not do again, so each arming is another instance.
+        instance = hashlib.sha256(install.token.encode()).hexdigest()[:16]
+        texts = {"meta-data": f"instance-id: {instance}\nlocal-hostname: {json.dumps(node.name)}\n"}
+        return texts.get(file, "").encode(), False
+
     def paths(self) -> Iterator[tuple[str, str]]:
         """Yield what every profile boots from here: a key for messages, and the path in the namespace."""
         for profile in self._profiles.values():
@@ -170,11 +202,11 @@ class Renderer:
     def check(self) -> list[str]:
         """Return what can not be rendered, in words for the administrator."""
         complaints = []
-        # Those for documentation: RFC 5737, RFC 7042 section 2.1.2.
-        server, stranger = IPv4Address("192.0.2.1"), "00:00:5e:00:53:00"
         for profile in self._profiles.values():
+            client = Client(_SERVER, _SERVER, "tftp", _STRANGER)
             try:
-                self._entry(profile, None, stranger, Client(server, server, "tftp", stranger))
+                self._entry(profile, None, _STRANGER, client, SAMPLE)
+                self._check_answers(profile, None, client)
             except RenderError as error:
                 if not isinstance(error.__cause__, UndefinedError):  # that one is for nodes, which are asked below
                     complaints.append(f"profiles {str(error).removeprefix('profile ')}")
@@ -184,15 +216,26 @@ class Renderer:
             profile_of_node = self._profiles.get(node.profile or "")
             if profile_of_node is None or profile_of_node.name in broken:
                 continue
-            mac = next(iter(node.macs), stranger)
-            client = Client(node.address or server, server, "tftp", mac)
+            mac = next(iter(node.macs), _STRANGER)
+            client = Client(node.address or _SERVER, _SERVER, "tftp", mac)
             try:
-                entry = self._entry(profile_of_node, node, mac, client)
+                entry = self._entry(profile_of_node, node, mac, client, SAMPLE)
                 for language in NAMES:
                     self._fill(Asking(language, node, mac, client), entry.name, [entry], "check")
+                self._check_answers(profile_of_node, node, client)
             except RenderError as error:
                 complaints.append(f"nodes {node.name}: {error}")
         return complaints
+
+    def _check_answers(self, profile: Profile, node: Node | None, client: Client) -> None:
+        """Raises RenderError where an answer file can not be rendered, or no installer would read it."""
+        if profile.answers is None:
+            return
+        medium = self._medium_of(profile.media or "")
+        format_, _ = self._format(profile, medium)
+        text = self._answers.render(profile.name, self._context(profile, node, client.mac, client, SAMPLE))
+        if fault := answer_fault(format_, text, medium.system if medium else None):
+            raise RenderError(f"profile {profile.name}: answers: {fault}")
 
     def _transport_faults(self, profile: Profile) -> Iterator[str]:
         medium = self._medium_of(profile.media or "")
@@ -275,8 +318,13 @@ class Renderer:
             return self._local(asking, str(error))
 
     def _fill_for(self, asking: Asking, profile: Profile) -> bytes:
-        entry = self._entry(profile, asking.node, asking.mac, asking.client)
-        return self._fill(asking, profile.name, [entry], f"{asking.whom}: profile {profile.name}")
+        install = self._gate.of(asking.node) if profile.answers and asking.node else None
+        token = install.token if install else SAMPLE
+        try:
+            entry = self._entry(profile, asking.node, asking.mac, asking.client, token)
+            return self._fill(asking, profile.name, [entry], f"{asking.whom}: profile {profile.name}")
+        except RenderError as error:  # it may quote what it could not write
+            raise RenderError(str(error).replace(token, SAMPLE)) from error
 
     def _local(self, asking: Asking, why: str) -> bytes:
         return self._fill(asking, "local", [], f"{asking.whom}: local disk, because {why}")
@@ -327,7 +375,26 @@ class Renderer:
         usable = [scheme for scheme in self._served if system is None or scheme in system.arguments]
         return (usable or self._served or ["ftp"])[0]
 
-    def _entry(self, profile: Profile, node: Node | None, mac: str | None, client: Client) -> BootEntry:
+    def _entry(
+        self, profile: Profile, node: Node | None, mac: str | None, client: Client, token: str = SAMPLE
+    ) -> BootEntry:
+        context = self._context(profile, node, mac, client, token)
+        kernel, initrd = self._files(profile)
+        arguments = self._argue(profile, context)
+        if profile.kernel is None:
+            arguments = f"{context.get('installer', '')} {arguments}".strip()
+        if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
+            raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
+        if profile.answers and f"{context['answers']}/" not in arguments:
+            # It would ask at its console, and nothing would end its arming.
+            text = "do not name the answer file; write {{ installer }}, or {{ answers }}/ and its name, in them"
+            raise RenderError(f"profile {profile.name}: arguments: {text}")
+        return BootEntry(profile.name, kernel, initrd, arguments)
+
+    def _context(
+        self, profile: Profile, node: Node | None, mac: str | None, client: Client, token: str
+    ) -> dict[str, Any]:
+        """Return what templates know. Raises RenderError where answers can not be fetched."""
         context: dict[str, Any] = {
             "profile": profile,
             "server": str(client.server),
@@ -337,21 +404,49 @@ class Renderer:
             context["node"] = node
         if mac is not None:
             context["mac"] = mac
+        medium = self._medium_of(profile.media or "")
         if profile.media is not None:
-            medium = self._medium_of(profile.media)
-            scheme = self._transport(profile, medium)
-            host = f"{client.server}{self._ports.get(scheme, '')}"
-            here = f"{scheme}://{host}/media/{percent(profile.media)}"
+            here = f"{self._url(self._transport(profile, medium), client)}/media/{percent(profile.media)}"
             context["media"] = (medium and medium.url) or here
             if medium and medium.system and (told := medium.system.told(context["media"])):
                 context["installer"] = told
-        kernel, initrd = self._files(profile)
-        arguments = self._argue(profile, context)
-        if profile.kernel is None:
-            arguments = f"{context.get('installer', '')} {arguments}".strip()
-        if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
-            raise RenderError(f"profile {profile.name}: arguments: longer than the {MAX_ARGUMENTS} octets of x86")
-        return BootEntry(profile.name, kernel, initrd, arguments)
+        if profile.answers:
+            context |= self._of_answers(profile, medium, client, token, context.get("installer", ""))
+        return context
+
+    def _of_answers(
+        self, profile: Profile, medium: Medium | None, client: Client, token: str, installer: str
+    ) -> dict[str, str]:
+        format_, told = self._format(profile, medium)
+        scheme = next((each for each in ("http", "ftp") if each in self._served and each in format_.schemes), None)
+        if scheme is None:
+            able = " or ".join(f"[{each}]" for each in format_.schemes)
+            raise RenderError(f"profile {profile.name}: answers: nothing serves {format_.file}; add {able}")
+        place = f"/node/{token}"
+        answers = f"{self._url(scheme, client)}{place}"
+        if format_ is FORMATS["preseed"]:
+            installer = installer.replace("priority=high ", "")  # of two the installer may take either
+        facts = {"answers": answers, "installer": f"{installer} {told.replace('{answers}', answers)}".strip()}
+        if "http" in self._served:
+            facts |= {name: f"{self._url('http', client)}{place}/{name}" for name in CALLBACKS}
+        return facts
+
+    def _format(self, profile: Profile, medium: Medium | None) -> tuple[Format, str]:
+        """Return the language of a profile's answers, and what its installer is told of them.
+
+        Raises RenderError."""
+        system = medium.system if medium else None
+        name = profile.format or (system.format if system else None)
+        if name is None:
+            known = ", ".join(f'"{each}"' for each in FORMATS)
+            text = f"the medium does not tell what its installer reads, so write one of {known}"
+            raise RenderError(f"profile {profile.name}: format: {text}")
+        own = system.unattended if system and system.format == name else ""
+        return FORMATS[name], own or FORMATS[name].told
+
+    def _url(self, scheme: str, client: Client) -> str:
+        """Return the URL of the one namespace as a client reaches it."""
+        return f"{scheme}://{client.server}{self._ports.get(scheme, '')}"
 
     def _argue(self, profile: Profile, context: Mapping[str, Any]) -> str:
         """Return the arguments of a profile as it has them itself. Raises RenderError."""

@@ -41,7 +41,7 @@ from fastboot.config.fields import (
     relay_id_text,
 )
 from fastboot.config.nodes import GroupTable, NodeIndex, NodeTable, node_faults, read_nodes
-from fastboot.model import ConfigError, Node, Profile, Transport
+from fastboot.model import AnswerFormat, ConfigError, Node, Profile, Transport
 
 __all__ = [
     "FOREVER",
@@ -130,6 +130,16 @@ class ProfileTable(Table):
     transport: Literal["ftp", "http"] | None = None
     """How the installer fetches its media; None: by FTP where it can and there is [ftp], else by HTTP."""
     installs: Bool = True
+    answers: FilePath | None = None
+    format: AnswerFormat | None = None
+
+    @model_validator(mode="after")
+    def _answers(self) -> ProfileTable:
+        if self.answers and not self.installs:
+            raise ValueError("answers: is for an installer, and installs = false; remove one of them")
+        if self.format and not self.answers:
+            raise ValueError("format: is that of answers, and there are none; name their file")
+        return self
 
     def profile(self) -> Profile:
         return Profile(**self.model_dump())

@@ -28,7 +28,7 @@ from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
 from fastboot.services.descriptors import PER_SESSION, Descriptors
 from fastboot.services.ftp_data import PassivePorts, Transfer
-from fastboot.services.ftp_names import printable
+from fastboot.services.ftp_names import printable, shown
 from fastboot.services.ftp_session import Session
 from fastboot.services.hosted import HostedLoop
 from fastboot.services.links import Link, open_tcp
@@ -178,7 +178,9 @@ class FtpService:
     def transfers(self) -> list[model.Transfer]:
         """Return the transfers that are on their way."""
         return [
-            model.Transfer("ftp", who.address, file.name, file.position + channel.octets, file.size, who.mac)
+            model.Transfer(
+                "ftp", who.address, shown(file.name), file.position + channel.octets, file.size, who.mac
+            )
             for session in self._sessions
             if (channel := session.data_channel) is not None and (file := channel.file_obj) is not None
             for who in [session.client]
@@ -232,9 +234,7 @@ class FtpService:
 
     def failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
-        self._tell(
-            "ftp.failed", client.mac, peer=str(client.address), path=printable(path), reason=reason, **facts
-        )
+        self._tell("ftp.failed", client.mac, peer=str(client.address), path=shown(path), reason=reason, **facts)
 
     def transfer_ended(self, session: Session, transfer: Transfer) -> None:
         client, path = session.client, transfer.file_obj.name
@@ -242,7 +242,7 @@ class FtpService:
         self._counters["bytes"] += count
         if transfer.transfer_finished:
             self._counters["sent"] += 1
-            facts = {"peer": str(client.address), "path": printable(path), "bytes": count, "seconds": seconds}
+            facts = {"peer": str(client.address), "path": shown(path), "bytes": count, "seconds": seconds}
             self._tell("ftp.sent", client.mac, **facts)
         else:
             reason = transfer.reason or self.ending or "the client closed the data connection"

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pyftpdlib.filesystems import AbstractedFS
 
+from fastboot.services.node_files import masked
+
 
 def printable(text: str) -> str:
     """Return text that any terminal or log can take: undecodable octets and control characters escaped."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def shown(path: str) -> str:
+    """Return a path as events and logs are told of it."""
+    return printable(masked(path))
 
 
 class Anonymous:

@@ -21,7 +21,8 @@ from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
 from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
 from fastboot.services.ftp_listing import FACTS, facts, ls_line, stamp
-from fastboot.services.ftp_names import Anonymous, Names, printable
+from fastboot.services.ftp_names import Anonymous, Names, printable, shown
+from fastboot.services.node_files import SECRET
 from fastboot.services.source_file import SourceFile
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Session(FTPHandler):  # type: ignore[misc]
     def logline(self, msg: str, logfun: object = None) -> None:
         """Trace the dialogue where the logger "pyftpdlib" is set to DEBUG."""
         if self._log_debug:
-            self.service.log.debug(printable(msg), peer=self.remote_ip)
+            self.service.log.debug(printable(SECRET.sub("...", msg)), peer=self.remote_ip)
 
     def log_exception(self, instance: object) -> None:
         self.service.log.exception("fault in a session", peer=self.remote_ip)
@@ -360,7 +361,7 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def _failed(self, path: str) -> Refusal:
         # A fault of ours (`resolve` is judged by Namespace) ends one command, not the session.
-        self.service.log.exception("the catalog failed", path=printable(path))
+        self.service.log.exception("the catalog failed", path=shown(path))
         return Refusal(Reason.BROKEN, "can not be read")
 
     def _put(self, question: Any, path: str, then: Callable[[Any], None]) -> None:

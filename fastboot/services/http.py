@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Any, Final, Protocol
@@ -26,13 +26,23 @@ import structlog
 from fastboot import config, model
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
-from fastboot.model import Client, Event, Reason, Refusal
+from fastboot.model import Client, Event, FastbootError, Reason, Refusal
 from fastboot.services.descriptors import PER_TRANSFER, Descriptors
 from fastboot.services.http_answer import Answer, notice
 from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Request
-from fastboot.services.http_message import content_type, framing_fault, path_of, precondition, ranges, version_of
+from fastboot.services.http_message import (
+    MAX_SAID,
+    content_type,
+    framing_fault,
+    path_of,
+    precondition,
+    ranges,
+    said_text,
+    version_of,
+)
 from fastboot.services.http_pages import page, printable
 from fastboot.services.links import Link, open_tcp
+from fastboot.services.node_files import is_callback, is_of_nodes, masked
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS, SMALL
 from fastboot.services.turns import Turns
@@ -61,6 +71,12 @@ class Catalog(Protocol):
     def resolve(self, path: str, client: Client) -> Source | Refusal | Awaitable[Source | Refusal]: ...
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """Called in a thread of the service's own: a directory may be large."""
+
+
+class Reports(Protocol):
+    """Who takes what installers say of their end."""
+
+    def report(self, path: str, client: Client, text: str) -> Awaitable[str] | Refusal: ...
 
 
 @dataclass(slots=True)
@@ -115,8 +131,10 @@ class HttpService:
         limits: Limits = STANDARD,
         pump: Pump | None = None,
         descriptors: Descriptors | None = None,
+        reports: Reports | None = None,
     ) -> None:
         """`pump` stays its owner's, `descriptors` are shared; without them the service has its own."""
+        self._reports = reports
         self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
@@ -198,16 +216,18 @@ class HttpService:
             return self.malformed(fault)
         if excess := self._crowd.excess(connection.peer):
             return self.excess(excess)
-        if request.method not in ("GET", "HEAD"):
-            self._counters["refused_method"] += 1
-            return notice(405, "this server is for reading", {"Allow": "GET, HEAD"})
         path = path_of(request.path)
+        takes = ("GET", "POST") if self._reports and path and is_callback(path) else ("GET", "HEAD")
+        if request.method not in takes:
+            self._counters["refused_method"] += 1
+            return notice(405, f"this is for {' and '.join(takes)} only", {"Allow": ", ".join(takes)})
         if path is None:
             return self.malformed("this is no path")
-        client = _client(connection.peer, connection.own, self._mac_of(_address(connection.peer)))
-        if request.method == "HEAD":
-            client = replace(client, peeks=True)
+        mac, peeks = self._mac_of(_address(connection.peer)), request.method == "HEAD"
+        client = _client(connection.peer, connection.own, mac, peeks)
         asking = Asking(connection, request, client, path)
+        if "POST" in takes:
+            return self._report(asking)
         found = self._catalog.resolve(path, client)
         return self._found(asking, found) if isinstance(found, (Source, Refusal)) else self._wait(asking, found)
 
@@ -226,6 +246,24 @@ class HttpService:
         else:
             self._failed(asking, found.text)
         return notice(STATUS[found.reason], found.text)
+
+    async def _report(self, asking: Asking) -> Answer:
+        """Answer an installer that says how it ended: only when that is on disk."""
+        assert self._reports is not None
+        body = await asking.connection.received(MAX_SAID) if asking.request.method == "POST" else b""
+        said = said_text(asking.request.path, asking.request.headers.get("Content-Type", ""), body)
+        found = self._reports.report(asking.path, asking.client, said)
+        if isinstance(found, Refusal):
+            answer = self._found(asking, found)
+            assert isinstance(answer, Answer)
+            return answer
+        try:
+            answer = notice(200, await found)
+        except FastbootError as error:
+            self._failed(asking, str(error))
+            return notice(503, "this can not be written now")
+        self._counters["reports"] += 1
+        return answer
 
     def excess(self, why: str) -> Answer:
         """Turn away who would be one too many."""
@@ -269,6 +307,8 @@ class HttpService:
             "Accept-Ranges": "bytes",
             "Content-Type": content_type(asking.path),
         }
+        if is_of_nodes(asking.path):
+            fields["Cache-Control"] = "no-store"
         if status := precondition(headers, version):
             self._counters[f"status_{status}"] += 1
             return Answer(status, fields if status == 304 else {**fields, "Content-Type": "text/plain"})
@@ -310,7 +350,7 @@ class HttpService:
             return self.excess(excess)
         self._descriptors.take(held, asking.connection.peer)
         began = time.monotonic()
-        transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(asking.path), size)
+        transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(masked(asking.path)), size)
         try:
             if size > SMALL:
                 await self._stream(asking.connection, answer, pieces, transfer)
@@ -383,7 +423,7 @@ class HttpService:
         self._tell("http.failed", asking, reason=reason, **facts)
 
     def _tell(self, kind: str, asking: Asking, **details: object) -> None:
-        facts = {"peer": asking.connection.peer, "path": printable(asking.path), **details}
+        facts = {"peer": asking.connection.peer, "path": printable(masked(asking.path)), **details}
         self._emit(Event(time.time(), kind, mac=asking.client.mac, details=facts))
 
 
@@ -391,8 +431,8 @@ _address = lru_cache(1024)(IPv4Address)
 
 
 @lru_cache(1024)
-def _client(peer: str, own: str, mac: str | None) -> Client:
-    return Client(IPv4Address(peer), IPv4Address(own), "http", mac)
+def _client(peer: str, own: str, mac: str | None, peeks: bool) -> Client:
+    return Client(IPv4Address(peer), IPv4Address(own), "http", mac, peeks)
 
 
 def _at_hand(pieces: Sequence[Source | bytes]) -> bytes | None:

@@ -174,6 +174,7 @@ class Connection(BaseProtocol):
         self._asked = deque[tuple[Request | HttpProcessingError, StreamReader]]()
         self._no_more = False
         """What the client sends from now on is no request."""
+        self._body: StreamReader = EMPTY_PAYLOAD
         self._request: Request | None = None
         """What is answered now; None where it was no request."""
         self._due = self._is_full = self._is_blocked = self._begun = self._parted = self._has_ended = False
@@ -280,7 +281,7 @@ class Connection(BaseProtocol):
         if self._is_full and not self._asked and self.transport is not None:
             self._is_full = False
             self.transport.resume_reading()
-        self._request, self._begun = None, False
+        self._request, self._body, self._begun = None, body, False
         try:
             if isinstance(request, HttpProcessingError):
                 answer: Answer | Coroutine[Any, Any, Answer] = self._service.malformed(*refusal_of(request))
@@ -333,6 +334,17 @@ class Connection(BaseProtocol):
         self._keeps = not answer.closes and (bool(self._asked) or not self._no_more)
         head = answer.head(keeps=self._keeps, says_so=request is not None and request.version == HttpVersion10)
         self.transport.write(head if request is not None and request.method == "HEAD" else head + answer.body)
+
+    async def received(self, most: int) -> bytes:
+        """Wait for the first octets of the body of the request that is answered now."""
+        if self.transport and self._request and "100-continue" in self._request.headers.get("Expect", "").lower():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while len(data) < most and not self._body.at_eof():
+                    data += await self._body.readany()
+        return data[:most]
 
     async def drained(self) -> asyncio.Transport:
         """Wait until the kernel has all that was written: there is no room for it elsewhere. Raises OSError where

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import formatdate, parsedate_to_datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 from fastboot._core import Source
 
@@ -27,6 +27,8 @@ TYPES: Final[Mapping[str, str]] = {
     "xml": "application/xml",
     "yaml": "text/plain; charset=utf-8",
 }
+MAX_SAID: Final = 1024
+"""Octets that are kept of what an installer says."""
 LAST_SECOND: Final = 253402300799
 """The end of the year 9999, the last that a date of HTTP can write."""
 OTHER: Final = "application/octet-stream"
@@ -78,6 +80,17 @@ def path_of(target: str) -> str | None:
             return None
         target = "/" + rest.partition("/")[2]
     return unquote(target.partition("?")[0].partition("#")[0], errors="surrogateescape")
+
+
+def said_text(target: str, type_: str, body: bytes) -> str:
+    """Return what is said by a form field or a query `text`, or by a body as it is; printable, blanks joined."""
+    text = body.decode("utf-8", "replace")
+    if type_.startswith("application/x-www-form-urlencoded") and text.startswith("text="):
+        text = parse_qs(text).get("text", [""])[0]
+    if not text:
+        text = parse_qs(target.partition("?")[2]).get("text", [""])[0]
+    plain = "".join(each if each.isprintable() else " " for each in text)
+    return " ".join(plain.split()).encode()[:MAX_SAID].decode("utf-8", "ignore")
 
 
 def version_of(source: Source) -> Version:

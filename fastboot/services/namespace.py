@@ -14,6 +14,7 @@ from fastboot._core import Source
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
+from fastboot.services.node_files import NodeFiles, is_of_nodes, masked
 
 Found = Source | Refusal
 Resolve = Callable[[str, Client], Found | Awaitable[Found | None] | None]
@@ -24,20 +25,25 @@ PATIENCE: Final = 30.0
 
 
 class Namespace:
-    """Asks `resolve` first, then the catalog. What `resolve` answers is judged here, for every protocol alike: a
-    fault of it is a Refusal (BROKEN), in the log with the path. For the thread of the loop but `list`."""
+    """Asks `resolve` first, then the catalog, then the directories of machines that install. What `resolve`
+    answers is judged here, for every protocol alike: a fault of it is a Refusal (BROKEN), in the log with the
+    path. For the thread of the loop but `list`."""
 
     def __init__(
-        self, resolve: Resolve | None, catalog: Callable[[], Catalog], patience: float = PATIENCE
+        self,
+        resolve: Resolve | None,
+        catalog: Callable[[], Catalog],
+        patience: float = PATIENCE,
+        nodes: NodeFiles | None = None,
     ) -> None:
         """`catalog` gives the one that counts now."""
-        self._resolve, self._catalog, self._patience = resolve, catalog, patience
+        self._resolve, self._catalog, self._patience, self._nodes = resolve, catalog, patience, nodes
         self._log = structlog.get_logger(component="resolve")
 
     def resolve(self, path: str, client: Client) -> Found | Awaitable[Found]:
         """Open what a path names for a client."""
         if self._resolve is None:
-            found = self._catalog().resolve(path, client)
+            found = self._look(path, client)
             return found if isinstance(found, Source | Refusal) else self._resolve_later(found, path, client)
         try:
             answer = self._resolve(path, client)
@@ -55,21 +61,27 @@ class Namespace:
         except Exception:
             return self._broken(path)
 
+    def _look(self, path: str, client: Client) -> Found | Awaitable[Found]:
+        found = self._catalog().resolve(path, client)
+        if self._nodes and isinstance(found, Refusal) and found.reason is Reason.MISSING and is_of_nodes(path):
+            return self._nodes.resolve(path, client)
+        return found
+
     def _judge(self, answer: Found | None, path: str, client: Client) -> Found | Awaitable[Found]:
         if answer is None:
-            return self._catalog().resolve(path, client)
+            return self._look(path, client)
         if not isinstance(answer, Source | Refusal):
             raise TypeError(f"resolve gave {answer!r}, neither a Source nor a Refusal nor None")
         return answer
 
     def _broken(self, path: str) -> Refusal:
-        self._log.exception("resolve failed", path=path.encode("utf-8", "backslashreplace").decode())
+        self._log.exception("resolve failed", path=masked(path).encode("utf-8", "backslashreplace").decode())
         return Refusal(Reason.BROKEN, "can not be read")
 
     def stat(self, path: str, client: Client) -> Entry | Refusal | Awaitable[Entry | Refusal]:
         """Say what `resolve` would send, or what directory a path is."""
         if self._resolve is None:
-            return self._catalog().stat(path, client)
+            return self._stat(path, client)
         client = replace(client, peeks=True)
         found = self.resolve(path, client)
         if isinstance(found, Source | Refusal):
@@ -82,7 +94,14 @@ class Namespace:
     def _entry(self, found: Found, path: str, client: Client) -> Entry | Refusal:
         if isinstance(found, Source):
             return Entry(path.rpartition("/")[2], False, found.size, found.mtime)
-        return self._catalog().stat(path, client) if found.reason is Reason.DIRECTORY else found
+        is_here = found.reason is Reason.DIRECTORY or (found.reason is Reason.MISSING and is_of_nodes(path))
+        return self._stat(path, client) if is_here else found
+
+    def _stat(self, path: str, client: Client) -> Entry | Refusal:
+        found = self._catalog().stat(path, client)
+        if self._nodes and isinstance(found, Refusal) and found.reason is Reason.MISSING and is_of_nodes(path):
+            return self._nodes.stat(path, client)
+        return found
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """List a directory; what only `resolve` knows is not in it."""

@@ -25,6 +25,7 @@ from fastboot.boot.firmware import SERVER
 from fastboot.boot.tree import refusal_of
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal, Transfer
 from fastboot.services.links import Link, open_udp
+from fastboot.services.node_files import masked
 from fastboot.services.tftp_files import MAX_TEXT, Texts
 from fastboot.services.tftp_windows import Windows
 
@@ -120,8 +121,8 @@ def _udp_within(ports: list[int] | None) -> socket.socket | None:
 
 @dataclass(slots=True)
 class Asked:
-    """One request, or the transfer that came of it. Holding the source keeps its map shared with every other
-    client of the file."""
+    """One request, or the transfer that came of it; `path` is for people. Holding the source keeps its map shared
+    with every other client of the file."""
 
     peer: str
     port: int
@@ -260,7 +261,8 @@ class TftpService:
     def _asked(self, engine: Engine, request: TftpRequest) -> None:
         address = address_of(request.peer)
         client = Client(address, address_of(request.server), "tftp", self._mac_of(address))
-        asked = Asked(request.peer, request.port, client, request.name.decode("utf-8", "surrogateescape"))
+        path = request.name.decode("utf-8", "surrogateescape")
+        asked = Asked(request.peer, request.port, client, masked(path))
         most, under_way = self._settings.max_per_address, self._by_address.get(asked.peer, 0)
         if under_way >= most:
             text = f"{most} transfers are on their way to this address"
@@ -268,7 +270,7 @@ class TftpService:
             return
         self._by_address[asked.peer] = under_way + 1
         try:
-            answer = self._resolve(asked.path, client)
+            answer = self._resolve(path, client)
             if isinstance(answer, Source) and not request.netascii:
                 self._start(engine, request, asked, answer)
                 return

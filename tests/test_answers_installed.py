@@ -1,0 +1,147 @@
+"""Machines that install with answers, over the wire: from the lease to the local disk."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from armkit import LAB, LINUX, TWO, Machine, configuration, serving, wire
+from dhcpkit import Wire, need
+
+from fastboot.config import Config
+from fastboot.model import ConfigError, FastbootError, InstallState
+
+INSTALLING, INSTALLED = InstallState.INSTALLING, InstallState.INSTALLED
+
+
+@pytest.fixture
+def lan() -> Iterator[Wire]:
+    need("ip")
+    with wire() as made:
+        yield made
+
+
+def with_answers(
+    directory: Path, text: str = "#cloud-config\n{{ node.name }} {{ done }}\n", **more: str
+) -> Config:
+    (directory / "x.j2").write_text(text)
+    keys = f'answers = "{directory / "x.j2"}"\nformat = "autoinstall"\narguments = "inst.one {{{{ installer }}}}"'
+    config = LAB.replace('arguments = "inst.one"', keys)
+    for old, new in more.items():
+        config = config.replace(f"[{old}]\n", new)
+    return configuration(directory, config)
+
+
+def line_of(language: str, text: str) -> list[str]:
+    """Return the words that the kernel gets, as the loader reads its configuration."""
+    (line,) = re.findall(r"^ *(?:APPEND|linux|kernel) .*inst\.one.*$", text, re.M)
+    return shlex.split(line) if language == "grub" else line.split()
+
+
+@pytest.mark.parametrize("language", ["pxelinux", "grub", "ipxe"])
+async def test_a_machine_installs_with_its_answers_once(lan: Wire, tmp_path: Path, language: str) -> None:
+    async with serving(lan, with_answers(tmp_path)) as house:
+        machine, other = house.machine(), house.machine(TWO)
+        assert await machine.boots(language) == "local"
+        (armed,) = await house.server.arm(["node01"])
+        url = f"http://10.77.0.1/node/{armed.token}"
+        for _ in range(3):  # its configuration uses nothing up
+            await machine.dhcp()
+            words = line_of(language, await machine.tftp(machine.name(language)))
+            assert f"ds=nocloud-net;s={url}/" in words and "autoinstall" in words
+        await other.dhcp()
+        with pytest.raises(AssertionError, match="404 Not Found"):
+            await other.http(f"node/{armed.token}/user-data")
+        with pytest.raises(FileNotFoundError):
+            await other.tftp(f"node/{armed.token}/user-data")
+        assert house.told() == ["armed", "refused", "refused"]
+        await machine.dhcp(LINUX)
+        assert "meta-data" not in (await machine.http(f"node/{armed.token}/meta-data"))[1]
+        for _ in range(2):
+            _, text = await machine.http(f"node/{armed.token}/user-data")
+            assert text == f"#cloud-config\nnode01 {url}/done\n"
+        (now,) = [each["install"] for each in house.server.nodes() if each["name"] == "node01"]
+        assert now["state"] == INSTALLING
+        with pytest.raises(FastbootError, match="is being installed"):
+            await house.server.arm(["node01"])
+        await machine.http(f"node/{armed.token}/done")
+        assert await machine.boots(language) == "local"
+        with pytest.raises(AssertionError, match="404 Not Found"):
+            await machine.http(f"node/{armed.token}/user-data")
+        assert house.told() == ["armed", "refused", "refused", "installing", "installed", "refused"]
+        status = house.server.status()
+        assert status["refused_answers"] == {"another machine": 2, "the installation has ended": 1}
+        assert armed.token not in repr(house.events) + repr(status) + repr(house.server.nodes())
+        assert "/node/.../user-data" in repr(house.events)
+
+
+async def test_a_machine_that_starts_again_in_the_middle_keeps_its_disk(lan: Wire, tmp_path: Path) -> None:
+    async with serving(lan, with_answers(tmp_path)) as house:
+        machine = house.machine()
+        (armed,) = await house.server.arm(["node01"])
+        await machine.boots()
+        await machine.http(f"node/{armed.token}/user-data")
+        assert await machine.boots() == "local"
+        assert house.told() == ["armed", "installing", "interrupted"]
+
+
+async def test_a_reload_takes_a_changed_template_and_keeps_the_old_where_it_is_wrong(
+    lan: Wire, tmp_path: Path
+) -> None:
+    config = with_answers(tmp_path, "#cloud-config\nold {% include 'y.j2' ignore missing %}\n")
+    async with serving(lan, config) as house:
+        machine = house.machine()
+        await machine.dhcp()
+        (armed,) = await house.server.arm(["node01"])
+
+        async def served() -> str:
+            return (await machine.http(f"node/{armed.token}/user-data"))[1].split("\n")[1]
+
+        assert await served() == "old "
+        (tmp_path / "x.j2").write_text("#cloud-config\n{% if %}")
+        (tmp_path / "y.j2").write_text("more")
+        assert await served() == "old "
+        with pytest.raises(ConfigError, match=r"profiles rocky: answers: x\.j2 line 2: Expected an expression"):
+            await house.server.reload(config)
+        assert await served() == "old "
+        (tmp_path / "x.j2").write_text("#cloud-config\nnew {% include 'y.j2' %}")
+        await house.server.reload(config)
+        assert await served() == "new more"
+
+
+async def test_what_names_no_answers_boots_the_disk(lan: Wire, tmp_path: Path) -> None:
+    config = with_answers(tmp_path)
+    profiles = tuple(each.model_copy(update={"arguments": "inst.one"}) for each in config.profiles)
+    async with serving(lan, config.model_copy(update={"profiles": profiles})) as house:
+        machine = house.machine()
+        (armed,) = await house.server.arm(["node01"])
+        assert await machine.boots() == "local"
+        assert "do not name the answer file" in str((await house.until("render.failed")).details["text"])
+        (now,) = [each["install"] for each in house.server.nodes() if each["name"] == "node01"]
+        assert now["state"] == InstallState.ARMED and armed.token not in repr(house.events)
+
+
+async def test_without_dhcp_of_ours_the_token_counts(lan: Wire, tmp_path: Path) -> None:
+    async with serving(lan, with_answers(tmp_path)) as house:
+        machine: Machine = house.machine()
+        machine.take("10.77.0.9")
+        (armed,) = await house.server.arm(["node01"])
+        assert (await machine.http(f"node/{armed.token}/user-data"))[1].startswith("#cloud-config\nnode01 ")
+
+
+@pytest.mark.parametrize("place", ["root", "root/deep"])
+def test_answers_in_a_served_tree_are_refused(place: str, tmp_path: Path) -> None:
+    from fastboot.world import World
+
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    (tmp_path / place / "x.j2").write_text("x")
+    config = with_answers(tmp_path)
+    profiles = tuple(
+        each.model_copy(update={"answers": tmp_path / place / "x.j2"}) if each.answers else each
+        for each in config.profiles
+    )
+    with pytest.raises(ConfigError, match=r"holds profiles.0..answers = .*, so its secrets would be served"):
+        World(config.model_copy(update={"profiles": profiles}))
