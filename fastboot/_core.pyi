@@ -12,6 +12,15 @@ def open_directory(dirfd: int, path: str) -> int:
     """Open a directory beneath a directory descriptor, confined like Source.open; the caller closes it.
     Raises OSError, ValueError (NUL in the path)."""
 
+def http_target(request: bytes) -> str | None:
+    """Return the target of an HTTP request where the octets are one whole GET of the plainest kind, and nothing
+    more: HTTP/1.1, one Host, a path that stands for itself (no escape, no query), no body, no condition, no range,
+    a connection that is kept, all as one would write it. None: it is for a parser to say what it is."""
+
+def http_answer(source: Source, media_type: bytes, now: int) -> bytes | None:
+    """Return the answer 200 with a whole Source, head and body, at `now` seconds since the epoch; None where
+    `Source.at_hand` gives none, or the file has changed. `media_type` has less than 64 octets."""
+
 @disjoint_base
 class Source:
     """A byte range of one open file. The descriptor and the map are shared by all slices and all threads that

@@ -35,6 +35,7 @@ from fastboot._native.egress cimport (
     egress_next, egress_ready, egress_sent, egress_t, egress_tick, flight_t,
 )
 from fastboot._native.file cimport file_t
+from fastboot._native.http cimport HTTP_HEAD, HTTP_LAST, HTTP_TYPE, http_head, http_plain
 from fastboot._native.job cimport PUMP_SLICE, PUMP_TURN, job_end_t, job_t
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,

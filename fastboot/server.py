@@ -52,7 +52,7 @@ from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
 from fastboot.state.nodes import Installs, profiles_to_arm
 from fastboot.state.store import Store
-from fastboot.watch.events import Hub, Subscription
+from fastboot.watch.events import Changed, Hub, Subscription
 from fastboot.world import World, http_url
 
 MEDIA_LOOK = 2.0
@@ -415,6 +415,7 @@ class Server:
                 pump=self._pump,
                 descriptors=descriptors,
                 reports=self._answers,
+                emit_all=lambda batch: self._hub.emit_all(Changed(batch, self._whole)),
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:
@@ -477,12 +478,16 @@ class Server:
         return self._dhcp.node_of(mac) if self._dhcp else None
 
     def _emit(self, event: Event) -> None:
+        self._hub.emit(self._whole(event))
+
+    def _whole(self, event: Event) -> Event:
+        """Add the node that an event is about, where only its MAC is known, or the MAC of a node."""
         if event.node is None and event.mac is not None:
             node = self._world.known.find(event.mac) or self._node_behind(event.mac)
-            event = replace(event, node=node.name) if node else event
-        elif event.mac is None and (node := self._world.by_name.get(event.node or "")) and node.macs:
-            event = replace(event, mac=node.macs[0])
-        self._hub.emit(event)
+            return replace(event, node=node.name) if node else event
+        if event.mac is None and (node := self._world.by_name.get(event.node or "")) and node.macs:
+            return replace(event, mac=node.macs[0])
+        return event
 
     def _tell(self, kind: str, **details: object) -> None:
         self._hub.emit(Event(time.time(), kind, details=details))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address
@@ -36,6 +36,10 @@ SPELLINGS: Final = {"backslashes": "\\", "doubled-slashes": "//"}
 
 OFTEN: Final = 128
 """Characters of the longest name that is remembered: 4,096 of these are a megabyte or two."""
+REMEMBERED: Final = 4096
+"""Names that are remembered."""
+FLEETING: Final = 64 * 1024
+"""Octets of the longest file that HTTP sends at once."""
 
 
 class Renders(Protocol):
@@ -133,6 +137,7 @@ class Catalog:
         ]
         carried = [Layer(("boot", each.name), each.tree, each.loaders) for each in self._shelf if each.tree]
         self._layers = [*media, *images, *(Layer((), tree) for tree in roots), *boot, *carried]
+        self._places: dict[Parts, list[tuple[Layer, str]]] = {}
 
     def close(self) -> None:
         """Close the trees. Sources that are in use stay open until their last holder drops them."""
@@ -140,6 +145,7 @@ class Catalog:
             tree.close()
         self._shelf.close()
         self._trees, self._layers = [], []
+        self._places.clear()
         self._linked.clear()
 
     def resolve(self, path: str, client: Client) -> Found | Awaitable[Found]:
@@ -254,7 +260,7 @@ class Catalog:
         return found
 
     def _find(self, parts: Parts, client: Client) -> Found | Awaitable[Found]:
-        found = self._file(parts)
+        found = self._file(parts, client.protocol == "http")
         if isinstance(found, Refusal) and found.reason is Reason.MISSING and (other := _other_name(parts)):
             beside = self._file(other)
             found = beside if isinstance(beside, Source) else found
@@ -270,10 +276,12 @@ class Catalog:
     async def _find_later(self, parts: Parts, text: Awaitable[bytes]) -> Found:
         return Source.of_bytes("/".join(parts), await text)
 
-    def _file(self, parts: Parts) -> Source | Refusal:
-        for layer, inside in self._lookups(parts):
+    def _file(self, parts: Parts, fleeting: bool = False) -> Source | Refusal:
+        for layer, inside in self._looked_up(parts):
             try:
-                return self._share(layer.tree.open(inside))
+                source = layer.tree.open(inside)
+                # Nobody else will want to have what is sent and closed at once.
+                return source if fleeting and source.size <= FLEETING else self._share(source)
             except FileNotFoundError:
                 continue  # what most requests of a storm come to
             except (OSError, UnicodeEncodeError) as error:
@@ -303,6 +311,17 @@ class Catalog:
                     return
             elif inside in layer.files:
                 yield layer, layer.files[inside]
+
+    def _looked_up(self, parts: Parts) -> Sequence[tuple[Layer, str]]:
+        """Return what `_lookups` yields, remembered: the layers stay what they are."""
+        places = self._places.get(parts)
+        if places is None:
+            places = list(self._lookups(parts))
+            if sum(map(len, parts)) <= OFTEN:
+                if len(self._places) >= REMEMBERED:
+                    self._places.clear()
+                self._places[parts] = places
+        return places
 
     def _below(self, parts: Parts) -> Entries:
         """Return what the mounts put into this directory, which no tree need have."""
@@ -351,7 +370,7 @@ def _read(path: str, tftp: bool) -> tuple[Parts | Refusal, Strings]:
     return tuple(parts), quirks
 
 
-_read_before = lru_cache(maxsize=4096)(_read)
+_read_before = lru_cache(maxsize=REMEMBERED)(_read)
 """A storm of machines asks for the same names."""
 
 

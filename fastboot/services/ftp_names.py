@@ -9,6 +9,8 @@ from fastboot.services.node_files import masked
 
 def printable(text: str) -> str:
     """Return text that any terminal or log can take: undecodable octets and control characters escaped."""
+    if text.isascii() and text.isprintable():
+        return text
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 

@@ -17,19 +17,20 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import IPv4Address
 from typing import Any, Final, Protocol
 
 import structlog
 
 from fastboot import config, model
-from fastboot._core import Source
+from fastboot._core import Source, http_answer
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal
 from fastboot.services.descriptors import PER_TRANSFER, Descriptors
-from fastboot.services.http_answer import Answer, notice
-from fastboot.services.http_connections import STANDARD, Connection, Crowd, Limits, Request
+from fastboot.services.http_answer import Answer, Ready, notice
+from fastboot.services.http_connections import PLAIN, STANDARD, Connection, Crowd, Limits, Request
+from fastboot.services.http_events import FileSent, FilesSent
 from fastboot.services.http_message import (
     MAX_SAID,
     content_type,
@@ -46,6 +47,7 @@ from fastboot.services.node_files import is_callback, is_of_nodes, masked
 from fastboot.services.pump import Pump, Sending, start_pump
 from fastboot.services.source_file import FAULTS, SMALL
 from fastboot.services.turns import Turns
+from fastboot.watch.events import Batch, emit_each
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -132,12 +134,18 @@ class HttpService:
         pump: Pump | None = None,
         descriptors: Descriptors | None = None,
         reports: Reports | None = None,
+        emit_all: Callable[[Batch], None] | None = None,
     ) -> None:
-        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own."""
+        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own.
+
+        `emit_all` is given what storms of machines make many of, to read or not; without it, `emit` is given each.
+        """
         self._reports = reports
         self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
+        self._emit_all = emit_all or partial(emit_each, emit)
+        self._files_sent: list[FileSent] = []
         self._counters: Counter[str] = Counter()
         self._descriptors = descriptors or Descriptors()
         self._crowd = Crowd(settings, self._descriptors)
@@ -151,7 +159,7 @@ class HttpService:
     async def start(self) -> None:
         """Serve from now on. Raises FastbootError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         self._pump, turns = self._pump or start_pump(), Turns()
         self._lister = ThreadPoolExecutor(1, "http-list")
 
@@ -174,6 +182,7 @@ class HttpService:
         if self._own_pump:
             self._pump.close()
         await self._crowd.end(min(LAST_ANSWERS, max(0.0, deadline - time.monotonic())))
+        self._tell_sent()
         self._lister.shutdown(wait=False, cancel_futures=True)
         self._lister = None
 
@@ -208,15 +217,16 @@ class HttpService:
 
     # --- requests
 
-    def answer(self, request: Request, connection: Connection) -> Answer | Coroutine[Any, Any, Answer]:
+    def answer(self, request: Request, connection: Connection) -> Ready | Coroutine[Any, Any, Answer]:
         """Answer one request: at once where nothing has to be waited for."""
         self._counters["requests"] += 1
-        headers = request.headers
-        if fault := framing_fault(request.version, headers.getall("Host", ()), "Transfer-Encoding" in headers):
-            return self.malformed(fault)
+        path: str | None = request.path
+        if request.headers is not PLAIN:
+            if fault := _fault(request):
+                return self.malformed(fault)
+            path = path_of(request.path)
         if excess := self._crowd.excess(connection.peer):
             return self.excess(excess)
-        path = path_of(request.path)
         takes = ("GET", "POST") if self._reports and path and is_callback(path) else ("GET", "HEAD")
         if request.method not in takes:
             self._counters["refused_method"] += 1
@@ -225,10 +235,21 @@ class HttpService:
             return self.malformed("this is no path")
         mac, peeks = self._mac_of(_address(connection.peer)), request.method == "HEAD"
         client = _client(connection.peer, connection.own, mac, peeks)
-        asking = Asking(connection, request, client, path)
         if "POST" in takes:
-            return self._report(asking)
+            return self._report(Asking(connection, request, client, path))
         found = self._catalog.resolve(path, client)
+        if (
+            request.headers is PLAIN
+            and isinstance(found, Source)
+            and found.size <= SMALL
+            and (kind := _plain_type(path))
+        ):
+            octets = http_answer(found, kind, int(time.time()))
+            if octets is not None:
+                self._counters["status_200"] += 1
+                self._sent(connection.peer, client, path, found.size, 0.0)
+                return octets
+        asking = Asking(connection, request, client, path)
         return self._found(asking, found) if isinstance(found, (Source, Refusal)) else self._wait(asking, found)
 
     async def _wait(self, asking: Asking, found: Awaitable[Source | Refusal]) -> Answer:
@@ -339,7 +360,7 @@ class HttpService:
         body = _at_hand(pieces)
         if body is None:
             return self._deliver(asking, Answer(status, fields), pieces, size)
-        self._sent(asking, size, 0.0)
+        self._sent(asking.connection.peer, asking.client, asking.path, size, 0.0)
         return Answer(status, fields, body)
 
     async def _deliver(
@@ -369,12 +390,12 @@ class HttpService:
                 self._failed(asking, self._gone, bytes=transfer.octets)
                 asking.connection.reset()
             else:  # it has the last octet, and did not wait until we hear of that
-                self._sent(asking, size, time.monotonic() - began)
+                self._sent(asking.connection.peer, asking.client, asking.path, size, time.monotonic() - began)
             raise
         finally:
             del self._transfers[id(asking)]
             self._descriptors.give_back(held, asking.connection.peer)
-        self._sent(asking, size, time.monotonic() - began)
+        self._sent(asking.connection.peer, asking.client, asking.path, size, time.monotonic() - began)
         return answer
 
     async def _read(self, piece: Source | bytes) -> bytes:
@@ -413,16 +434,24 @@ class HttpService:
             return STOPPED
         return FAULTS.get(error.errno or 0, self._gone)
 
-    def _sent(self, asking: Asking, size: int, seconds: float) -> None:
+    def _sent(self, peer: str, client: Client, path: str, size: int, seconds: float) -> None:
         self._counters["sent"] += 1
         self._counters["bytes"] += size
-        self._tell("http.sent", asking, bytes=size, seconds=round(seconds, 3))
+        if not self._files_sent:
+            self._loop.call_soon(self._tell_sent)
+        self._files_sent.append((time.time(), peer, client.mac, path, size, seconds))
+
+    def _tell_sent(self) -> None:
+        if self._files_sent:
+            files, self._files_sent = self._files_sent, []
+            self._emit_all(FilesSent(files))
 
     def _failed(self, asking: Asking, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
         self._tell("http.failed", asking, reason=reason, **facts)
 
     def _tell(self, kind: str, asking: Asking, **details: object) -> None:
+        self._tell_sent()  # which was before
         facts = {"peer": asking.connection.peer, "path": printable(masked(asking.path)), **details}
         self._emit(Event(time.time(), kind, mac=asking.client.mac, details=facts))
 
@@ -430,9 +459,20 @@ class HttpService:
 _address = lru_cache(1024)(IPv4Address)
 
 
+def _fault(request: Request) -> str | None:
+    headers = request.headers
+    return framing_fault(request.version, headers.getall("Host", ()), "Transfer-Encoding" in headers)
+
+
 @lru_cache(1024)
 def _client(peer: str, own: str, mac: str | None, peeks: bool) -> Client:
     return Client(IPv4Address(peer), IPv4Address(own), "http", mac, peeks)
+
+
+@lru_cache(4096)
+def _plain_type(path: str) -> bytes | None:
+    """Return the media type of a file; None for one of a node, of which more is said."""
+    return None if is_of_nodes(path) else content_type(path).encode("ascii")
 
 
 def _at_hand(pieces: Sequence[Source | bytes]) -> bytes | None:

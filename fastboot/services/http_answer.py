@@ -42,6 +42,10 @@ class Answer:
         return "\r\n".join(lines).encode("ascii")
 
 
+Ready = Answer | bytes
+"""What can be sent now: an Answer, or the octets of one to a request without fields, if the connection is kept."""
+
+
 def notice(status: int, words: str, fields: Mapping[str, str] | None = None, *, closes: bool = False) -> Answer:
     """Return an answer for people."""
     retry = {"Retry-After": str(RETRY)} if status == 503 else {}

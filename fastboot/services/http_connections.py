@@ -14,17 +14,21 @@ import socket
 from collections import Counter, deque
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, HttpVersion10
+from aiohttp.http import HttpRequestParser, HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from fastboot import config
+from fastboot._core import http_target
 from fastboot.services.descriptors import PER_CONNECTION, Descriptors
-from fastboot.services.http_answer import Answer
+from fastboot.services.http_answer import Answer, Ready
 from fastboot.services.http_message import ONE_HOST
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
 from fastboot.services.turns import Turns
@@ -60,6 +64,19 @@ LINGER: Final = 2.0
 PARTING: Final = 32
 """Connections that nobody counts any more, and whose client has still to read that it was turned away. Each has an
 open file of the reserve; half of them are for one address. Beyond them the answer may be lost."""
+
+END: Final = b"\r\n\r\n"
+CLOSING: Final = b"\r\nConnection: close" + END
+"""Ends of a header."""
+PLAIN: Final = CIMultiDictProxy(CIMultiDict[str]())
+"""The fields of a request that has none which would change its answer."""
+
+
+@lru_cache(4096)
+def plain(target: str) -> Request:
+    """Return the request that `http_target` has read."""
+    url = URL.build(path=target, encoded=True)
+    return RawRequestMessage("GET", target, HttpVersion11, PLAIN, (), False, None, False, False, url)
 
 
 def heads(data: bytes) -> Iterator[bytes]:
@@ -172,6 +189,8 @@ class Connection(BaseProtocol):
         self._feed = parser.feed_data
         self._service, self._crowd, self._limits, self._turns = service, crowd, limits, turns
         self._asked = deque[tuple[Request | HttpProcessingError, StreamReader]]()
+        self._is_between = True
+        """The parser has seen every request to its end."""
         self._no_more = False
         """What the client sends from now on is no request."""
         self._body: StreamReader = EMPTY_PAYLOAD
@@ -230,6 +249,16 @@ class Connection(BaseProtocol):
             if self._skipped > SKIPPED:
                 self.close()
             return
+        if self._is_between and not self._no_more and (target := http_target(data)):
+            self._asked.append((plain(target), EMPTY_PAYLOAD))
+        else:
+            self._parse(data)
+        if len(self._asked) >= AHEAD and not self._is_full and self.transport:
+            self._is_full = True
+            self.transport.pause_reading()
+        self._go_on()
+
+    def _parse(self, data: bytes) -> None:
         # One head at a time: aiohttp forgets the sound requests in front of one that it does not take.
         for part in heads(data):
             if self._no_more:
@@ -244,10 +273,9 @@ class Connection(BaseProtocol):
             for request, _ in messages:
                 # aiohttp's parser takes nothing that follows an offer of another protocol for a request.
                 self._no_more = request.should_close or "Upgrade" in request.headers
-        if len(self._asked) >= AHEAD and not self._is_full and self.transport:
-            self._is_full = True
-            self.transport.pause_reading()
-        self._go_on()
+            self._is_between = (
+                part.endswith(b"\r\n\r\n") and len(messages) == 1 and messages[0][1] is EMPTY_PAYLOAD
+            )
 
     def eof_received(self) -> bool:
         """Answer what was asked, though nothing more will be: nc and some firmware end their side at once."""
@@ -284,22 +312,22 @@ class Connection(BaseProtocol):
         self._request, self._body, self._begun = None, body, False
         try:
             if isinstance(request, HttpProcessingError):
-                answer: Answer | Coroutine[Any, Any, Answer] = self._service.malformed(*refusal_of(request))
+                answer: Ready | Coroutine[Any, Any, Answer] = self._service.malformed(*refusal_of(request))
             else:
                 self._request = request
                 answer = self._service.answer(request, self)
         except Exception as fault:
             answer = self._service.broken(fault)
-        if isinstance(answer, Answer) and body.is_eof():
+        if isinstance(answer, (Answer, bytes)) and body.is_eof():
             self._end(answer)
         else:
             self.task = self._loop.create_task(self._later(answer, body))
-            if not isinstance(answer, Answer):
+            if not isinstance(answer, (Answer, bytes)):
                 # A connection that is lost in this turn of the loop cancels the task before it begins.
                 self.task.add_done_callback(lambda _: answer.close())
 
-    async def _later(self, answer: Answer | Coroutine[Any, Any, Answer], body: StreamReader) -> None:
-        if not isinstance(answer, Answer):
+    async def _later(self, answer: Ready | Coroutine[Any, Any, Answer], body: StreamReader) -> None:
+        if not isinstance(answer, (Answer, bytes)):
             try:
                 answer = await answer
             except Exception as fault:
@@ -315,7 +343,7 @@ class Connection(BaseProtocol):
         self.task = None
         self._end(answer)
 
-    def _end(self, answer: Answer) -> None:
+    def _end(self, answer: Ready) -> None:
         self.begin(answer)
         if self._keeps and (self._asked or not self._no_more):  # its end may have come while it was answered
             self._quiet_since = self._loop.time()
@@ -325,12 +353,19 @@ class Connection(BaseProtocol):
 
     # --- for the service
 
-    def begin(self, answer: Answer) -> None:
-        """Send the header of an answer to the request that is answered now, and the body that is at hand. Once."""
+    def begin(self, answer: Ready) -> None:
+        """Send the header of an answer to the request that is answered now, and the body that is at hand. Once.
+
+        Octets are the whole answer to a request without fields (`PLAIN`), on a connection that is kept.
+        """
         if self._begun or self.transport is None:
             return
         request = self._request
         self._begun = True
+        if isinstance(answer, bytes):
+            self._keeps = bool(self._asked) or not self._no_more
+            self.transport.write(answer if self._keeps else answer.replace(END, CLOSING, 1))
+            return
         self._keeps = not answer.closes and (bool(self._asked) or not self._no_more)
         head = answer.head(keeps=self._keeps, says_so=request is not None and request.version == HttpVersion10)
         self.transport.write(head if request is not None and request.method == "HEAD" else head + answer.body)

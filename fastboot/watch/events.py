@@ -59,6 +59,20 @@ class Rest:
         return Counter(self.kind(at) for at in range(len(self)))
 
 
+class Changed:
+    """A batch of which each event is changed when it is made."""
+
+    def __init__(self, batch: Batch, change: Callable[[Event], Event]) -> None:
+        self._batch, self._change = batch, change
+        self.kind, self.kinds = batch.kind, batch.kinds
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def __getitem__(self, at: int) -> Event:
+        return self._change(self._batch[at])
+
+
 def emit_each(emit: Callable[[Event], None], batch: Batch) -> None:
     """Give each event of a batch to one who takes them one by one."""
     for at in range(len(batch)):
