@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fastboot.services.dhcp_decisions import Decide
     from fastboot.services.namespace import Resolve
     from fastboot.sockets import Sockets, open_sockets
+    from fastboot.watch.diagnose import Diagnosis, Reached
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "ControlClient",
     "ControlError",
     "Decide",
+    "Diagnosis",
     "Event",
     "FastbootError",
     "Install",
@@ -62,6 +64,7 @@ __all__ = [
     "Option",
     "Plan",
     "Profile",
+    "Reached",
     "Reason",
     "Refusal",
     "Resolve",
@@ -89,6 +92,8 @@ _HOMES = {
     "NeedsRestart": "services.control_client",
     "NotRunning": "services.control_client",
     "Resolve": "services.namespace",
+    "Diagnosis": "watch.diagnose",
+    "Reached": "watch.diagnose",
 }
 
 

@@ -56,6 +56,7 @@ from fastboot._native.sighting cimport (
     SIGHTINGS_PLACES, SIGHTINGS_ROOM, sighting_add, sighting_address, sighting_at, sighting_heeds, sighting_of,
     sighting_server, sighting_t, sightings_t,
 )
+from fastboot._native.silence cimport silence_is_news, silences_t
 from fastboot._native.signs cimport SIGN_SIZE, SIGNS_ROOM, signs_find, signs_t
 from fastboot._native.sys cimport (
     AF_INET, AF_PACKET, CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, EAGAIN, ECANCELED, ECONNREFUSED,
@@ -72,7 +73,7 @@ from fastboot._native.sys cimport (
     TCP_CORK, TCP_NOTSENT_LOWAT,
 )
 from fastboot._native.table cimport (
-    fetch, place_t, table_fetch, table_guess, table_next, table_put, table_remove, table_t,
+    fetch, place_t, table_fetch, table_guess, table_mix, table_next, table_put, table_remove, table_t,
 )
 from fastboot._native.tftp cimport (
     TFTP_ACCESS, TFTP_ACK, TFTP_DATA, TFTP_ERROR, TFTP_ILLEGAL, TFTP_MAIL, TFTP_NETASCII, TFTP_REFUSED, TFTP_RRQ,

@@ -29,6 +29,7 @@ from fastboot.services.control_client import ControlClient, NeedsRestart, NotRun
 from fastboot.services.facts import node_facts
 from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
 from fastboot.watch.log import plain
+from fastboot.why import why
 from fastboot.wording import counted
 
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
@@ -44,6 +45,7 @@ media_app = typer.Typer(invoke_without_command=True)
 app.add_typer(media_app, name="media")
 app.command()(leases)
 app.command()(rehearse)
+app.command()(why)
 
 
 class Firmware(StrEnum):

@@ -20,6 +20,7 @@ from fastboot import __version__
 from fastboot.boot.catalog import Catalog
 from fastboot.boot.gate import Gate
 from fastboot.boot.indexer import Indexer
+from fastboot.boot.loaders import LOADERS
 from fastboot.boot.policy import Told
 from fastboot.boot.program import Programs
 from fastboot.boot.shelf import Progress
@@ -47,11 +48,13 @@ from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.namespace import Namespace, Resolve
 from fastboot.services.node_files import NodeFiles
 from fastboot.services.pump import Pump, start_pump
+from fastboot.services.why import Known, Why
 from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.state.foreign import ForeignLease
 from fastboot.state.lock import StateLock
 from fastboot.state.nodes import Installs, profiles_to_arm
 from fastboot.state.store import Store
+from fastboot.watch.diagnose import Diagnosis
 from fastboot.watch.events import Changed, Hub, Subscription
 from fastboot.world import World, http_url
 
@@ -110,6 +113,7 @@ class Server:
         self._installs = Installs(self._emit, self.forget)
         self._gate = Gate(self._installs, self._emit)
         self._dhcp: Dhcp | None = None
+        self._why = Why(self._hub, self._known)
         self._world = self._old = self._world_of(config)
         self._answers = NodeFiles(
             self._installs,
@@ -188,6 +192,8 @@ class Server:
             if text := shortage(self._config, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
                 self._tell("server.limit", text=text)
             self._build()
+            self._learn()
+            self._why.start()
             if self._store:
                 self._store.start()
             for name, service in self._services.items():
@@ -231,6 +237,7 @@ class Server:
         for world in {self._world, self._old}:
             world.close()
         await asyncio.to_thread(self._indexer.close)
+        await self._why.stop()
         self._tell("server.stopped")
         self._hub.close()
         if self._control:
@@ -286,6 +293,15 @@ class Server:
         if self._http and config.http:
             self._http.reload(config.http)
         self._old.shelf.release()
+        self._learn()
+
+    async def why(self, *machines: str) -> list[Diagnosis]:
+        """Say of machines how far they came, why they got no further, and what to do.
+
+        A machine is named by a node, a set of nodes, a MAC or an address; without any, those that are stuck now
+        are meant, the last to be heard of first. Raises FastbootError for a name that nothing is known of.
+        """
+        return await self._why.why(machines)
 
     def events(self, *, replay: bool = False) -> Subscription:
         """Return an async iterator over events from now on, after the recent ones if `replay`."""
@@ -311,6 +327,7 @@ class Server:
                 "begin_failed": self._gate.failed,
             },
             "refused_answers": self._answers.counts,
+            "why": self._why.counters(),
             "events": {"counts": self._hub.counts, "dropped": self._hub.dropped},
         }
 
@@ -437,12 +454,30 @@ class Server:
     def _world_of(self, config: Config) -> World:
         return World(config, self._node_behind, self._indexer, self._programs, self._told, self._emit, self._gate)
 
+    def _known(self) -> Known:
+        world, others = self._world, self._dhcp.other_servers() if self._dhcp else ()
+        return Known(
+            self._config, world.nodes, world.known, world.profiles,
+            install_of=self._installs.of,
+            mac_of=self._mac_of,
+            transfers=(each for service in self._services.values() for each in service.transfers()),
+            others=[str(server.address) for server in others],
+            packages={name: loader.packages[0] for name, loader in LOADERS.items()},
+        )  # fmt: skip
+
+    def _learn(self) -> None:
+        """Have `why` know files by their paths."""
+        world = self._world
+        named = (file for _, file, _ in world.policy.boot_files())
+        self._why.learn(world.renderer.paths(), (*LOADERS, *named))
+
     async def _watch_media(self) -> None:
         while True:
             await asyncio.sleep(MEDIA_LOOK)
             try:
                 if await self._world.refresh(self._tell):
                     self.forget()
+                    self._learn()
             except Exception as error:  # a fault of ours: media stay as they are, and are looked at again
                 self._tell("media.failed", text=repr(error))
 

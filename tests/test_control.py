@@ -20,6 +20,7 @@ from fastboot.model import Event, FastbootError
 from fastboot.services.control import ControlService, event_facts
 from fastboot.services.control_client import ControlClient, ControlError, NeedsRestart, NotRunning
 from fastboot.state.foreign import ForeignLease
+from fastboot.watch.diagnose import Diagnosis, Reached
 from fastboot.watch.events import Hub, Subscription
 
 
@@ -41,6 +42,12 @@ class Stub:
 
     def media(self) -> Sequence[Mapping[str, object]]:
         return [{"name": "m", "system": {"name": "a\x1b", "missing": ("x",)}}]
+
+    async def why(self, *machines: str) -> Sequence[Diagnosis]:
+        if "nobody" in machines:
+            raise FastbootError("there is no \x1b nobody")
+        name = ",".join(machines)
+        return [Diagnosis(name, (), None, None, "stuck", "a\x1bb", 5.0, (Reached("loader", 4.0, "\x07"),))]
 
     def events(self, *, replay: bool = False) -> Subscription:
         return self.hub.subscribe(replay=replay)
@@ -89,6 +96,16 @@ async def test_facts_are_json_that_a_terminal_survives(stub: Stub, tmp_path: Pat
     assert await ask(tmp_path, "GET", "/nodes") == []
     media = await ask(tmp_path, "GET", "/media")
     assert media == [{"name": "m", "system": {"name": "a\\x1b", "missing": ["x"]}}]
+
+
+async def test_why(stub: Stub, tmp_path: Path) -> None:
+    (facts,) = await ask(tmp_path, "GET", "/why?of=a%20b&of=c")
+    assert (facts["machine"], facts["summary"], facts["steps"]) == (
+        "a b,c", "a\\x1bb", [{"step": "loader", "time": 4.0, "what": "\\x07"}],
+    )  # fmt: skip
+    assert (await ask(tmp_path, "GET", "/why"))[0]["machine"] == ""
+    with pytest.raises(ControlError, match=r"there is no \\x1b nobody"):
+        await ask(tmp_path, "GET", "/why?of=nobody")
 
 
 async def test_release(stub: Stub, tmp_path: Path) -> None:
@@ -163,11 +180,11 @@ async def test_a_watcher_that_leaves_is_forgotten(stub: Stub, tmp_path: Path) ->
     reader, writer = await asyncio.open_unix_connection(tmp_path / "control.sock")
     writer.write(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readuntil(b"\r\n\r\n")
-    assert len(stub.hub._subscriptions) == 1
+    assert len(stub.hub._listeners) == 1
     writer.close()
     await writer.wait_closed()
     async with asyncio.timeout(10):
-        while stub.hub._subscriptions:
+        while stub.hub._listeners:
             stub.hub.emit(Event(0, "test.event"))
             await asyncio.sleep(0)
 

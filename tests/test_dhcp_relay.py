@@ -571,7 +571,8 @@ def test_bootp_gives_fixed_addresses_only() -> None:
     assert len(reply.payload) == 300, "64 octets of options (RFC 951)"
     assert here.send(message(0, B)) == [] and here.send(message(0, C)) == []
     assert (here.counters["bootp_reply"], here.counters["bootp_unknown"]) == (1, 2)
-    assert [*here.responder.events()][-1][:2] == ("bootp", bytes.fromhex(A.replace(":", "")))
+    told = [(kind, mac.hex(":")) for kind, mac, *_ in here.responder.events()]
+    assert told == [("bootp", A), ("unanswered", B), ("unanswered", C)]
 
 
 def test_bootp_waits_for_the_disk_and_is_known_by_its_address() -> None:

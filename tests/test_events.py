@@ -157,12 +157,12 @@ def test_facts_are_taken_once_in_their_order() -> None:
     office.commit()
     office.send(message(REQUEST, options=asking("10.77.0.7", "192.0.2.1")))
     facts = office.responder.events()
-    assert len(facts) == 201
-    assert facts.kinds() == {"offer": 100, "ack": 100, "other_server": 1}
-    assert (facts.kind(0), facts[0][1].hex(":"), facts.kind(200)) == ("offer", "52:54:00:00:00:00", "other_server")
-    assert [fact[0] for fact in facts] == ["offer"] * 100 + ["ack"] * 100 + ["other_server"]
+    assert len(facts) == 202
+    assert facts.kinds() == {"offer": 100, "ack": 100, "other_server": 1, "unanswered": 1}
+    assert (facts.kind(0), facts[0][1].hex(":"), facts.kind(201)) == ("offer", "52:54:00:00:00:00", "other_server")
+    assert [fact[0] for fact in facts] == ["offer"] * 100 + ["ack"] * 100 + ["unanswered", "other_server"]
     ((kind, _, _, _, _, server, _),) = facts.take("other_server")
     assert (kind, server) == ("other_server", 0xC0000201)
-    assert facts.kinds() == {"offer": 100, "ack": 100} and len(facts) == 200
+    assert facts.kinds() == {"offer": 100, "ack": 100, "unanswered": 1} and len(facts) == 201
     assert facts.take("other_server") == []
     assert len(office.responder.events()) == 0

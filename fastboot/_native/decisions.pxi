@@ -82,7 +82,7 @@ cdef class Decisions(Requests):
         if plan == NULL:
             self.hold()
         elif plan.ignore:
-            self.counts[COUNT_IGNORED] += 1
+            self.silent(COUNT_IGNORED, 0)
         else:
             self.fulfil(plan)
 
@@ -108,7 +108,7 @@ cdef class Decisions(Requests):
             self.keep(&self.held[i])
             return
         if self.held_next - self.held_first == DECISIONS_HELD:
-            self.counts[COUNT_HELD_FULL] += 1
+            self.silent(COUNT_HELD_FULL, 0)
             return
         self.counts[COUNT_MISS] += 1
         i = self.held_next % DECISIONS_HELD
@@ -154,6 +154,8 @@ cdef class Decisions(Requests):
                 if self.now - h.since < HELD_FOR:
                     return
                 self.counts[COUNT_DECISION_LATE] += 1
+                self.link = h.came.link
+                self.unanswered(COUNT_DECISION_LATE, h.data, h.size, 0)
                 self.unhold(h)
             self.held_first += 1
 

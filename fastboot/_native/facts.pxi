@@ -21,11 +21,13 @@ cdef enum:
     FACT_REQUEST
     FACT_SERVER_SEEN
     FACT_UNHEEDED
+    FACT_UNANSWERED
     FACT_KINDS
 
 FACT_NAMES = (
     "offer", "ack", "nak", "decline", "release", "inform", "exhausted", "other_server", "address_taken", "bootp",
     "conflict", "proxy_arp", "limit", "request", "server_seen", "offers_ignored",
+    "unanswered",
 )
 
 cdef struct fact_t:

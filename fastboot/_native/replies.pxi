@@ -108,17 +108,20 @@ cdef class Replies(Network):
     cdef facts_t facts              # what Python is to be told
     cdef uint64_t counts[COUNTERS]
     cdef traffic_t *traffic
+    cdef silences_t *silences       # what was told of who got no answer
 
     def __cinit__(self, bytes seed not None):
         self.raw = True
         self.raw_fd = -1
         self.traffic = <traffic_t *>memory_for(1, sizeof(traffic_t))
+        self.silences = <silences_t *>memory_for(1, sizeof(silences_t))
 
     def __dealloc__(self):
         outs_free(&self.ready)
         outs_free(&self.waiting)
         free(self.facts.at)
         free(self.traffic)
+        free(self.silences)
 
     def attach(self, int link, int fd):
         if not 0 <= link < self.link_count:
@@ -159,6 +162,9 @@ cdef class Replies(Network):
                 self.leave(o)
             else:
                 self.counts[COUNT_COMMIT_FAILED] += 1
+                o.event.kind, o.event.tag, o.event.value = FACT_UNANSWERED, 0, COUNT_COMMIT_FAILED
+                if o.told:
+                    self.push(&o.event)
                 free(o)
         self.waiting.count = kept
 

@@ -97,6 +97,7 @@ cdef class Requests(Replies):
         cdef int rc
         self.now = now
         self.tick()
+        self.link = came.link
         self.counts[COUNT_RECEIVED] += 1
         rc = self.prepare(data, n, came)
         if rc == 0:
@@ -104,6 +105,8 @@ cdef class Requests(Replies):
             self.handle()
         else:
             self.counts[rc] += 1
+            if rc not in (COUNT_OWN_PROBE, COUNT_NOT_A_REQUEST, COUNT_UNKNOWN_TYPE):
+                self.unanswered(rc, data, n, self.m.giaddr if rc > COUNT_NOT_A_REQUEST else 0)
 
     cdef int prepare(self, const uint8_t *data, size_t n, const arrival_t *came) noexcept nogil:
         # Reads the packet and whence it is; 0, or the counter that says why there is nothing to do.
@@ -241,7 +244,7 @@ cdef class Requests(Replies):
         memcpy(copy, o, sizeof(out_t) - sizeof(o.frame) + UDP_HEADERS + n)
         if batch:
             if not outs_push(&self.waiting, copy):
-                self.counts[COUNT_WAITING_FULL] += 1
+                self.silent(COUNT_WAITING_FULL, 0)
         else:
             self.leave(copy)
 
@@ -270,6 +273,27 @@ cdef class Requests(Replies):
         if kind == FACT_LIMIT:
             e.text_size = min(self.m.relay.circuit_size, <uint8_t>FACTS_TEXT)
             memcpy(e.text, self.m.relay.circuit, e.text_size)
+
+    cdef void silent(self, int why, uint32_t about) noexcept nogil:
+        # The request gets no answer. `about`: the server, network or relay that it is about.
+        self.counts[why] += 1
+        self.unanswered(why, self.m.data, self.m.size, about)
+
+    cdef void unanswered(self, int why, const uint8_t *data, size_t n, uint32_t about) noexcept nogil:
+        # Tells of a packet, which may be malformed, that gets no answer, where its machine can be told.
+        cdef fact_t e
+        cdef uint64_t key = 0
+        if n < 34 or data[2] != 6:
+            return
+        memcpy(&key, data + 28, 6)
+        if not silence_is_news(self.silences, table_mix(key << 16 | <uint64_t>why), self.now):
+            return
+        memset(&e, 0, sizeof(e))
+        e.kind, e.hlen, e.link, e.address, e.value = FACT_UNANSWERED, 6, self.link, about, why
+        memcpy(e.chaddr, data + 28, 6)
+        e.tag = self.m.data == data and why > COUNT_NOT_A_REQUEST and dhcp_boot_class(&self.m)
+        e.node = self.node_by(NODE_MAC, e.chaddr, 6, NULL, 0)
+        self.push(&e)
 
     cdef void event(self, uint8_t kind, uint32_t address, uint32_t tag, uint32_t value) noexcept nogil:
         cdef fact_t e

@@ -107,7 +107,7 @@ cdef class Responder(LeaseKeeper):
             return
         limit = self.over_limit(i)
         if limit:
-            self.counts[limit] += 1
+            self.silent(limit, 0)
             return
         self.book.hold_offer(i, self.who, self.node != NOWHERE, &self.m)
         reply.type, reply.server, reply.yiaddr, reply.message = DHCP_OFFER, self.here.server, lease.address, NULL
@@ -131,9 +131,9 @@ cdef class Responder(LeaseKeeper):
                 return i
         i = self.book.next_free(self.here.subnet)
         if i == NOWHERE and pool.free[FREE_DOUBTFUL].count:
-            self.counts[COUNT_DOUBTFUL] += 1
+            self.silent(COUNT_DOUBTFUL, self.subnets[self.here.subnet].network)
         elif i == NOWHERE:
-            self.counts[COUNT_EXHAUSTED] += 1
+            self.silent(COUNT_EXHAUSTED, self.subnets[self.here.subnet].network)
             if not pool.exhausted:
                 pool.exhausted = True
                 self.event(FACT_EXHAUSTED, 0, 0, self.subnets[self.here.subnet].network)
@@ -174,7 +174,7 @@ cdef class Responder(LeaseKeeper):
         if self.m.ciaddr and (not selecting or not asked):
             asked = self.m.ciaddr                       # RENEWING, REBINDING
         if not asked:
-            self.counts[COUNT_NO_ADDRESS_ASKED] += 1
+            self.silent(COUNT_NO_ADDRESS_ASKED, 0)
             return
         fixed = self.fixed(plan)
         if not self.near_of(asked):
@@ -188,7 +188,7 @@ cdef class Responder(LeaseKeeper):
             elif selecting:
                 self.refuse(b"there are too many machines here")
             else:
-                self.counts[limit] += 1
+                self.silent(limit, 0)
         elif selecting:
             self.refuse(b"the address is not available")
         elif self.on_record(fixed):
@@ -197,7 +197,7 @@ cdef class Responder(LeaseKeeper):
               and self.book.table.at[i].now.state == LEASE_BOUND):
             self.refuse(b"the address is another client's")
         else:
-            self.counts[COUNT_UNKNOWN_CLIENT] += 1      # RFC 2131 4.3.2: it may be another server's
+            self.silent(COUNT_UNKNOWN_CLIENT, asked)    # RFC 2131 4.3.2: it may be another server's
 
     cdef bint may_have(self, int32_t i, uint32_t fixed, bint selecting) noexcept nogil:
         cdef lease_t *lease = &self.book.table.at[i]
@@ -226,12 +226,12 @@ cdef class Responder(LeaseKeeper):
         if self.authoritative and (selecting or not self.m.ciaddr or not self.unicast):
             self.refuse(b"the address is of another network")
         else:
-            self.counts[COUNT_OTHER_NETWORK] += 1
+            self.silent(COUNT_OTHER_NETWORK, 0)
 
     cdef void other_chosen(self) noexcept nogil:
         cdef uint32_t server = dhcp_address(&self.m, OPTION_SERVER)
         cdef int32_t i = lease_of(&self.book.table, self.who, self.here.subnet, NOWHERE)
-        self.counts[COUNT_OTHER_SERVER] += 1
+        self.silent(COUNT_OTHER_SERVER, server)
         if i != NOWHERE and self.book.table.at[i].now.state == LEASE_OFFERED and self.book.table.at[i].batch == 0:
             self.book.table.at[i].now.expires = self.now
             self.book.retire(i)
@@ -326,7 +326,7 @@ cdef class Responder(LeaseKeeper):
         cdef dhcp_reply_t reply
         cdef int32_t i
         if not address:
-            self.counts[COUNT_BOOTP_UNKNOWN] += 1
+            self.silent(COUNT_BOOTP_UNKNOWN, 0)
             return
         i = lease_at(&self.book.table, address)
         if self.in_flight(i):

@@ -2,6 +2,7 @@
 
 GET  /status                   what runs, counters, transfers on their way
 GET  /leases                   /nodes, /media likewise
+GET  /why[?of=MACHINE...]      why machines do not boot; without any named, all that are stuck
 GET  /events[?replay=1]        newline-delimited JSON, one event a line, as they happen
 POST /reload                   read the configuration again
 POST /leases/ADDRESS/release   give an address back to its pool
@@ -25,6 +26,7 @@ from aiohttp import web
 from fastboot.model import Event, FastbootError
 from fastboot.services.control_client import NeedsRestart, socket_path
 from fastboot.state.foreign import ForeignLease
+from fastboot.watch.diagnose import Diagnosis
 from fastboot.watch.events import Subscription
 from fastboot.watch.log import plain, printable
 
@@ -41,6 +43,7 @@ class Controlled(Protocol):
     async def leases(self) -> Sequence[Facts]: ...
     def nodes(self) -> Sequence[Facts]: ...
     def media(self) -> Sequence[Facts]: ...
+    async def why(self, *machines: str) -> Sequence[Diagnosis]: ...
     def events(self, *, replay: bool = False) -> Subscription: ...
     def release(self, address: IPv4Address) -> bool: ...
     async def reload(self) -> Sequence[str]: ...
@@ -64,6 +67,7 @@ class ControlService:
                 web.get("/leases", self._get(self._server.leases)),
                 web.get("/nodes", self._get(self._server.nodes)),
                 web.get("/media", self._get(self._server.media)),
+                web.get("/why", self._why),
                 web.get("/events", self._events),
                 web.post("/reload", self._reload),
                 web.post("/leases/import", self._import),
@@ -103,6 +107,14 @@ class ControlService:
             return web.json_response(text=text)
 
         return answer
+
+    async def _why(self, request: web.Request) -> web.Response:
+        try:
+            found = await self._server.why(*request.query.getall("of", ()))
+        except FastbootError as error:
+            return web.json_response({"error": printable(str(error))}, status=404)
+        text = await asyncio.to_thread(lambda: json.dumps([plain(each.facts()) for each in found]))
+        return web.json_response(text=text)
 
     async def _reload(self, request: web.Request) -> web.Response:
         try:

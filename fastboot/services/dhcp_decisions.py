@@ -28,6 +28,10 @@ DECIDE_WITHIN = 30.0
 ABOUT_ROOM = 65_536
 REMARKS = 256
 """Remarks that are told between two reloads, each once: a stranger can send 65,000 architectures."""
+TELL_AGAIN: Final = 60.0
+"""Seconds until the next event about the same machine that gets no answer for the same reason."""
+SILENCES: Final = 1024
+"""Machines that this is known of."""
 SILENT: Final = None
 """The encoded plan of IGNORE."""
 
@@ -70,6 +74,7 @@ class Decisions:
         self._tags: dict[About, int] = {}
         self._failed: set[str] = set()
         self._remarked: set[str] = set()
+        self._silences: dict[tuple[str, str], float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def configure(self, networks: Sequence[IPv4Network], nodes: Sequence[Node]) -> None:
@@ -118,7 +123,7 @@ class Decisions:
         try:
             verdict = self._decide(request)
         except Exception as error:  # decide is the embedder's: whatever it raises must not stop the loop
-            self._fail(token, error)
+            self._fail(token, request, error)
             return
         if inspect.isawaitable(verdict):
             task = asyncio.ensure_future(self._answer_later(token, request, verdict))
@@ -132,7 +137,7 @@ class Decisions:
             async with asyncio.timeout(DECIDE_WITHIN):
                 decided = await verdict
         except Exception as error:  # as in _ask
-            self._fail(token, error)
+            self._fail(token, request, error)
             return
         self._answer(token, request, decided)
         self._step()
@@ -141,6 +146,7 @@ class Decisions:
         now = self._now()
         if verdict is None:
             self.counts["undecided"] += 1
+            self._unanswered(request, "undecided")
             self._core.drop(token)
         elif verdict is IGNORE:
             self._core.answer(token, SILENT, Scope.MACHINE.value, now)
@@ -148,7 +154,7 @@ class Decisions:
             try:
                 plan = self._encode(request, verdict, self._tag(request, verdict))
             except Exception as error:  # as in _ask: it may be no Plan at all
-                self._fail(token, error)
+                self._fail(token, request, error)
                 return
             self._core.answer(token, plan, verdict.scope.value, now)
             self._remark(request, verdict)
@@ -169,9 +175,22 @@ class Decisions:
                 self._tags[about], self._about[tag] = tag, about
         return tag
 
-    def _fail(self, token: bytes, error: Exception) -> None:
+    def _unanswered(self, request: BootRequest, reason: str) -> None:
+        """Tell of a machine that gets no answer, once in a while for each."""
+        key, now = (request.mac, reason), time.monotonic()
+        if now - self._silences.get(key, float("-inf")) < TELL_AGAIN:
+            return
+        self._silences.pop(key, None)
+        self._silences[key] = now
+        if len(self._silences) > SILENCES:
+            del self._silences[next(iter(self._silences))]
+        details = {"interface": request.interface, "reason": reason, "stage": request.stage.value}
+        self._emit(Event(time.time(), "dhcp.unanswered", request.mac, details=details))
+
+    def _fail(self, token: bytes, request: BootRequest, error: Exception) -> None:
         self.counts["decide_failed"] += 1
         self._core.drop(token)
+        self._unanswered(request, "decide_failed")
         kind = type(error).__name__
         if kind not in self._failed:
             self._failed.add(kind)

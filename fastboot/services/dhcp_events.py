@@ -39,6 +39,13 @@ class About:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+def unanswered(address: int, boots: int, reason: int) -> dict[str, object]:
+    """Return the details of a request that gets no answer: the counter that says why, and the server, network,
+    relay or address that this is about; whether firmware asked that wants to boot."""
+    about = {"about": str(IPv4Address(address))} if address else {}
+    return {"reason": RESPONDER_COUNTERS[reason], **about, **({"stage": "rom"} if boots else {})}
+
+
 @dataclass(frozen=True, slots=True)
 class DhcpEvents:
     """The events of one step of the service, a batch: each is made when somebody reads it.
@@ -73,6 +80,8 @@ class DhcpEvents:
     def _details(self, fact: Fact) -> dict[str, object]:
         kind, _, _, address, tag, value, text = fact
         details: dict[str, object] = {"address": str(IPv4Address(address))} if address else {}
+        if kind == "unanswered":
+            return unanswered(address, tag, value)
         if about := self.about(tag):
             details |= about.details()
         if kind == "limit":

@@ -230,7 +230,7 @@ class FtpService:
             self._refusals[reason] = last, untold + 1
             return
         self._refusals[reason] = now, 0
-        self._tell("ftp.refused", None, peer=peer, reason=reason, times=untold + 1)
+        self._tell("ftp.refused", self.mac_of(IPv4Address(peer)), peer=peer, reason=reason, times=untold + 1)
 
     def failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1

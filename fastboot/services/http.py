@@ -119,7 +119,8 @@ class HttpService:
     """Serves a catalog by HTTP. For the thread of one asyncio loop.
 
     Events: `http.sent` (a GET was answered with the whole or a part of a file; path, bytes, seconds),
-    `http.missing` (path) and `http.failed` (path, reason, and how much had left). Everything else is counted.
+    `http.missing` (path), `http.failed` (path, reason, and how much had left) and `http.refused` (a limit held,
+    503; reason, at most one a second each). Everything else is counted.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class HttpService:
         self._emit_all = emit_all or partial(emit_each, emit)
         self._files_sent: list[FileSent] = []
         self._counters: Counter[str] = Counter()
+        self._refused: dict[str, float] = {}
         self._descriptors = descriptors or Descriptors()
         self._crowd = Crowd(settings, self._descriptors)
         self._transfers: dict[int, Transfer] = {}
@@ -226,7 +228,7 @@ class HttpService:
                 return self.malformed(fault)
             path = path_of(request.path)
         if excess := self._crowd.excess(connection.peer):
-            return self.excess(excess)
+            return self.excess(excess, connection.peer)
         takes = ("GET", "POST") if self._reports and path and is_callback(path) else ("GET", "HEAD")
         if request.method not in takes:
             self._counters["refused_method"] += 1
@@ -286,9 +288,14 @@ class HttpService:
         self._counters["reports"] += 1
         return answer
 
-    def excess(self, why: str) -> Answer:
-        """Turn away who would be one too many."""
+    def excess(self, why: str, peer: str) -> Answer:
+        """Turn away who would be one too many; tell of each reason at most once a second."""
         self.count(f"refused_{why.replace(' ', '_')}")
+        now = time.monotonic()
+        if now - self._refused.get(why, float("-inf")) >= 1:
+            self._refused[why] = now
+            details = {"peer": peer, "reason": why}
+            self._emit(Event(time.time(), "http.refused", mac=self._mac_of(_address(peer)), details=details))
         return notice(503, why, closes=True)
 
     def malformed(self, text: str, status: int = 400) -> Answer:
@@ -368,7 +375,7 @@ class HttpService:
     ) -> Answer:
         held = PER_TRANSFER if size > SMALL else 0
         if excess := self._descriptors.lacks(held, asking.connection.peer):
-            return self.excess(excess)
+            return self.excess(excess, asking.connection.peer)
         self._descriptors.take(held, asking.connection.peer)
         began = time.monotonic()
         transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(masked(asking.path)), size)

@@ -225,7 +225,7 @@ class Connection(BaseProtocol):
             return
         self.peer, self.own = peer[0], transport.get_extra_info("sockname")[0]
         if excess := self._crowd.lacks(self.peer):
-            self.begin(self._service.excess(excess))
+            self.begin(self._service.excess(excess, self.peer))
             self.part()
             return
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -21,6 +21,7 @@ from fastboot.boot.elsewhere import advice
 from fastboot.model import BootRequest, Event, FastbootError, Node, Plan, Transfer
 from fastboot.services.dhcp import LeaseTuple
 from fastboot.services.dhcp_decisions import SILENT, Decide, Decisions
+from fastboot.services.dhcp_events import unanswered
 from fastboot.services.dhcp_network import Network, SubnetTuple
 from fastboot.services.dhcp_plan import EncodedPlan, encode_proxy_plan, signs_of
 from fastboot.services.dhcp_probe import find_rivals, open_probe
@@ -229,7 +230,9 @@ class ProxyService:
         for kind, mac, door, address, tag, value, _ in self._proxy.events():
             link = self._doors[door]
             details: dict[str, object] = {"interface": link.name}
-            if address:
+            if kind == "unanswered":
+                details |= unanswered(address, tag, value)
+            elif address:
                 details["address"] = str(IPv4Address(address))
             if kind in ("offer", "ack", "offers_ignored") and (about := self._decisions.about(tag)):
                 details |= about.details()

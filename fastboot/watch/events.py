@@ -150,6 +150,14 @@ class Backlog:
                 self._open = None
 
 
+class Listener(Protocol):
+    """Who is given every event at once; both say how many older ones they dropped for it."""
+
+    def add(self, event: Event) -> int: ...
+    def put(self, batch: Batch) -> int: ...
+    def close(self) -> None: ...
+
+
 class Hub:
     """Gives every event to every subscriber. Belongs to the loop thread; never blocks whoever emits."""
 
@@ -159,40 +167,44 @@ class Hub:
         self.dropped = 0
         """Events that some subscriber was too slow to take."""
         self._recent = Backlog(replay)
-        self._subscriptions: set[Subscription] = set()
+        self._listeners: set[Listener] = set()
         self._closed = False
 
     def emit(self, event: Event) -> None:
         self.counts[event.kind] += 1
         self._recent.add(event)
-        for subscription in self._subscriptions:
-            self.dropped += subscription.add(event)
+        for listener in self._listeners:
+            self.dropped += listener.add(event)
 
     def emit_all(self, batch: Batch) -> None:
         self.counts.update(batch.kinds())
         self._recent.put(batch)
-        for subscription in self._subscriptions:
-            self.dropped += subscription.put(batch)
+        for listener in self._listeners:
+            self.dropped += listener.put(batch)
+
+    def attach(self, listener: Listener) -> None:
+        """Give a listener every event from now on, until the hub closes."""
+        self._listeners.add(listener)
 
     def subscribe(self, *, replay: bool = False, limit: int = QUEUE) -> Subscription:
         """Return an async iterator over the events from now on, the recent ones first if `replay`.
 
         At most `limit` events wait in it; the oldest is dropped for a new one and counted in its `dropped`.
         """
-        subscription = Subscription(limit, self._subscriptions.discard)
+        subscription = Subscription(limit, self._listeners.discard)
         for event in self._recent if replay else ():
             subscription.add(event)
         if self._closed:
             subscription.close()
         else:
-            self._subscriptions.add(subscription)
+            self._listeners.add(subscription)
         return subscription
 
     def close(self) -> None:
         """End every subscription after the events that it holds."""
         self._closed = True
-        for subscription in tuple(self._subscriptions):
-            subscription.close()
+        for listener in tuple(self._listeners):
+            listener.close()
 
 
 class Subscription:

@@ -45,6 +45,7 @@ ALARMS = {
     "refused": 30,
     "stalled": 30,
     "taken": 30,
+    "unanswered": 10,
     "warning": 30,
     "probed": 10,
     # Transfers end so by what their clients do.
