@@ -15,8 +15,8 @@ from fastboot.watch.case import STEPS
 from fastboot.watch.causes import RULES, Rule
 from fastboot.watch.stories import KINDS
 
-COMING = {"node.refused"}
-"""Events of the answer files, which are built beside this."""
+COMING = set[str]()
+"""Events of what is not there yet."""
 PACKAGE = Path(fastboot.__file__).parent
 DOCUMENTED = PACKAGE.parent / "docs" / "why.md"
 
