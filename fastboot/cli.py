@@ -11,22 +11,23 @@ import sys
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from fastboot import __version__
+from fastboot.arming.command import arm, disarm, nodes
 from fastboot.boot.indexer import Indexer
 from fastboot.boot.shelf import Shelf, describe, explain
 from fastboot.config import Config, load
 from fastboot.lab.rehearsal.command import rehearse
 from fastboot.leases.command import leases
 from fastboot.model import ConfigError, FastbootError
-from fastboot.nodeset import NodeSetError, select
+from fastboot.nodeset import NodeSetError
 from fastboot.privileges import account_of, drop_to, identity_of
 from fastboot.services.control_client import ControlClient, NeedsRestart, NotRunning
-from fastboot.services.facts import node_facts
 from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
 from fastboot.watch.log import plain
 from fastboot.why import why
@@ -43,6 +44,9 @@ app = typer.Typer(
 )
 media_app = typer.Typer(invoke_without_command=True)
 app.add_typer(media_app, name="media")
+app.command()(nodes)
+app.command()(arm)
+app.command()(disarm)
 app.command()(leases)
 app.command()(rehearse)
 app.command()(why)
@@ -100,28 +104,34 @@ def serve(
     interface: Annotated[list[str] | None, quick("NAME", "With these: the network of the machines.")] = None,
     pool: Annotated[list[str] | None, quick("FIRST-LAST", "With these: addresses that DHCP gives.")] = None,
     state: Annotated[Path | None, quick("DIR", "With these: the state directory.")] = None,
+    install: Annotated[
+        list[str] | None, quick("MAC", "With --iso: a machine that installs from it, once.")
+    ] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C; SIGHUP reads the configuration again."""
     from fastboot import serving
-    from fastboot.quick import quick_config
+    from fastboot.quick import install_once, macs_of, quick_config
 
+    then: serving.Then | None = None
     if root or iso:
         if config:
             raise ConfigError(
                 "--config: is not for --root and --iso, which stand for a configuration of their own"
             )
-        settings, chosen = quick_config(root or (), iso, interface or (), pool or (), state)
+        macs = macs_of(install or ())
+        settings, chosen = quick_config(root or (), iso, interface or (), pool or (), state, macs)
         for line in chosen:
             print(f"fastboot: {line}", file=sys.stderr)
         read = None
-    elif interface or pool or state:
+        then = partial(install_once, macs=macs, state=settings.state) if macs else None
+    elif interface or pool or state or install:
         raise ConfigError(
-            "--interface, --pool and --state: are for --root and --iso; here the configuration says it"
+            "--interface, --pool, --state and --install: are for --root and --iso; here the configuration says it"
         )
     else:
         path = (config or DEFAULT).absolute()
         settings, read = load(path), lambda: load(path)
-    serving.serve(settings, read)
+    serving.serve(settings, read, then)
 
 
 @app.command()
@@ -177,6 +187,8 @@ def status(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
         since = datetime.fromtimestamp(other["since"]).isoformat(" ", "seconds")
         who = f"{other['address']} ({other['mac'] or 'its MAC is not known'})"
         print(f"  another DHCP server is at work on {other['interface']} since {since}: {who}")
+    if installs := ", ".join(f"{count} {state}" for state, count in facts["installs"].items() if count):
+        print(f"  nodes: {installs.replace('begin_failed', 'beginnings that could not be written')}")
     counters = [
         {"service": name, "counter": key, "value": value}
         for name, service in facts["services"].items()
@@ -185,20 +197,6 @@ def status(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     ]
     print_table(counters, ("service", "counter", "value"))
     print_table(facts["transfers"], ("protocol", "peer", "path", "bytes", "size"))
-
-
-@app.command()
-def nodes(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NODES]", help="node[001-064], a group, @all")
-    ] = None,
-    config: ConfigFile = DEFAULT,
-    as_json: AsJson = False,
-) -> None:
-    """List the machines that the configuration names."""
-    chosen = select(names or (), load(config).all_nodes())
-    facts = [plain(node_facts(node)) for node in chosen]
-    print_facts(facts, ("name", "macs", "address", "group", "profile"), as_json)
 
 
 @media_app.callback()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
-from pydantic import ValidationError
+import structlog
+from pydantic import TypeAdapter, ValidationError
 
 from fastboot.config import Config, explain
-from fastboot.model import ConfigError, FastbootError
+from fastboot.config.fields import Mac
+from fastboot.model import ConfigError, FastbootError, Install, InstallState
 from fastboot.services.dhcp_probe import Rival, find_rivals, open_probe
 from fastboot.services.links import Link, find_links
+from fastboot.wording import moment
+
+log = structlog.get_logger(component="installs")
 
 STATE = Path("/var/lib/fastboot")
 LOOK = 4.0
@@ -42,12 +47,14 @@ def quick_config(
     interfaces: Sequence[str] = (),
     pools: Sequence[str] = (),
     state: Path | None = None,
+    install: Sequence[str] = (),
     look: Callable[[Sequence[Link]], Sequence[object]] = other_servers,
 ) -> tuple[Config, list[str]]:
     """Return a configuration and, in words for the person who gave so few, what was chosen.
 
     TFTP, FTP and HTTP serve roots and image. Machines get a menu: the local disk, which is the default, and
-    what boots from the image. They hear of it by DHCP with the pools, or beside the server that `look` finds.
+    what boots from the image. Those whose MACs are in `install` are nodes, with a profile that installs from it,
+    for `install_once` to arm. They hear of it by DHCP with the pools, or beside the server that `look` finds.
     Raises ConfigError.
     """
     for root in roots:
@@ -59,7 +66,7 @@ def quick_config(
     links = find_links(interfaces or _interfaces())
     table: dict[str, Any] = {
         "interface": [link.name for link in links],
-        "state": (state or _state()).absolute(),
+        "state": (state or default_state()).absolute(),
         "roots": [root.absolute() for root in roots],
         "user": "nobody" if os.geteuid() == 0 else None,
         "tftp": {},
@@ -74,7 +81,15 @@ def quick_config(
         table["media"] = [{"name": name, "iso": iso.absolute()}]
         table["profiles"] = [{"name": name, "media": name, "installs": False}]
         chosen.append(f"/media/{name} is what is in {iso.absolute()}")
-        chosen.append(f"machines get a menu: their local disk after 10 s, or {name} where somebody chooses it")
+        if install:
+            own = f"{name[:55]}-install"
+            table["profiles"].append({"name": own, "media": name})
+            chosen.append(f"machines that install {name}, each once: {', '.join(install)}")
+            table["nodes"] = [{"name": node_name(mac), "macs": [mac], "profile": own} for mac in install]
+        others = "other machines" if install else "machines"
+        chosen.append(f"{others} get a menu: their local disk after 10 s, or {name} where somebody chooses it")
+    elif install:
+        raise ConfigError("--install: needs --iso FILE, what is to be installed")
     if not pools and iso is None:
         chosen.append("no DHCP: that takes --pool FIRST-LAST")
     else:
@@ -85,6 +100,55 @@ def quick_config(
         return Config.model_validate(table), chosen
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, Config))) from error
+
+
+def node_name(mac: str) -> str:
+    """Return the name of a node that is known by its MAC alone: the same at every start."""
+    return mac.lower().replace(":", "-")
+
+
+class Arms(Protocol):
+    """What arms nodes; `fastboot.Server` is one."""
+
+    async def arm_new(self, names: Iterable[str]) -> Sequence[Install]: ...
+    def nodes(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def macs_of(words: Sequence[str]) -> list[str]:
+    """Return MACs as `--install` is given them. Raises ConfigError."""
+    try:
+        return list(dict.fromkeys(TypeAdapter(list[Mac]).validate_python(list(words))))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"--install: {each['msg']}" for each in error.errors())) from error
+
+
+async def install_once(server: Arms, macs: Sequence[str], state: Path) -> list[str]:
+    """Arm the machines that this server has never armed, so that who is started again with the same words installs
+    nothing twice. Return of the others, in words for a person, what each is; these are in the log too."""
+    names = [node_name(mac) for mac in macs]
+    armed = {install.node for install in await server.arm_new(names)}
+    where = "" if state == STATE else f" --state {state}"
+    told = []
+    for node in server.nodes():
+        name, install = node["name"], node["install"]
+        if name in armed:
+            continue
+        again = f"fastboot arm {name}{where}"
+        if install is None:
+            was = "was armed before, or the store was damaged and nobody knows"
+        elif install["state"] == InstallState.ARMED:
+            told.append(f"{name} is armed since {moment(install['since'])}; it installs at its next boot, once")
+            continue
+        elif install["state"] == InstallState.INSTALLING:
+            was = f"is being installed since {moment(install['since'])}"
+            again = f"fastboot disarm {name}{where}, then {again}"
+        else:
+            was = f"{'was installed' if install['state'] == InstallState.INSTALLED else 'failed'} at"
+            was = f"{was} {moment(install['since'])}"
+        told.append(f"{name} {was}, so it is not installed again; to do that: {again}")
+    for text in told:
+        log.warning("not_armed_again", text=text)
+    return told
 
 
 def _must_be(option: str, path: Path, is_right: Callable[[Path], bool], kind: str) -> None:
@@ -122,7 +186,8 @@ def _interfaces() -> list[str]:
     return names
 
 
-def _state() -> Path:
+def default_state() -> Path:
+    """Return the state directory of who says nothing of it."""
     if os.geteuid() == 0:
         return STATE
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"

@@ -231,7 +231,7 @@ class Server:
         if self._pump:
             self._pump.close()
         if self._store:
-            await self._installs.settle()
+            await self._installs.close()
             await asyncio.to_thread(self._store.close)
         self._sockets.close()
         for world in {self._world, self._old}:
@@ -367,6 +367,11 @@ class Server:
         being installed, or has no profile that installs; or where it can not be written.
         """
         return await self._installs.arm(profiles_to_arm(self._named(names), self._world.profiles, profile))
+
+    async def arm_new(self, names: Iterable[str]) -> list[Install]:
+        """Do as `arm` for those nodes that were never armed before, and return them: for a program that may be
+        started again with the same list. None where the store was damaged, for then nobody knows."""
+        return await self._installs.arm_new(profiles_to_arm(self._named(names), self._world.profiles, None))
 
     async def disarm(self, names: Iterable[str]) -> list[Install]:
         """Forget the installs of nodes, whatever their state; return those that there were. Raises FastbootError

@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import structlog
@@ -29,7 +29,11 @@ LAST_LINES = 2.0
 """Seconds for the last lines of the log. A pipe that nobody reads, a terminal that was stopped: they are lost."""
 
 
-def serve(settings: Config, read: Callable[[], Config] | None) -> None:
+Then = Callable[[Server], Awaitable[object]]
+"""What is done once the server serves."""
+
+
+def serve(settings: Config, read: Callable[[], Config] | None, then: Then | None = None) -> None:
     """Serve a configuration until a signal ends it; `read` reads it again, where it is of a file. Raises
     FastbootError."""
     log = start_log(settings)
@@ -41,10 +45,10 @@ def serve(settings: Config, read: Callable[[], Config] | None) -> None:
     for text in library_faults():
         structlog.get_logger(component="server").warning("library_out_of_reach", text=text)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(server, log))
+        runner.run(run(server, log, then))
 
 
-async def run(server: Server, log: EventLog) -> None:
+async def run(server: Server, log: EventLog, then: Then | None = None) -> None:
     """Serve until a signal says stop: the first lets transfers drain, a second ends the process at once."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -64,7 +68,7 @@ async def run(server: Server, log: EventLog) -> None:
         loop.add_signal_handler(number, on_stop, number)
     loop.add_signal_handler(signal.SIGHUP, on_reload)
     following = loop.create_task(log.follow(server.events()))
-    starting = loop.create_task(start(server))
+    starting = loop.create_task(start(server, then))
     stopping = loop.create_task(stop.wait())
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +86,7 @@ async def run(server: Server, log: EventLog) -> None:
             each.result()
 
 
-async def start(server: Server) -> None:
+async def start(server: Server, then: Then | None = None) -> None:
     """Start the server, after a bar on a terminal while it reads new media."""
     try:
         with media_bar() as progress:
@@ -91,6 +95,12 @@ async def start(server: Server) -> None:
         await server.stop(drain=0)
         raise
     await server.start()
+    if then:
+        try:
+            await then(server)
+        except BaseException:
+            await server.stop(drain=0)
+            raise
     gc.collect()
     gc.freeze()  # what is there now stays: looking through it again and again stops the loop for 45 ms each time
 

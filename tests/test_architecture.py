@@ -37,10 +37,12 @@ ARROWS = {
     "quick": {"config", "services"},
     "serving": {"config", "privileges", "server", "terminal", "watch"},
     "terminal": {"boot"},
+    "arming": {"config", "services", "state", "watch", "privileges", "nodeset", "quick", "terminal"},
     "leases": {"config", "services", "state", "watch", "privileges", "nodeset", "terminal"},
     "why": {"config", "services", "terminal", "watch"},
     "lab": {"config", "boot", "state", "watch", "services", "server"},
     "cli": {
+        "arming",
         "config",
         "boot",
         "state",

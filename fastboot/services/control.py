@@ -5,6 +5,8 @@ GET  /leases                   /nodes, /media likewise
 GET  /why[?of=MACHINE...]      why machines do not boot; without any named, all that are stuck
 GET  /events[?replay=1]        newline-delimited JSON, one event a line, as they happen
 POST /reload                   read the configuration again
+POST /arm                      {"nodes": [NAME, ...], "profile": NAME or null}: let nodes install once, all or none
+POST /disarm                   {"nodes": [NAME, ...]}: forget what was armed, or installed
 POST /leases/ADDRESS/release   give an address back to its pool
 POST /leases/import            take leases of another server, a JSON list of `ForeignLease.facts`
 """
@@ -15,7 +17,7 @@ import asyncio
 import inspect
 import json
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -23,8 +25,9 @@ from typing import Protocol
 
 from aiohttp import web
 
-from fastboot.model import Event, FastbootError
+from fastboot.model import Event, FastbootError, Install
 from fastboot.services.control_client import NeedsRestart, socket_path
+from fastboot.services.facts import install_facts
 from fastboot.state.foreign import ForeignLease
 from fastboot.watch.diagnose import Diagnosis
 from fastboot.watch.events import Subscription
@@ -47,6 +50,8 @@ class Controlled(Protocol):
     def events(self, *, replay: bool = False) -> Subscription: ...
     def release(self, address: IPv4Address) -> bool: ...
     async def reload(self) -> Sequence[str]: ...
+    async def arm(self, names: Iterable[str], profile: str | None = None) -> Sequence[Install]: ...
+    async def disarm(self, names: Iterable[str]) -> Sequence[Install]: ...
     async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]: ...
 
 
@@ -70,6 +75,8 @@ class ControlService:
                 web.get("/why", self._why),
                 web.get("/events", self._events),
                 web.post("/reload", self._reload),
+                web.post("/arm", self._arm),
+                web.post("/disarm", self._disarm),
                 web.post("/leases/import", self._import),
                 web.post("/leases/{address}/release", self._release),
             ]
@@ -125,6 +132,27 @@ class ControlService:
             return web.json_response({"error": str(error)}, status=409)
         return web.json_response({"changed": list(changed)})
 
+    async def _arm(self, request: web.Request) -> web.Response:
+        return await self._change(request, "armed", self._server.arm)
+
+    async def _disarm(self, request: web.Request) -> web.Response:
+        return await self._change(request, "disarmed", lambda names, profile: self._server.disarm(names))
+
+    async def _change(
+        self,
+        request: web.Request,
+        what: str,
+        change: Callable[[list[str], str | None], Awaitable[Sequence[Install]]],
+    ) -> web.Response:
+        try:
+            names, profile = _asked(await request.read())
+            found = await change(names, profile)
+        except ValueError as error:
+            return web.json_response({"error": f"this names no nodes: {plain(str(error))}"}, status=400)
+        except FastbootError as error:
+            return web.json_response({"error": str(error)}, status=409)
+        return web.json_response({what: [plain(install_facts(install)) for install in found]})
+
     async def _release(self, request: web.Request) -> web.Response:
         text = request.match_info["address"]
         try:
@@ -159,6 +187,15 @@ class ControlService:
         finally:
             events.close()
         return response
+
+
+def _asked(body: bytes) -> tuple[list[str], str | None]:
+    match json.loads(body):
+        case {"nodes": [*names], **rest} if all(isinstance(name, str) for name in names):
+            profile = rest.get("profile")
+            if profile is None or isinstance(profile, str):
+                return names, profile
+    raise ValueError('write {"nodes": ["node01"], "profile": "rocky9"}')
 
 
 def _foreign(body: bytes) -> list[ForeignLease]:

@@ -128,6 +128,16 @@ class Installs:
         await self._write({install.node: install for install in armed}, [_event(one, now) for one in armed])
         return armed
 
+    async def arm_new(self, armings: Mapping[str, str]) -> list[Install]:
+        """Arm those nodes that were never armed before, and return them: none where the store was damaged, for
+        then nobody knows, and it is kept that they may have been."""
+        new = {name: profile for name, profile in armings.items() if name not in self._known}
+        if self._store and self._store.damage:
+            await self._still(new)
+            await self._write(dict.fromkeys(new), [])
+            return []
+        return await self.arm(new)
+
     async def disarm(self, nodes: Iterable[str]) -> list[Install]:
         """Forget the installs of nodes; return those that there were."""
         names = tuple(nodes)
@@ -184,6 +194,11 @@ class Installs:
         while commit := self._flying or self._next:
             await commit.done.wait()
 
+    async def close(self) -> None:
+        """Let what is on its way get to the disk, and change nothing any more."""
+        await self.settle()
+        self._store = None
+
     # ---- the way to the disk
 
     async def _keep(self, to: Install) -> None:
@@ -231,7 +246,7 @@ class Installs:
         again = {name: self._all.get(name) for name in self._doubtful}
         rows = [StoredInstall(self._serial, *change) for change in {**again, **commit.changes}.items()]
         if self._store is None:
-            self._durable(commit, FastbootError("the server has not started"))
+            self._durable(commit, FastbootError("the server does not run"))
         else:
             self._store.keep_installs(self._serial, rows, partial(self._durable, commit))
 

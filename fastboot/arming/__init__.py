@@ -1,0 +1,1 @@
+"""Arming on the command line."""
