@@ -190,7 +190,8 @@ OUTCOMES: Final = (
         "install-interrupted", "done", ("node.interrupted",),
         "`node.interrupted`, the newest of what happened to its arming",
         "its installation was interrupted{text}: it booted again before it had reported that it is done",
-        "see what stopped it (power, a crash: its screen), then fastboot arm {node}, and restart it",
+        "see what stopped it (power, a crash: its screen), then fastboot disarm {node}, fastboot arm {node}, and"
+        " restart it",
         _interrupted,
     ),
     Rule(
@@ -304,7 +305,7 @@ RULES: Final = (
         " report",
         "see its screen; where it is done, have its answers call back at their end: curl -X POST {{{{ done }}}}"
         " in %post"
-        " (docs/configuration.md), then fastboot arm {node} to begin again",
+        " (docs/configuration.md), then fastboot disarm {node} and fastboot arm {node} to begin again",
         _never_reported,
     ),
 )  # fmt: skip
