@@ -7,6 +7,7 @@ import encodings.idna  # noqa: F401 - getaddrinfo loads it, when the server's us
 import errno
 import random
 import socket
+import time
 from asyncio import Future
 from collections import deque
 from collections.abc import Iterable
@@ -77,6 +78,7 @@ class Transfer(DTPHandler):  # type: ignore[misc]
         if position == file.size:
             self._all_sent()
             return
+        self.cmd_channel.keep(None)  # the pump has descriptors of its own
         try:
             self._sending = self.cmd_channel.service.pump.send(self.socket, file.source, self.timeout, position)
         except OSError as error:
@@ -185,7 +187,12 @@ class PassivePorts:
         free = list(system_ports() if ports is None else ports)
         # The order is unpredictable, so that a port can not be guessed and taken before its client connects.
         random.SystemRandom().shuffle(free)
-        self._free = deque(free)
+        self._free, self._all = deque(free), len(free)
+
+    @property
+    def are_plenty(self) -> bool:
+        """Whether a session may keep one for its next transfer."""
+        return 2 * len(self._free) >= self._all
 
     def bind(self, sock: socket.socket, address: str) -> int:
         """Bind to a free port; return it, to be given back. Raises OSError (EADDRINUSE)."""
@@ -216,7 +223,11 @@ def system_ports() -> range:
 
 
 class Passive(PassiveDTP):  # type: ignore[misc]
-    """A listener for one data connection from the client's own address."""
+    """A listener for one data connection at a time, from the client's own address.
+
+    Where many ports are free it stays for the next file of its session: to make one for each was a fifth of what a
+    small file costs. Its port is known to others then, so it is given up as soon as somebody connects uninvited.
+    """
 
     def __init__(self, session: Session, extmode: bool = False) -> None:
         """Raises OSError where no port or no descriptor is free."""
@@ -226,23 +237,50 @@ class Passive(PassiveDTP):  # type: ignore[misc]
         self._ports = session.service.passive_ports
         self._port: int | None = None
         Acceptor.__init__(self, ioloop=session.ioloop)
-        address = str(session.client.server)
         try:
             self.create_socket(socket.AF_INET, socket.SOCK_STREAM)
-            port = self._port = self._ports.bind(self.socket, address)
+            self._port = self._ports.bind(self.socket, str(session.client.server))
             self.listen(8)
         except OSError:
             self.close()
             raise
-        if extmode:
-            session.respond(f"229 Entering extended passive mode (|||{port}|).")
-        else:
-            host = str(session.service.passive_address or address).replace(".", ",")
-            session.respond(f"227 Entering passive mode ({host},{port // 256},{port % 256}).")
-        self.call_later(session.service.limits.connect, self.handle_timeout)
+        self._announce(extmode)
+        self.call_later(session.service.limits.connect, self._look)
 
     def __repr__(self) -> str:
         return f"<Passive of {self.cmd_channel!r}>"
+
+    def invites(self, extmode: bool) -> bool:
+        """Wait for the next connection, unless the port can not be used any more."""
+        try:
+            sock, _ = self.socket.accept()
+        except BlockingIOError:
+            self._announce(extmode)
+            return True
+        except OSError:  # it was closed meanwhile
+            pass
+        else:
+            sock.close()
+        self.close()
+        return False
+
+    def _announce(self, extmode: bool) -> None:
+        self._expects, self._since = True, time.monotonic()
+        session, port = self.cmd_channel, self._port or 0
+        if extmode:
+            session.respond(f"229 Entering extended passive mode (|||{port}|).")
+        else:
+            host = str(session.service.passive_address or session.client.server).replace(".", ",")
+            session.respond(f"227 Entering passive mode ({host},{port // 256},{port % 256}).")
+
+    def _look(self) -> None:
+        left = self._since + self.cmd_channel.service.limits.connect - time.monotonic()
+        if left > 0:
+            self.call_later(left, self._look)
+        elif self._expects:
+            self.handle_timeout()
+        else:
+            self.close()
 
     def take_waiting(self) -> None:
         """Take the connection if it is there: with many sessions at work, the loop hears of the command first."""
@@ -252,12 +290,27 @@ class Passive(PassiveDTP):  # type: ignore[misc]
             self.handle_error()
 
     def handle_accepted(self, sock: socket.socket, addr: tuple[str, int]) -> None:
-        if addr[0] != self.cmd_channel.remote_ip:
+        session: Session = self.cmd_channel
+        if addr[0] != session.remote_ip:
             # No reply: the client would take it for the answer to its next command.
             sock.close()
-            self.cmd_channel.service.refused("data connection of a stranger", addr[0])
+            session.service.refused("data connection of a stranger", addr[0])
+            if not self._expects:
+                self.close()
             return
-        super().handle_accepted(sock, addr)
+        if not self._expects or not session.connected:
+            sock.close()
+            self.close()
+            return
+        self._expects = False
+        if self._ports.are_plenty:
+            session.keep(self)
+        else:
+            self.close()
+        channel = session.dtp_handler(sock, session)
+        if channel.connected:
+            session.data_channel = channel
+            session._on_dtp_connection()
 
     def handle_timeout(self) -> None:
         self.close()

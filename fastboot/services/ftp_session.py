@@ -75,6 +75,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         self._gone = self._leaving = False
         self._later: deque[bytes] = deque()
         self._held: list[bytes] | None = None
+        self._kept: Passive | None = None
         super().__init__(conn, server, ioloop=ioloop)
         self._available_facts = list(FACTS)
         self._current_facts = list(FACTS)
@@ -162,6 +163,8 @@ class Session(FTPHandler):  # type: ignore[misc]
         transfer = self.data_channel
         if transfer is not None and transfer.reason is None:
             transfer.reason = self.service.ending or "the client closed its session"
+        if self._kept is not None:
+            self._kept.close()
         super().close()
         if self._answer is not None:
             self._answer.cancel()
@@ -305,13 +308,30 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def _make_epasv(self, extmode: bool = False) -> None:
         self._out_dtp_queue = None
+        self._shutdown_connecting_dtp()
+        if self.data_channel is not None:
+            self.data_channel.close()
+            self.data_channel = None
+        kept, self._kept = self._kept, None
+        if kept is not None and kept.invites(extmode):
+            self._dtp_acceptor = kept
+            return
         try:
             super()._make_epasv(extmode)
         except OSError as error:
             self.service.refused("no passive port", self.remote_ip)
             self.respond(f"425 Can't listen for a data connection: {error.strerror or error}.")
 
+    def keep(self, listener: Passive | None) -> None:
+        """Have a listener that has let its client in for the next transfer, or none."""
+        if self._kept is not None:
+            self._kept.close()
+        if listener is not None:
+            self._dtp_acceptor = None  # type: ignore[assignment]
+        self._kept = listener
+
     def _make_eport(self, ip: str, port: int) -> None:
+        self.keep(None)
         if ip != self.remote_ip or port < 1024:
             self.service.refused("bounce", self.remote_ip)
         self._out_dtp_queue = None
