@@ -55,7 +55,7 @@ from fastboot.state.lock import StateLock
 from fastboot.state.nodes import Installs, profiles_to_arm
 from fastboot.state.store import Store
 from fastboot.watch.diagnose import Diagnosis
-from fastboot.watch.events import Changed, Hub, Subscription
+from fastboot.watch.events import Batch, Changed, Hub, Subscription
 from fastboot.world import World, http_url
 
 MEDIA_LOOK = 2.0
@@ -425,6 +425,7 @@ class Server:
                 self._mac_of,
                 pump=self._pump,
                 descriptors=descriptors,
+                emit_all=self._emit_all,
             )
         if config.http:
             self._http = self._services["http"] = http.HttpService(
@@ -437,7 +438,7 @@ class Server:
                 pump=self._pump,
                 descriptors=descriptors,
                 reports=self._answers,
-                emit_all=lambda batch: self._hub.emit_all(Changed(batch, self._whole)),
+                emit_all=self._emit_all,
             )
         # DHCP last: a machine that is given a loader's name finds the loader.
         if config.dhcp:
@@ -519,6 +520,9 @@ class Server:
 
     def _emit(self, event: Event) -> None:
         self._hub.emit(self._whole(event))
+
+    def _emit_all(self, batch: Batch) -> None:
+        self._hub.emit_all(Changed(batch, self._whole))
 
     def _whole(self, event: Event) -> Event:
         """Add the node that an event is about, where only its MAC is known, or the MAC of a node."""

@@ -788,6 +788,60 @@ def test_what_the_kernel_does_not_take_of_a_small_file_follows(
     assert server.of("ftp.sent")[-1]["bytes"] == len(BIG) - 1000
 
 
+def test_a_session_keeps_its_listener_for_the_next_small_file(memory: Memory) -> None:
+    with serving(memory) as server, Raw(server) as raw:
+
+        def fetched(address: tuple[str, int]) -> bytes:
+            with socket.create_connection(address, 10) as data:
+                assert raw("RETR /README").startswith(("125", "150"))
+                content = everything(data)
+            assert raw.reply().startswith("226")
+            return content
+
+        address = raw.passive()
+        expected = fetched(address)
+        for _ in range(3):
+            assert raw.passive() == address
+            assert fetched(address) == expected
+        with socket.create_connection(address, 10) as uninvited:
+            moved = raw.passive()
+            assert moved != address, "others know it"
+            assert everything(uninvited) == b""
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, 10)
+        assert fetched(moved) == expected
+        stranger = socket.socket()
+        stranger.bind(("127.0.0.9", 0))
+        stranger.connect(moved)
+        with stranger:
+            assert everything(stranger) == b""
+        assert raw.passive() != moved
+
+
+def test_a_listener_that_rests_is_given_up_in_time(memory: Memory) -> None:
+    with serving(memory, Limits(connect=0.2)) as server, Raw(server) as raw:
+        address = raw.passive()
+        with socket.create_connection(address, 10) as data:
+            raw("RETR /README")
+            everything(data)
+            raw.reply()
+        assert raw.silent(0.6), "nobody waits for a connection"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, 10)
+
+
+def test_a_port_that_rests_is_for_who_needs_one(memory: Memory) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        ports = {key: free.getsockname()[1] for key in ("first", "last")}
+    with serving(memory, passive_ports=ports) as server, Raw(server) as one, Raw(server) as two:
+        for raw in (one, two, one):
+            address = raw.passive()
+            with socket.create_connection(address, 10) as data:
+                raw("RETR /README")
+                assert everything(data)
+            assert raw.reply().startswith("226")
+
+
 def test_passive_range(memory: Memory) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         middle = taken.getsockname()[1]

@@ -39,7 +39,7 @@ OFTEN: Final = 128
 REMEMBERED: Final = 4096
 """Names that are remembered."""
 FLEETING: Final = 64 * 1024
-"""Octets of the longest file that HTTP sends at once."""
+"""Octets of the longest file that HTTP and FTP send at once."""
 
 
 class Renders(Protocol):
@@ -260,7 +260,7 @@ class Catalog:
         return found
 
     def _find(self, parts: Parts, client: Client) -> Found | Awaitable[Found]:
-        found = self._file(parts, client.protocol == "http")
+        found = self._file(parts, client.protocol != "tftp")
         if isinstance(found, Refusal) and found.reason is Reason.MISSING and (other := _other_name(parts)):
             beside = self._file(other)
             found = beside if isinstance(beside, Source) else found

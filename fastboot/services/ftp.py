@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Protocol
 
@@ -27,12 +28,14 @@ from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
 from fastboot.services.descriptors import PER_SESSION, Descriptors
+from fastboot.services.files_sent import FileSent, FilesSent
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_names import printable, shown
 from fastboot.services.ftp_session import Session
 from fastboot.services.hosted import HostedLoop
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.pump import Pump, start_pump
+from fastboot.watch.events import Batch, emit_each
 
 BACKLOG = 4096
 """Connections that wait to be accepted: a rack is switched on in one second. The kernel cuts it to somaxconn."""
@@ -92,8 +95,14 @@ class FtpService:
         limits: Limits = Limits(),
         pump: Pump | None = None,
         descriptors: Descriptors | None = None,
+        emit_all: Callable[[Batch], None] | None = None,
     ) -> None:
-        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own."""
+        """`pump` stays its owner's, `descriptors` are shared; without them the service has its own.
+
+        `emit_all` is given what storms of machines make many of, to read or not; without it, `emit` is given each.
+        """
+        self._emit_all = emit_all or partial(emit_each, emit)
+        self._files_sent: list[FileSent] = []
         self.catalog = catalog
         self.mac_of = mac_of
         self.limits = limits
@@ -143,6 +152,7 @@ class FtpService:
                 session.close()
             self._ioloop.close()
             self._ioloop = None
+            self._tell_sent()
             if self._own_pump and self._pump is not None:
                 self._pump.close()
             if self._lister is not None:
@@ -238,17 +248,24 @@ class FtpService:
 
     def transfer_ended(self, session: Session, transfer: Transfer) -> None:
         client, path = session.client, transfer.file_obj.name
-        count, seconds = transfer.octets, round(transfer.get_elapsed_time(), 3)
+        count, seconds = transfer.octets, transfer.get_elapsed_time()
         self._counters["bytes"] += count
         if transfer.transfer_finished:
             self._counters["sent"] += 1
-            facts = {"peer": str(client.address), "path": shown(path), "bytes": count, "seconds": seconds}
-            self._tell("ftp.sent", client.mac, **facts)
+            if not self._files_sent:
+                asyncio.get_running_loop().call_soon(self._tell_sent)
+            self._files_sent.append((time.time(), session.remote_ip, client.mac, path, count, seconds))
         else:
             reason = transfer.reason or self.ending or "the client closed the data connection"
-            self.failed(client, path, reason, bytes=count, seconds=seconds)
+            self.failed(client, path, reason, bytes=count, seconds=round(seconds, 3))
+
+    def _tell_sent(self) -> None:
+        if self._files_sent:
+            files, self._files_sent = self._files_sent, []
+            self._emit_all(FilesSent("ftp.sent", shown, files))
 
     def _tell(self, kind: str, mac: str | None, **details: object) -> None:
+        self._tell_sent()  # which was before
         self._emit(Event(time.time(), kind, mac=mac, details=details))
 
 

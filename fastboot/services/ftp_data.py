@@ -25,6 +25,11 @@ from fastboot.services.source_file import FAULTS, SMALL, SourceFile
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session
     from fastboot.services.pump import Sending
+GONE = {
+    errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE, errno.EBADF,
+    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
+}  # fmt: skip
+"""Errors of a connection to a client that is there no more."""
 
 
 class Lines:
@@ -187,27 +192,27 @@ class PassivePorts:
         free = list(system_ports() if ports is None else ports)
         # The order is unpredictable, so that a port can not be guessed and taken before its client connects.
         random.SystemRandom().shuffle(free)
-        self._free, self._all = deque(free), len(free)
-
-    @property
-    def are_plenty(self) -> bool:
-        """Whether a session may keep one for its next transfer."""
-        return 2 * len(self._free) >= self._all
+        self._free = deque(free)
+        self.resting: dict[Passive, None] = {}
+        """Listeners that wait for the next file of their session."""
 
     def bind(self, sock: socket.socket, address: str) -> int:
         """Bind to a free port; return it, to be given back. Raises OSError (EADDRINUSE)."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for _ in range(len(self._free)):
-            port = self._free.popleft()
-            try:
-                sock.bind((address, port))
-            except OSError as error:
-                self._free.append(port)
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise
-            else:
-                return port
-        raise OSError(errno.EADDRINUSE, "no passive port is free")
+        while True:
+            for _ in range(len(self._free)):
+                port = self._free.popleft()
+                try:
+                    sock.bind((address, port))
+                except OSError as error:
+                    self._free.append(port)
+                    if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                        raise
+                else:
+                    return port
+            if not self.resting:
+                raise OSError(errno.EADDRINUSE, "no passive port is free")
+            next(iter(self.resting)).close()
 
     def give_back(self, port: int) -> None:
         self._free.append(port)
@@ -225,8 +230,8 @@ def system_ports() -> range:
 class Passive(PassiveDTP):  # type: ignore[misc]
     """A listener for one data connection at a time, from the client's own address.
 
-    Where many ports are free it stays for the next file of its session: to make one for each was a fifth of what a
-    small file costs. Its port is known to others then, so it is given up as soon as somebody connects uninvited.
+    It stays for the next file of its session, until another needs its port: to make one for each was a sixth of
+    what a small file costs. Others may know the port then, so it is given up when somebody connects uninvited.
     """
 
     def __init__(self, session: Session, extmode: bool = False) -> None:
@@ -252,6 +257,7 @@ class Passive(PassiveDTP):  # type: ignore[misc]
 
     def invites(self, extmode: bool) -> bool:
         """Wait for the next connection, unless the port can not be used any more."""
+        self._ports.resting.pop(self, None)
         try:
             sock, _ = self.socket.accept()
         except BlockingIOError:
@@ -303,10 +309,8 @@ class Passive(PassiveDTP):  # type: ignore[misc]
             self.close()
             return
         self._expects = False
-        if self._ports.are_plenty:
-            session.keep(self)
-        else:
-            self.close()
+        self._ports.resting[self] = None
+        session.keep(self)
         channel = session.dtp_handler(sock, session)
         if channel.connected:
             session.data_channel = channel
@@ -324,6 +328,7 @@ class Passive(PassiveDTP):  # type: ignore[misc]
         if self._closed:
             return
         super().close()
+        self._ports.resting.pop(self, None)
         if self._port is not None:
             self._ports.give_back(self._port)
 

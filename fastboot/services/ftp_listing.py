@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Final
@@ -11,6 +12,9 @@ from fastboot.services.http_message import LAST_SECOND
 
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 HALF_A_YEAR: Final = 180 * 24 * 3600
+LIST_OPTIONS: Final = re.compile(r"(?:-[A-Za-z1]+(?: +|$))+")
+UNLISTABLE: Final = re.compile(r"[\x00-\x1f\x7f/]")
+"""What a name with is not listed."""
 FACTS: Final = ("type", "size", "modify", "perm")
 
 

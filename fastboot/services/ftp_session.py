@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import socket
@@ -19,8 +18,8 @@ from pyftpdlib.handlers.ftp.producers import FileProducer
 from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
-from fastboot.services.ftp_data import Active, Lines, Passive, Transfer
-from fastboot.services.ftp_listing import FACTS, facts, ls_line, stamp
+from fastboot.services.ftp_data import GONE, Active, Lines, Passive, Transfer
+from fastboot.services.ftp_listing import FACTS, LIST_OPTIONS, UNLISTABLE, facts, ls_line, stamp
 from fastboot.services.ftp_names import Anonymous, Names, printable, shown
 from fastboot.services.node_files import SECRET
 from fastboot.services.source_file import SourceFile
@@ -40,12 +39,6 @@ MAX_UNREAD = 256
 TELNET = re.compile(rb"\xff(?:[\xfb-\xfe].?|[\xf0-\xfa])?", re.DOTALL)
 """Telnet commands (RFC 854), which clients send before ABOR (RFC 959 section 4.1.3)."""
 CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-UNLISTABLE = re.compile(r"[\x00-\x1f\x7f/]")
-LIST_OPTIONS = re.compile(r"(?:-[A-Za-z1]+(?: +|$))+")
-GONE = {
-    errno.ECONNRESET, errno.ECONNABORTED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EPIPE, errno.EBADF,
-    errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN,
-}  # fmt: skip
 
 
 class Session(FTPHandler):  # type: ignore[misc]
@@ -205,7 +198,9 @@ class Session(FTPHandler):  # type: ignore[misc]
             self._release()
 
     def _take_line(self) -> None:
-        line = TELNET.sub(b"", b"".join(self._in_buffer))
+        line = b"".join(self._in_buffer)
+        if b"\xff" in line:
+            line = TELNET.sub(b"", line)
         too_long, self._too_long = self._too_long, False
         self._in_buffer, self._in_buffer_len = [line], 0
         if self._gone or self._closed or self._closing or self._quit_pending:

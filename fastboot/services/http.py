@@ -28,9 +28,9 @@ from fastboot._core import Source, http_answer
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal
 from fastboot.services.descriptors import PER_TRANSFER, Descriptors
+from fastboot.services.files_sent import FileSent, FilesSent
 from fastboot.services.http_answer import Answer, Ready, notice
 from fastboot.services.http_connections import PLAIN, STANDARD, Connection, Crowd, Limits, Request
-from fastboot.services.http_events import FileSent, FilesSent
 from fastboot.services.http_message import (
     MAX_SAID,
     content_type,
@@ -378,7 +378,7 @@ class HttpService:
             return self.excess(excess, asking.connection.peer)
         self._descriptors.take(held, asking.connection.peer)
         began = time.monotonic()
-        transfer = self._transfers[id(asking)] = Transfer(asking.client, printable(masked(asking.path)), size)
+        transfer = self._transfers[id(asking)] = Transfer(asking.client, _shown(asking.path), size)
         try:
             if size > SMALL:
                 await self._stream(asking.connection, answer, pieces, transfer)
@@ -451,7 +451,7 @@ class HttpService:
     def _tell_sent(self) -> None:
         if self._files_sent:
             files, self._files_sent = self._files_sent, []
-            self._emit_all(FilesSent(files))
+            self._emit_all(FilesSent("http.sent", _shown, files))
 
     def _failed(self, asking: Asking, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
@@ -459,11 +459,15 @@ class HttpService:
 
     def _tell(self, kind: str, asking: Asking, **details: object) -> None:
         self._tell_sent()  # which was before
-        facts = {"peer": asking.connection.peer, "path": printable(masked(asking.path)), **details}
+        facts = {"peer": asking.connection.peer, "path": _shown(asking.path), **details}
         self._emit(Event(time.time(), kind, mac=asking.client.mac, details=facts))
 
 
 _address = lru_cache(1024)(IPv4Address)
+
+
+def _shown(path: str) -> str:
+    return printable(masked(path))
 
 
 def _fault(request: Request) -> str | None:
