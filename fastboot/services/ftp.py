@@ -240,7 +240,8 @@ class FtpService:
             self._refusals[reason] = last, untold + 1
             return
         self._refusals[reason] = now, 0
-        self._tell("ftp.refused", self.mac_of(IPv4Address(peer)), peer=peer, reason=reason, times=untold + 1)
+        mac = self.mac_of(IPv4Address(peer)) if peer else None  # nobody is refused by name where no file is free
+        self._tell("ftp.refused", mac, peer=peer, reason=reason, times=untold + 1)
 
     def failed(self, client: Client, path: str, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
