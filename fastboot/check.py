@@ -112,7 +112,6 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
     if config.dhcp:
         yield from _option_findings(config, world)
     yield from _answer_findings(config)
-    yield from _install_findings(config, world)
 
 
 def _state_findings(state: Path) -> Iterator[Finding]:
@@ -362,13 +361,3 @@ def _answer_findings(config: Config) -> Iterator[Finding]:
         names = ", ".join(profile.name for profile in with_answers)
         text = "answers: without [http] no installer can report its end, so machines stay installing; add [http]"
         yield Finding("warning", f"profiles {names}: {text}")
-
-
-def _install_findings(config: Config, world: World) -> Iterator[Finding]:
-    installing = {profile.name for profile in config.profiles if profile.installs}
-    for name in sorted(installing & {node.profile for node in world.nodes if node.profile}):
-        text = (
-            f"profiles {name}: installs, and this version can not arm machines yet, so its nodes boot from disk;"
-            " for live, diskless and rescue systems write installs = false"
-        )
-        yield Finding("warning", text)

@@ -107,6 +107,9 @@ def serve(
     install: Annotated[
         list[str] | None, quick("MAC", "With --iso: a machine that installs from it, once.")
     ] = None,
+    answers: Annotated[
+        Path | None, quick("FILE", "With --install: the template of what its installer asks for.")
+    ] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C; SIGHUP reads the configuration again."""
     from fastboot import serving
@@ -119,14 +122,15 @@ def serve(
                 "--config: is not for --root and --iso, which stand for a configuration of their own"
             )
         macs = macs_of(install or ())
-        settings, chosen = quick_config(root or (), iso, interface or (), pool or (), state, macs)
+        settings, chosen = quick_config(root or (), iso, interface or (), pool or (), state, macs, answers)
         for line in chosen:
             print(f"fastboot: {line}", file=sys.stderr)
         read = None
         then = partial(install_once, macs=macs, state=settings.state) if macs else None
-    elif interface or pool or state or install:
+    elif interface or pool or state or install or answers:
         raise ConfigError(
-            "--interface, --pool, --state and --install: are for --root and --iso; here the configuration says it"
+            "--interface, --pool, --state, --install and --answers: are for --root and --iso; here the"
+            " configuration says it"
         )
     else:
         path = (config or DEFAULT).absolute()
@@ -290,13 +294,19 @@ def demo(
     http: Annotated[
         bool, typer.Option("--http", help="Serve HTTP as well: what speaks it goes on by it.")
     ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Boot a system that installs nothing, and only check the media.")
+    ] = False,
     as_json: AsJson = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the logs of a success as well.")] = False,
 ) -> None:
     """Boot a bare virtual machine from a real server on a private network, and show what happens."""
     from fastboot.lab.vm.demo import run as rehearse
 
-    sys.exit(rehearse(firmware.value, nic=nic, proxy=proxy, http=http, as_json=as_json, keep=keep))
+    install = not (live or proxy)
+    sys.exit(
+        rehearse(firmware.value, nic=nic, proxy=proxy, http=http, install=install, as_json=as_json, keep=keep)
+    )
 
 
 @app.command()

@@ -48,14 +48,15 @@ def quick_config(
     pools: Sequence[str] = (),
     state: Path | None = None,
     install: Sequence[str] = (),
+    answers: Path | None = None,
     look: Callable[[Sequence[Link]], Sequence[object]] = other_servers,
 ) -> tuple[Config, list[str]]:
     """Return a configuration and, in words for the person who gave so few, what was chosen.
 
     TFTP, FTP and HTTP serve roots and image. Machines get a menu: the local disk, which is the default, and
     what boots from the image. Those whose MACs are in `install` are nodes, with a profile that installs from it,
-    for `install_once` to arm. They hear of it by DHCP with the pools, or beside the server that `look` finds.
-    Raises ConfigError.
+    for `install_once` to arm, and `answers` as the template of its answers. They hear of it by DHCP with the
+    pools, or beside the server that `look` finds. Raises ConfigError.
     """
     for root in roots:
         _must_be("--root", root, Path.is_dir, "directory")
@@ -81,15 +82,13 @@ def quick_config(
         table["media"] = [{"name": name, "iso": iso.absolute()}]
         table["profiles"] = [{"name": name, "media": name, "installs": False}]
         chosen.append(f"/media/{name} is what is in {iso.absolute()}")
-        if install:
-            own = f"{name[:55]}-install"
-            table["profiles"].append({"name": own, "media": name})
-            chosen.append(f"machines that install {name}, each once: {', '.join(install)}")
-            table["nodes"] = [{"name": node_name(mac), "macs": [mac], "profile": own} for mac in install]
+        chosen += _installing(table, name, install, answers) if install else []
         others = "other machines" if install else "machines"
         chosen.append(f"{others} get a menu: their local disk after 10 s, or {name} where somebody chooses it")
     elif install:
         raise ConfigError("--install: needs --iso FILE, what is to be installed")
+    if answers and not install:
+        raise ConfigError("--answers: needs --install MAC, whose installer it answers")
     if not pools and iso is None:
         chosen.append("no DHCP: that takes --pool FIRST-LAST")
     else:
@@ -100,6 +99,15 @@ def quick_config(
         return Config.model_validate(table), chosen
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, Config))) from error
+
+
+def _installing(table: dict[str, Any], name: str, install: Sequence[str], answers: Path | None) -> list[str]:
+    """Let machines install a medium; return that in words."""
+    own = f"{name[:55]}-install"
+    table["profiles"].append({"name": own, "media": name, "answers": answers and answers.absolute()})
+    table["nodes"] = [{"name": node_name(mac), "macs": [mac], "profile": own} for mac in install]
+    said = [f"machines that install {name}, each once: {', '.join(install)}"]
+    return [*said, f"their installer asks nobody: its answers are made of {answers}"] if answers else said
 
 
 def node_name(mac: str) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from armkit import LAB, LINUX, TWO, Machine, configuration, serving, wire
+from armkit import LAB, LINUX, TWO, Machine, configuration, serving
+from armkit import wire as new_wire
 from dhcpkit import Wire, need
+from test_arm_command import ONE, grub, image, installing  # noqa: F401
+from test_quick import FASTBOOT, place, wire  # noqa: F401
 
 from fastboot.config import Config
 from fastboot.model import ConfigError, FastbootError, InstallState
@@ -20,7 +25,7 @@ INSTALLING, INSTALLED = InstallState.INSTALLING, InstallState.INSTALLED
 @pytest.fixture
 def lan() -> Iterator[Wire]:
     need("ip")
-    with wire() as made:
+    with new_wire() as made:
         yield made
 
 
@@ -124,6 +129,20 @@ async def test_what_names_no_answers_boots_the_disk(lan: Wire, tmp_path: Path) -
         assert now["state"] == InstallState.ARMED and armed.token not in repr(house.events)
 
 
+async def test_what_a_loader_can_not_be_told_is_told_without_the_token(lan: Wire, tmp_path: Path) -> None:
+    config = with_answers(tmp_path)
+    arguments = "inst.one {{ installer }} #{{ answers }}/"  # iPXE's script takes that for a remark
+    profiles = tuple(each.model_copy(update={"arguments": arguments}) for each in config.profiles)
+    async with serving(lan, config.model_copy(update={"profiles": profiles})) as house:
+        machine = house.machine()
+        (armed,) = await house.server.arm(["node01"])
+        await machine.dhcp()
+        text = await machine.tftp(machine.name("ipxe"))
+        assert "goto local" in text and "/node/TOKEN/' means something" in text and armed.token not in text
+        assert armed.token not in repr(await house.until("render.failed"))
+        assert armed.token in await machine.tftp(machine.name("pxelinux"))
+
+
 async def test_without_dhcp_of_ours_the_token_counts(lan: Wire, tmp_path: Path) -> None:
     async with serving(lan, with_answers(tmp_path)) as house:
         machine: Machine = house.machine()
@@ -132,15 +151,36 @@ async def test_without_dhcp_of_ours_the_token_counts(lan: Wire, tmp_path: Path) 
         assert (await machine.http(f"node/{armed.token}/user-data"))[1].startswith("#cloud-config\nnode01 ")
 
 
-@pytest.mark.parametrize("place", ["root", "root/deep"])
-def test_answers_in_a_served_tree_are_refused(place: str, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_serve_install_with_answers(wire: Wire, image: Path) -> None:  # noqa: F811
+    (image / "x.ks").write_text("text\n# {{ node.name }}\n%post\ncurl {{ done }}\n%end\n")
+    with installing(wire, image, ONE, answers=image / "x.ks") as told:
+        assert [each["event"] for each in told] == ["armed"]
+        for _ in range(2):
+            (url,) = re.findall(r"'inst\.ks=(http://10\.77\.0\.1/node/[0-9a-f]{32})/ks\.cfg'", grub(wire, ONE))
+
+        def curl(path: str) -> str:
+            command = wire.clients[0].command("curl", "-sSf", "--max-time", "20", f"{url}/{path}")
+            return subprocess.run(command, capture_output=True, check=True, timeout=30, text=True).stdout
+
+        assert curl("ks.cfg") == f"text\n# 52-54-00-00-00-01\n%post\ncurl {url}/done\n%end\n"
+        assert curl("done") == "200 OK: 52-54-00-00-00-01 is installed\n"
+        assert "set default='local'" in grub(wire, ONE)
+    assert url.rpartition("/")[2] not in repr(told)
+    command = [*FASTBOOT, "serve", "--root", str(image), "--interface", "lo", "--answers", str(image / "x.ks")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "--answers: needs --install MAC" in done.stderr
+
+
+@pytest.mark.parametrize("inside", ["root", "root/deep"])
+def test_answers_in_a_served_tree_are_refused(inside: str, tmp_path: Path) -> None:
     from fastboot.world import World
 
-    (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    (tmp_path / place / "x.j2").write_text("x")
+    (tmp_path / inside).mkdir(parents=True, exist_ok=True)
+    (tmp_path / inside / "x.j2").write_text("x")
     config = with_answers(tmp_path)
     profiles = tuple(
-        each.model_copy(update={"answers": tmp_path / place / "x.j2"}) if each.answers else each
+        each.model_copy(update={"answers": tmp_path / inside / "x.j2"}) if each.answers else each
         for each in config.profiles
     )
     with pytest.raises(ConfigError, match=r"holds profiles.0..answers = .*, so its secrets would be served"):

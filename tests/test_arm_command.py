@@ -164,10 +164,16 @@ def test_nodes_are_listed_where_the_store_can_not_be_read(room: Lab) -> None:
 
 
 @contextmanager
-def installing(wire: Wire, place: Path, *macs: str) -> Iterator[list[dict[str, Any]]]:  # noqa: F811
+def installing(
+    wire: Wire,  # noqa: F811
+    place: Path,  # noqa: F811
+    *macs: str,
+    answers: Path | None = None,
+) -> Iterator[list[dict[str, Any]]]:
     """Run `serve --iso --install`; give what its log says of installs, which grows."""
     words = ["--iso", str(place / "Rocky.iso"), "--interface", "s0", "--state", str(place / "state")]
     words += ["--pool", "10.77.0.100-10.77.0.150", *(word for mac in macs for word in ("--install", mac))]
+    words += ["--answers", str(answers)] if answers else []
     command = wire.server.command(*FASTBOOT, "serve", *words)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -253,7 +259,7 @@ def test_serve_install_needs_an_image_and_macs(tmp_path: Path) -> None:
     for words, text in (
         (("--root", str(tmp_path), "--interface", "lo", "--install", ONE), "--install: needs --iso FILE"),
         (("--root", str(tmp_path), "--install", "52:54"), "--install: "),
-        (("--install", ONE), "--interface, --pool, --state and --install: are for --root and --iso"),
+        (("--install", ONE), "--interface, --pool, --state, --install and --answers: are for --root and --iso"),
     ):
         done = subprocess.run([*FASTBOOT, "serve", *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 2 and text in done.stderr

@@ -23,7 +23,7 @@ from securekit import VARIABLES, make_discs
 
 from fastboot.lab.vm import scenario
 from fastboot.lab.vm.machine import Firmware
-from fastboot.lab.vm.story import STEPS
+from fastboot.lab.vm.story import INSTALL_STEPS, STEPS, Step
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
@@ -66,9 +66,9 @@ def explain(result: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def expect_success(code: int, result: dict[str, Any], directory: Path) -> None:
+def expect_success(code: int, result: dict[str, Any], directory: Path, steps: tuple[Step, ...] = STEPS) -> None:
     assert code == 0 and result["ok"], explain(result)
-    assert [step["step"] for step in result["steps"]] == [step.name for step in STEPS]
+    assert [step["step"] for step in result["steps"]] == [step.name for step in steps]
     times = [step["at"] for step in result["steps"]]
     # The console is read by the demo, events carry the server's time: the two may differ a little.
     assert all(after > before - 1 for before, after in itertools.pairwise(times)), times
@@ -102,7 +102,7 @@ def test_a_bare_machine_boots_and_fetches_its_media(
     firmware: Firmware, directory: Path, machine_needs: Callable[[Firmware], None]
 ) -> None:
     machine_needs(firmware)
-    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--json"]
+    command = [sys.executable, "-m", "fastboot", "demo", "--live", "--firmware", firmware, "--json"]
     code, result = run(command, directory)
     expect_success(code, result, directory)
     http = {"boot/snponly.efi", "boot/boot.ipxe", "lab/linux", "lab/initrd.gz"}
@@ -123,6 +123,52 @@ def test_a_bare_machine_boots_beside_another_dhcp_server(
     code, result = run(command, directory)
     expect_success(code, result, directory)
     assert loader in result["server"]["tftp"]
+
+
+def expect_installed(code: int, result: dict[str, Any], directory: Path) -> None:
+    expect_success(code, result, directory, INSTALL_STEPS)
+    once = ("node.armed", "node.installing", "node.installed", "lab/linux", "lab/initrd.gz", "node/.../meta-data")
+    counts = result["server"]["counts"]
+    assert {name: counts[name] for name in once} == dict.fromkeys(once, 1)
+    assert (counts["node/.../user-data"], counts["node.failed"], counts["node.refused"]) == (2, 0, 0)
+    assert result["steps"][-1]["detail"] == "it says that it is bare01"
+
+
+@pytest.mark.parametrize(
+    "firmware",
+    [
+        "bios",
+        "uefi",
+        pytest.param("uefi-http", marks=pytest.mark.long),
+        pytest.param("uefi-secure", marks=pytest.mark.long),
+    ],
+)
+def test_an_armed_machine_installs_itself_once_and_boots_from_its_disk(
+    firmware: Firmware, directory: Path, machine_needs: Callable[[Firmware], None]
+) -> None:
+    """An empty disk, no hand: its answers come by what stands on its command line, with a `;` in it, it reports,
+    starts again from the network, is told its local disk, and that says whose it is."""
+    machine_needs(firmware)
+    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--json"]
+    code, result = run(command, directory)
+    expect_installed(code, result, directory)
+
+
+INSTALL = """
+import sys
+from fastboot.lab.vm import demo
+
+script = "#!ipxe\\nset 210:string boot/\\nchain tftp://${next-server}/boot/pxelinux.0"
+loaders, files = {"ipxe": "lab/chain.ipxe"}, {"lab/chain.ipxe": script}
+sys.exit(demo.run("bios", nic="e1000", loaders=loaders, files=files, install=True, as_json=True))
+"""
+
+
+@pytest.mark.long
+def test_a_machine_installs_itself_by_pxelinux(directory: Path, machine_needs: Callable[[Firmware], None]) -> None:
+    machine_needs("bios")
+    code, result = run([sys.executable, "-c", INSTALL], directory)
+    expect_installed(code, result, directory)
 
 
 # With such a menu iPXE asks the boot server 10.77.0.1 for its item 0x8000 (PXE 2.1).
@@ -253,7 +299,7 @@ def test_what_speaks_http_goes_on_by_http(
 ) -> None:
     """iPXE does; Debian's GRUB with a module that it loads, which Secure Boot, enforced here, forbids."""
     machine_needs(firmware)
-    command = [sys.executable, "-m", "fastboot", "demo", "--firmware", firmware, "--http", "--json"]
+    command = [sys.executable, "-m", "fastboot", "demo", "--live", "--firmware", firmware, "--http", "--json"]
     code, result = run(command, directory)
     expect_success(code, result, directory)
     assert (set(result["server"]["tftp"]), set(result["server"]["http"])) == (tftp, http)

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
@@ -30,12 +31,12 @@ from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
 from fastboot.lab import namespace, network
 from fastboot.lab.namespace import LabError
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.vm import demo, initrd, media, scenario
+from fastboot.lab.vm import demo, disk, initrd, media, scenario
 from fastboot.lab.vm.initrd import Entry
 from fastboot.lab.vm.machine import Hardware, plain
 from fastboot.lab.vm.other import OtherServer
 from fastboot.lab.vm.screen import Moving, Screen, moving_of, timeline
-from fastboot.lab.vm.story import STEPS, Story
+from fastboot.lab.vm.story import INSTALL_STEPS, STEPS, Story
 from fastboot.services.dhcp_probe import client_message
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,6 +254,48 @@ def make_result(directory: Path) -> scenario.Result:
     assert story.checked
     story.checked.digest = manifest.digest()
     return scenario.Result(scenario.Scenario(Hardware()), directory, manifest, story)
+
+
+def test_an_installation_is_told_and_counted(tmp_path: Path) -> None:
+    result = make_result(tmp_path)
+    result.scenario = replace(result.scenario, install=True)
+    story = result.story
+    assert story
+    story.name = "bare01"
+    assert story.current and story.current.name == "written"
+    story.hear({"time": 105, "kind": "node.armed", "node": "bare01"})
+    for path, octets in (("meta-data", 1), ("user-data", 2), ("user-data", 2)):
+        story.hear({"time": 114, "kind": "http.sent", "details": {"path": f"/node/.../{path}", "bytes": octets}})
+    story.hear({"time": 113.15, "kind": "node.installing", "node": "bare01"})
+    story.read(118.0, "@lab written 8421376")
+    story.hear({"time": 119, "kind": "node.installed", "node": "bare01"})
+    story.hear({"time": 120, "kind": "dhcp.offer"})
+    assert story.current and story.current.name == "disk"
+    story.read(121.0, "@lab disk bare01      ")
+    assert story.done and scenario.disagreements(result) == []
+    assert [step.name for step, _, _ in story.timeline()] == [step.name for step in INSTALL_STEPS]
+    story.hear({"time": 122, "kind": "tftp.sent", "details": {"path": "lab/linux", "octets": 8}})
+    story.hear({"time": 123, "kind": "node.installing", "node": "bare01"})
+    faults = scenario.disagreements(result)
+    assert "node.installing: 2 times, expected 1" in faults and "lab/linux: 2 times, expected 1" in faults
+    story.read(124.0, "@lab disk nobody")
+    assert "the installed system says that it is 'nobody'" in story.faults
+
+
+def test_the_image_of_a_disk(tmp_path: Path, need: Callable[[bool, str], None]) -> None:
+    need(shutil.which("7z") is not None, "p7zip-full is not installed")
+    (tmp_path / "grub").write_bytes(b"MZ" + bytes(range(256)) * 1000)
+    content = disk.image(tmp_path / "grub")
+    assert content == disk.image(tmp_path / "grub") and content[510:512] == b"\x55\xaa"
+    assert [content[at : at + 32] for at in disk.places(content)] == [disk.NAME] * 2
+    start, sectors = struct.unpack_from("<II", content, 446 + 8)
+    (tmp_path / "volume").write_bytes(content[start * 512 :])
+    assert sectors * 512 == len(content) - start * 512
+    subprocess.run(["7z", "x", "-bd", f"-o{tmp_path / 'out'}", str(tmp_path / "volume")], check=True, stdout=-1)
+    out = tmp_path / "out" / "EFI"
+    assert (out / "BOOT" / "BOOTX64.EFI").read_bytes() == (tmp_path / "grub").read_bytes()
+    assert disk.SAYS + "nobody" in (out / "DEBIAN" / "GRUB.CFG").read_text()
+    assert len(disk.places(disk.image())) == 1
 
 
 def test_agreement_is_success(tmp_path: Path) -> None:

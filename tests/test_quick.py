@@ -216,10 +216,7 @@ def test_serve_iso_beside_another_dhcp_server(place: Path, tmp_path: Path) -> No
             "--pool: 'nonsense' is no range; write 10.77.",
         ),
         (("--root", ".", "--interface", "lo", "--pool", "127.0.0.1-127.0.0.9"), "127.0.0.0/8 is the loopback"),
-        (
-            ("--pool", "10.77.0.1-10.77.0.9"),
-            "--state and --install: are for --root and --iso",
-        ),
+        (("--pool", "10.77.0.1-10.77.0.9"), "--install and --answers: are for --root and --iso"),
     ],
 )
 def test_what_is_wrong_is_one_clear_line(words: tuple[str, ...], fault: str) -> None:

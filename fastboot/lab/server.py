@@ -68,6 +68,13 @@ class ServerProcess:
         except (aiohttp.ClientError, OSError):
             return {}
 
+    async def arm(self, node: str) -> None:
+        """Let a node install once, as `fastboot arm` does. Raises LabError."""
+        assert self._session
+        async with self._session.post("/arm", json={"nodes": [node]}) as response:
+            if response.status != 200:
+                raise LabError(f"the server does not arm {node}: {await response.text()}")
+
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield every event since the server started, until it ends."""
         assert self._session

@@ -32,6 +32,8 @@ _TAIL = 25
 _WIDTH = 300
 
 
+_INSTALLED = " It was armed once, installed once, and boots from its disk."
+
 FIRMWARE: Final = {
     "bios": "a BIOS",
     "uefi": "UEFI firmware",
@@ -49,18 +51,19 @@ def run(
     files: Mapping[str, str] | None = None,
     settings: str = "",
     http: bool = False,
+    install: bool = False,
     as_json: bool = False,
     keep: bool = False,
 ) -> int:
     """Boot one machine and tell how it went; returns the exit code.
 
     Moves this process into a namespace of its own: call it once, in a process with one thread. `nic` is one of
-    `initrd.NICS`; `proxy`, `loaders`, `files`, `settings`, `http` are those of a Scenario. `keep` leaves the logs
-    of a success behind too.
+    `initrd.NICS`; `proxy`, `loaders`, `files`, `settings`, `http`, `install` are those of a Scenario. `keep`
+    leaves the logs of a success behind too.
     """
     console = Console(quiet=as_json, highlight=False)
     directory = Path(tempfile.mkdtemp(prefix="fastboot-demo-"))
-    scenario = Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}, settings, http)
+    scenario = Scenario(Hardware(firmware, nic=nic), proxy, loaders or {}, files or {}, settings, http, install)
     result = Result(scenario, directory)
     code = _CAN_NOT
     try:
@@ -100,7 +103,8 @@ async def _show(result: Result, console: Console) -> None:
     console.print(
         Text(
             f"It worked: {files} files, {octets:,} octets of media fetched by FTP, every sha256 right on the"
-            f" machine, and the server's events agree. {time.monotonic() - began:.0f} s in all.",
+            f" machine, and the server's events agree.{_INSTALLED if result.scenario.install else ''}"
+            f" {time.monotonic() - began:.0f} s in all.",
             style="bold green",
         ),
     )

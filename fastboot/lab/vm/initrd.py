@@ -26,6 +26,8 @@ NICS: Final[Mapping[str, tuple[str, ...]]] = {
     "virtio-net-pci": ("virtio_pci", "virtio_net"),
 }
 """QEMU's NIC models that the lab can drive, each with its kernel modules."""
+DISK: Final = ("xhci_pci", "usb_storage", "sd_mod")
+"""The kernel modules of the machine's disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,15 @@ def modules(archive: Iterable[Entry], wanted: Iterable[str]) -> list[Entry]:
 
 
 def build(
-    debian_initrd: Path, nic: str, files: Mapping[str, bytes], busybox: Path = Path("/bin/busybox")
+    debian_initrd: Path,
+    nic: str,
+    files: Mapping[str, bytes],
+    busybox: Path = Path("/bin/busybox"),
+    *,
+    disk: bool = False,
 ) -> bytes:
-    """Return the gzipped initrd for a machine with this NIC model; `files` are added under their names.
+    """Return the gzipped initrd for a machine with this NIC model; `files` are added under their names. `disk`: it
+    is to write to the machine's disk.
 
     Raises LabError for an unknown NIC, a missing file or a module that is not there.
     """
@@ -109,7 +117,7 @@ def build(
         raise LabError(f"NIC {nic}: write one of {', '.join(NICS)}")
     try:
         with gzip.open(debian_initrd) as stream:
-            drivers = modules(unpack(stream), NICS[nic])
+            drivers = modules(unpack(stream), (*NICS[nic], *(DISK if disk else ())))
         program = busybox.read_bytes()
     except OSError as error:
         raise LabError(f"{error.filename or debian_initrd}: {error.strerror or error}") from error

@@ -55,8 +55,9 @@ class Hardware:
 class Machine:
     """A machine whose files (disk, firmware variables, serial log) live in `directory`."""
 
-    def __init__(self, hardware: Hardware, directory: Path) -> None:
-        self.hardware, self.directory = hardware, directory
+    def __init__(self, hardware: Hardware, directory: Path, *, reboots: bool = False) -> None:
+        """`reboots`: it starts again where it is told to; else it is off then."""
+        self.hardware, self.directory, self._reboots = hardware, directory, reboots
         self.console = directory / "console.log"
         self._process: asyncio.subprocess.Process | None = None
 
@@ -103,13 +104,16 @@ class Machine:
             # An empty romfile leaves the NIC to the firmware's own PXE instead of iPXE's EFI ROM.
             machine, rom = self._uefi(), ",romfile="
         return [
-            *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+            *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
+            *(() if self._reboots else ("-no-reboot",)),
             *("-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1", "-m", str(self.hardware.memory)),
             *machine,
             *("-serial", "stdio", "-monitor", "none"),
             *("-netdev", f"dgram,id=n0,local.type=fd,local.str={network}"),
             *("-device", f"{self.hardware.nic},netdev=n0,mac={self.hardware.mac},bootindex=1{rom}"),
-            *("-drive", f"file={disk},format=raw,if=none,id=d0", "-device", "virtio-blk-pci,drive=d0,bootindex=2"),
+            # Of all disks, Debian's netboot initrd has drivers for those behind USB only.
+            *("-drive", f"file={disk},format=raw,if=none,id=d0", "-device", "qemu-xhci"),
+            *("-device", "usb-storage,drive=d0,bootindex=2"),
             *("-device", "virtio-rng-pci"),
         ]
 

@@ -16,16 +16,27 @@ from typing import Any, Final
 from fastboot.lab.namespace import LabError
 from fastboot.lab.network import Network, Router
 from fastboot.lab.server import ServerProcess
-from fastboot.lab.vm import initrd, media
+from fastboot.lab.vm import disk, initrd, media
 from fastboot.lab.vm.machine import Firmware, Hardware, Machine, images
 from fastboot.lab.vm.other import OtherServer
 from fastboot.lab.vm.screen import Moving, Screen, moving_of
-from fastboot.lab.vm.story import STEPS, Story
+from fastboot.lab.vm.story import Story
 
 ADDRESS: Final = IPv4Interface("10.77.0.1/24")
 OTHER: Final = IPv4Interface("10.77.0.2/24")
 KERNEL: Final = "lab/linux"
 INITRD: Final = "lab/initrd.gz"
+NODE: Final = "bare01"
+IMAGE: Final = "images/disk.img"
+ANSWERS: Final = f"""\
+#cloud-config
+# For {{{{ node.name }}}}: what the lab's installer writes to the disk, and where in it the machine's name belongs.
+autoinstall:
+  image: {IMAGE}
+  places: PLACES
+  done: {{{{ done }}}}
+  failed: {{{{ failed }}}}
+"""
 _DEBIAN = Path("/usr/lib/debian-installer/images")
 _TICK = 0.25
 _SETTLE = 5.0
@@ -36,7 +47,8 @@ _SETTLE = 5.0
 class Scenario:
     """What is rehearsed. `loaders` are `boot.loaders` of the server's configuration, `files` texts that its root
     holds besides kernel and initrd, `settings` TOML that ends its configuration. `proxy`: another host gives the
-    addresses. `http`: files are served by HTTP too, as they must be where the firmware boots by it."""
+    addresses. `http`: files are served by HTTP too, as they must be where the firmware boots by it, and where the
+    machine is to report. `install`: it is armed, installs itself, and boots from its disk."""
 
     hardware: Hardware
     proxy: bool = False
@@ -44,10 +56,11 @@ class Scenario:
     files: Mapping[str, str] = field(default_factory=dict)
     settings: str = ""
     http: bool = False
+    install: bool = False
 
     @property
     def serves_http(self) -> bool:
-        return self.http or self.hardware.firmware == "uefi-http"
+        return self.http or self.install or self.hardware.firmware == "uefi-http"
 
 
 @dataclass(slots=True)
@@ -92,6 +105,8 @@ class Result:
                 "ftp_files": len(story.sent),
                 "ftp_octets": sum(story.sent.values()),
             }
+            if self.scenario.install:
+                facts["server"]["counts"] = {name: story.kinds[name] for name in _ONCE}
         if self.manifest:
             checked = self.story.checked if self.story else None
             facts["media"] = {
@@ -149,7 +164,11 @@ async def boot(result: Result, screen: Screen) -> None:
     assert kernel_and_initrd and busybox
     screen.say(f"making a media tree, an initrd and a private network with the server at {ADDRESS.ip}")
     result.manifest = manifest = media.make(directory / "media")
-    image = initrd.build(kernel_and_initrd[1], hardware.nic, {"digests": manifest.listing()}, busybox)
+    install = result.scenario.install
+    if install:
+        result.manifest = manifest = _prepare_install(directory)
+    files = {"digests": manifest.listing()}
+    image = initrd.build(kernel_and_initrd[1], hardware.nic, files, busybox, disk=install)
     root = directory / "boot"
     (root / INITRD).parent.mkdir(parents=True)
     (root / INITRD).write_bytes(image)
@@ -172,15 +191,28 @@ async def boot(result: Result, screen: Screen) -> None:
         cable = network.plug()
         lab.callback(cable.close)
         cable.connect()
-        machine = Machine(hardware, directory)
+        if install:
+            await server.arm(NODE)
+        machine = Machine(hardware, directory, reboots=install)
         lab.push_async_callback(machine.power_off)
-        result.story = story = Story(KERNEL, INITRD, time.time())
+        result.story = story = Story(KERNEL, INITRD, time.time(), NODE if install else "")
         await machine.power_on(cable.machine.fileno())
         screen.say("the machine is switched on")
         await _watch(result, server, machine, screen)
         if not story.done:
             result.faults.append(f"frames that the machine and the network exchanged: {cable.frames}")
         result.faults += disagreements(result)
+
+
+def _prepare_install(directory: Path) -> media.Manifest:
+    """Add what is installed to the media, and write the template of the answer file."""
+    grub = Path(disk.GRUB)
+    content = disk.image(grub if grub.exists() else None)
+    (directory / "media" / IMAGE).write_bytes(content)
+    places = " ".join(map(str, disk.places(content)))
+    (directory / "answers").mkdir()
+    (directory / "answers" / "lab.user-data.j2").write_text(ANSWERS.replace("PLACES", places), encoding="utf-8")
+    return media.read(directory / "media")
 
 
 async def _watch(result: Result, server: ServerProcess, machine: Machine, screen: Screen) -> None:
@@ -231,6 +263,16 @@ async def _background(*coroutines: Any) -> AsyncIterator[list[asyncio.Task[Any]]
                 raise outcome
 
 
+_ONCE: Final = {
+    **dict.fromkeys(("node.armed", "node.installing", "node.installed", KERNEL, INITRD), 1),
+    "node.failed": 0,
+    "node.refused": 0,
+    "node/.../meta-data": 1,
+    "node/.../user-data": 2,  # as installers do, the lab's asks twice
+}
+"""What there is in an installation: events, and files that were sent."""
+
+
 def disagreements(result: Result) -> list[str]:
     """Return where machine, host and server do not tell the same: nothing after a success."""
     story, manifest = result.story, result.manifest
@@ -238,7 +280,7 @@ def disagreements(result: Result) -> list[str]:
     faults = list(story.faults)
     if (checked := story.checked) is None:
         return faults
-    faults += [f"never seen: {step.title}" for step in STEPS if step.name not in story.reached]
+    faults += [f"never seen: {step.title}" for step in story.steps if step.name not in story.reached]
     files = len(manifest.files)
     sent = {**story.tftp, **story.http}
     told = (
@@ -252,6 +294,15 @@ def disagreements(result: Result) -> list[str]:
         ("octets of the initrd that the server says it sent", sent.get(INITRD), _size(result, INITRD)),
         ("at least two DHCPACKs, to the firmware and to Linux", story.acks >= 2, True),
         ("Linux was started with Secure Boot", story.secure, result.scenario.hardware.firmware == "uefi-secure"),
+    )
+    faults += (
+        []
+        if not result.scenario.install
+        else [
+            f"{name}: {story.kinds[name]} times, expected {times}"
+            for name, times in _ONCE.items()
+            if story.kinds[name] != times
+        ]
     )
     return faults + [f"{what}: {found}, expected {wanted}" for what, found, wanted in told if found != wanted]
 
@@ -275,6 +326,10 @@ network = "{hosts}"
 pools = ["{hosts[100]}-{hosts[199]}"]'''
     loaders = "".join(f"{name} = {json.dumps(path)}\n" for name, path in scenario.loaders.items())
     http = "\n[http]\n" if scenario.serves_http else ""
+    told, installs = "", "installs = false"
+    if scenario.install:
+        told = " {{ installer }}"
+        installs = 'answers = "answers/lab.user-data.j2"\nformat = "autoinstall"'
     return f"""\
 interface = "{interface}"
 roots = [{json.dumps(str(directory / "boot"))}]
@@ -298,11 +353,11 @@ name = "demo"
 media = "demo"
 kernel = "/{KERNEL}"
 initrd = "/{INITRD}"
-arguments = "console=ttyS0 quiet loglevel=3 panic=-1 lab.media={{{{ media }}}}"
-installs = false
+arguments = "console=ttyS0 quiet loglevel=3 panic=-1 lab.media={{{{ media }}}}{told}"
+{installs}
 
 [[nodes]]
-name = "bare01"
+name = "{NODE}"
 macs = ["{scenario.hardware.mac}"]
 profile = "demo"
 

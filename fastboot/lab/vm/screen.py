@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from fastboot.lab.vm.story import STEPS, Step, Story
+from fastboot.lab.vm.story import Step, Story
 
 _MEGA = 1_000_000
 _PLAIN_EVERY = 16 * _MEGA
@@ -74,7 +74,7 @@ class Screen:
         table = timeline(story)
         if not story.done and (current := story.current):
             table.add_row(self._spinner, *_waiting(current, story, now, moving))
-            for step in STEPS[STEPS.index(current) + 1 :]:
+            for step in story.steps[story.steps.index(current) + 1 :]:
                 table.add_row("", Text(step.title, style="dim"), "", "", "")
         return table
 

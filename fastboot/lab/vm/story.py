@@ -1,10 +1,11 @@
-"""What happens between power-on and the last digest, step by step: facts in, where the machine is out.
+"""What happens between power-on and the last digest, or the installed system: facts in, where the machine is out.
 
 No clock, no I/O: whoever feeds it events of the server and lines of the console brings the time along.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -72,7 +73,26 @@ STEPS: Final = (
         "the machine stopped while it was reading what it fetched",
     ),
 )
-POSITION: Final = {step.name: index for index, step in enumerate(STEPS)}
+_ANSWERS: Final = Step(
+    "answers",
+    "answer file fetched, arming used up",
+    60,
+    "the command line does not name the answer file, or the server refuses it: see node.refused in the log",
+)
+_INSTALLED: Final = (
+    Step("written", "disk written", 120, "the installer found no disk, or wrote something else to it"),
+    Step("done", "installer reports done", 60, "its callback did not reach the server, or was refused"),
+    Step(
+        "again",
+        "network boot after the reboot",
+        120,
+        "the machine did not reboot, or its firmware left the network",
+    ),
+    Step("disk", "installed system up, from the disk", 120, "the loader was not told to boot the local disk"),
+)
+_AT: Final = next(index for index, step in enumerate(STEPS) if step.name == "connected")
+INSTALL_STEPS: Final = (*STEPS[:_AT], _ANSWERS, *STEPS[_AT:], *_INSTALLED)
+"""The steps of an installation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +114,13 @@ class Checked:
 
 @dataclass(slots=True)
 class Story:
-    """`kernel` and `initrd` are their paths in the served namespace; `power_on` seconds since the epoch."""
+    """`kernel` and `initrd` are their paths in the served namespace; `power_on` seconds since the epoch; `name`
+    is the machine's where it installs."""
 
     kernel: str
     initrd: str
     power_on: float
+    name: str = ""
     reached: dict[str, Reached] = field(default_factory=dict)
     news: float = 0
     """When something last got further, seconds since the epoch."""
@@ -110,6 +132,8 @@ class Story:
     """Octets sent by FTP, by path, as the server tells it."""
     tftp: dict[str, int] = field(default_factory=dict)
     http: dict[str, int] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """How many events there were of each kind, and how many times kernel, initrd and answer file were sent."""
     faults: list[str] = field(default_factory=list)
     """What went wrong, in the machine's or the server's words."""
     checked: Checked | None = None
@@ -121,10 +145,15 @@ class Story:
         self.news = self.power_on
 
     @property
+    def steps(self) -> tuple[Step, ...]:
+        return INSTALL_STEPS if self.name else STEPS
+
+    @property
     def current(self) -> Step | None:
         """The step that is waited for; None after the last."""
-        position = max((POSITION[name] for name in self.reached), default=-1) + 1
-        return STEPS[position] if position < len(STEPS) else None
+        positions = (index for index, step in enumerate(self.steps) if step.name in self.reached)
+        position = max(positions, default=-1) + 1
+        return self.steps[position] if position < len(self.steps) else None
 
     @property
     def done(self) -> bool:
@@ -133,7 +162,7 @@ class Story:
     def timeline(self) -> Iterator[tuple[Step, Reached, float]]:
         """Yield what was reached, each with the seconds it took since the one before."""
         before = self.power_on
-        for step in STEPS:
+        for step in self.steps:
             if reached := self.reached.get(step.name):
                 yield step, reached, max(0.0, reached.at - before)
                 before = max(before, reached.at)
@@ -146,8 +175,13 @@ class Story:
     def hear(self, event: Mapping[str, Any]) -> None:
         """Take an event of the server, as its control socket tells it."""
         kind, details, at = event["kind"], event.get("details", {}), float(event["time"])
+        self.kinds[kind] += 1
         if kind == "dhcp.offer":
-            self._reach("discover", at, str(event.get("mac", "")))
+            self._reach("again" if "done" in self.reached else "discover", at, str(event.get("mac", "")))
+        elif kind == "node.installing":
+            self._reach("answers", at, f"{event.get('node')} is installing")
+        elif kind == "node.installed":
+            self._reach("done", at, f"{event.get('node')} is installed")
         elif kind in ("dhcp.ack", "dhcp.request"):  # from the server itself, or heard on its way to another
             self.acks += 1
             self._reach("ack", at, str(details.get("address", "")))
@@ -182,6 +216,12 @@ class Story:
             matched, files, digest = rest.split()
             self.checked = Checked(int(matched), int(files), digest)
             self._reach("digests", at, f"{matched} of {files} files right")
+        elif word == "written":
+            self._reach("written", at, f"{_amount(int(rest))} on the disk, read back and compared")
+        elif word == "disk":
+            self._reach("disk", at, f"it says that it is {rest.strip()}")
+            if rest.strip() != self.name:
+                self.faults.append(f"the installed system says that it is {rest.strip()!r}")
         elif word == "wrong":
             self.faults.append(f"wrong digest on the machine: {rest}")
         elif word == "failed":
@@ -192,7 +232,10 @@ class Story:
         path = path.strip("/")
         sent[path] = octets
         names = {self.kernel.strip("/"): "kernel", self.initrd.strip("/"): "initrd"}
-        self._reach(names.get(path, "loader"), at, f"{path}, {_amount(octets)}")
+        if path in names or path.startswith("node/"):
+            self.kinds[path] += 1
+        if not path.startswith("node/"):
+            self._reach(names.get(path, "loader"), at, f"{path}, {_amount(octets)}")
 
     def _reach(self, name: str, at: float, detail: str) -> None:
         if name not in self.reached:
