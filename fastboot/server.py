@@ -496,7 +496,8 @@ class Server:
         """Say what a machine boots."""
         if request.node:
             self._gate.asked(request)
-            request = replace(request, node=self._gate.effective(request.node))
+            if (node := self._gate.effective(request.node)) is not request.node:
+                request = replace(request, node=node)
         verdict = self._decide(request) if self._decide else None
         if inspect.isawaitable(verdict):
             return self._decide_later(verdict, request)
