@@ -18,12 +18,13 @@ CPU is what the scheduler charged to the server's threads and children from the 
 with the clients' process. Across a veth pair packets leave in whose thread it happens to be: those of a full
 socket in the client's, when that acknowledges. A server of little CPU may have the client pay: `both`
 tells. `fairness` is the slowest client's time by the fastest's. `lag` is the 99.9th percentile, of all rounds
-together, of the round trip of a small question to the server's loop meanwhile, by a protocol that the clients do
-not use if it has one: by theirs a question waits behind all that was asked before. `idle` is the same of a loop
-that has nothing else to do, on the same machine at the same time. `memory` is that of the server's processes,
-per client, above what they had before the case; `unsent` what the kernel holds for its connections, at one
-moment. The network is Debian's default, cubic: bbr paces by timers, which makes all servers take three times the
-CPU without a network card.
+together, of the round trip of a small question to the server's loop, by a protocol that the clients do not use if
+it has one: by theirs a question waits behind all that was asked before. It is asked while the clients fetch once
+more, of which nothing else counts: answers cost CPU, more of it in one server than in another. `idle` is the same
+of a loop that has nothing else to do, on the same machine at the same time. `memory` is that of the server's
+processes, per client, above what they had before the case; `unsent` what the kernel holds for its connections, at
+one moment. The network is Debian's default, cubic: bbr paces by timers, which makes all servers take three times
+the CPU without a network card.
 
 The raw figures are kept as JSON (--results), lags as their percentile, in place of those of the same cases; the
 last line is the medians of CPU. `make bench-readme` makes README's part of such a file.
@@ -196,11 +197,19 @@ class Bench:
         self._files, self._host, self._total, self._storm = files, host, total, storm
 
     def measure(self, case: Case, server: Server, pid: int) -> dict[str, Any]:
+        figures = self._run(case, server, pid)
+        if lag := self._lag(case, server):
+            asked = self._run(case, server, pid, lag)
+            figures["lag"], figures["idle_loop"] = lag.server, lag.idle
+            figures["failed"] += asked["failed"]
+        return figures
+
+    def _run(self, case: Case, server: Server, pid: int, lag: Lag | None = None) -> dict[str, Any]:
         job = self._job(case, server)
         before = memory(pid)
         with Clients(job) as clients:
             began, they_began = cpu_seconds(pid), cpu_seconds(clients.pid)
-            with self._lag(case, server) as lag:
+            with lag or contextlib.nullcontext():
                 clients.go()
                 held = None if clients.ended_within(MOMENT) else (memory(pid), self._unsent())
                 figures = clients.figures()
@@ -211,14 +220,13 @@ class Bench:
         figures["unsent_kib"] = held[1] / case.clients / 1024
         if figures["fastest"]:
             figures["fairness"] = figures["slowest"] / figures["fastest"]
-        if lag:
-            figures["lag"], figures["idle_loop"] = lag.server, lag.idle
         return figures
 
     def idle(self, server: Server, seconds: float) -> list[float]:
         """Return the lag of a server that has nothing to do."""
-        with self._lag(None, server) as lag:
-            time.sleep(seconds)
+        if lag := self._lag(None, server):
+            with lag:
+                time.sleep(seconds)
         return lag.server if lag else []
 
     def _job(self, case: Case, server: Server) -> dict[str, Any]:
@@ -236,10 +244,10 @@ class Bench:
             return job
         return job | {"paths": [server.path(name, case.place) for name in names]}
 
-    def _lag(self, case: Case | None, server: Server) -> contextlib.AbstractContextManager[Lag | None]:
+    def _lag(self, case: Case | None, server: Server) -> Lag | None:
         probe = server.probe(case.protocol if case else None)
         if probe is None or (case and case.kind != "bulk"):  # questions would be a part of what is measured
-            return contextlib.nullcontext()
+            return None
         return Lag(probe, (SERVER, server.ports[probe]), (SERVER, IDLE_PORT))
 
     def _unsent(self) -> int:

@@ -69,7 +69,7 @@ class Source:
 
 @disjoint_base
 class Pump:
-    """Sends files over TCP connections by sendfile, up to 1 MiB of each in turn, without the GIL.
+    """Sends files over TCP connections by sendfile, a part of each in turn, without the GIL.
 
     `run` is to be called in as many threads as are to send, with one order of turns, and `read` in one; they
     return after `halt`. Everything else is for one thread (the loop's). Octets that are not in memory are read by
@@ -77,11 +77,17 @@ class Pump:
     """
 
     def __new__(
-        cls, capacity: int = 16384, unsent: int = 1 << 28, least: int = 1 << 18, most: int = 1 << 21
+        cls,
+        capacity: int = 16384,
+        unsent: int = 1 << 28,
+        least: int = 1 << 18,
+        most: int = 1 << 21,
+        buffers: bool = False,
     ) -> Self:
         """At most `capacity` transfers at once, 1 to 1048576, for all of which the kernel holds about `unsent`
-        octets that it has not sent yet, and for each from `least` to `most`, the same for all. Raises ValueError,
-        OSError."""
+        octets, and for each from `least` to `most`, the same for all, of which one turn takes half, 1 MiB at least.
+        With `buffers` that is the size of their send buffers, otherwise of what they have not sent yet
+        (TCP_NOTSENT_LOWAT). Raises ValueError, OSError."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when `ends` has something to tell."""

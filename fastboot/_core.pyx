@@ -36,7 +36,7 @@ from fastboot._native.egress cimport (
 )
 from fastboot._native.file cimport file_t
 from fastboot._native.http cimport HTTP_HEAD, HTTP_LAST, HTTP_TYPE, http_head, http_plain
-from fastboot._native.job cimport PUMP_SLICE, PUMP_TURN, job_end_t, job_t
+from fastboot._native.job cimport PUMP_BURST, PUMP_HOLD, PUMP_SLICE, PUMP_TURN, job_end_t, job_t
 from fastboot._native.lease cimport (
     FREE_CLEAR, FREE_DOUBTFUL, FREE_LISTS, FREE_UNKNOWN, LEASE_BOUND, LEASE_CIRCUIT, LEASE_CLIENT_ID, LEASE_DECLINED,
     LEASE_FREE, LEASE_HOST, LEASE_HOST_LONGEST, LEASE_LONGEST, LEASE_OFFERED, LEASE_REMOTE, LEASE_STATES, LEASE_TEXTS,
@@ -70,7 +70,7 @@ from fastboot._native.sys cimport (
     munmap, nanoseconds, now_ns, ntohl, ntohs, open_how, poll, pollfd, posix_fadvise, pread, preadv2,
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, recvmmsg,
     recvmsg, sendfile, sendmmsg, sendmsg, setsockopt, sockaddr_in, sockaddr_ll, sockaddr_storage, stat_t, syscall,
-    TCP_CORK, TCP_NOTSENT_LOWAT,
+    SOL_SOCKET, SO_SNDBUF, TCP_CORK, TCP_NOTSENT_LOWAT, usleep,
 )
 from fastboot._native.table cimport (
     fetch, place_t, table_fetch, table_guess, table_mix, table_next, table_put, table_remove, table_t,

@@ -5,6 +5,8 @@ from fastboot._native.file cimport file_t
 
 cdef enum:
     PUMP_SLICE = 1048576       # octets of one sendfile at most (its socket takes less), and of one read
+    PUMP_HOLD = 10000          # microseconds that all senders but one stand back
+    PUMP_BURST = 8             # for so many new transfers in them
     PUMP_TURN = 4              # slices between two looks at what happened; what one sender holds others do not send
 
 # Python takes a job's place and gives it back when it has heard of the end; in between it is the pump's.

@@ -18,6 +18,9 @@ cdef class Pump:
     cdef int64_t budget          # of them for all
     cdef int64_t least           # and for one
     cdef int64_t most
+    cdef bint buffers            # SO_SNDBUF goes as far as most
+    cdef int64_t begun           # atomic: how many were
+    cdef int64_t senders         # atomic: how many there were
     cdef int epoll
     cdef int over                # an eventfd: nothing comes any more
     cdef Crossing told
@@ -25,13 +28,15 @@ cdef class Pump:
     cdef int nowhere             # /dev/null
 
     def __cinit__(
-        self, uint32_t capacity=16384, int64_t unsent=1 << 28, int64_t least=1 << 18, int64_t most=1 << 21
+        self, uint32_t capacity=16384, int64_t unsent=1 << 28, int64_t least=1 << 18, int64_t most=1 << 21,
+        bint buffers=False,
     ):
         cdef uint32_t i
         self.epoll = self.over = self.nowhere = -1
         if not 1 <= capacity <= 1048576:
             raise ValueError("capacity is 1 to 1048576")
         self.capacity, self.budget, self.least, self.most = capacity, unsent, least, most
+        self.buffers = buffers
         self.jobs = <job_t *>memory_for(capacity, sizeof(job_t))
         self.locks = <pthread_mutex_t *>memory_for(capacity, sizeof(pthread_mutex_t))
         self.free = <int32_t *>memory_for(capacity, sizeof(int32_t))
@@ -98,6 +103,7 @@ cdef class Pump:
             self._let_go(j)
         else:
             self._count(1)
+            atomic_add(&self.begun, 1, RELAXED)
         pthread_mutex_unlock(&self.locks[job])
         if failed:
             raise OSError(failed, os.strerror(failed))
@@ -208,11 +214,15 @@ cdef class Pump:
             self._loop()
 
     cdef void _loop(self) noexcept nogil:
-        # The kernel tells of nobody whose socket is more than half full.
+        # The kernel tells of nobody whose socket is more than two thirds full.
         cdef epoll_event happened[PUMP_TURN]
         cdef int n, i
         cdef bint over = False
+        cdef bint first = atomic_add(&self.senders, 1, SEQ) == 1
+        cdef int64_t seen = 0
         while not over:
+            if not first:
+                self._let_begin(&seen)
             n = epoll_wait(self.epoll, happened, PUMP_TURN, -1)
             for i in range(n):
                 if happened[i].data.u64 == self.capacity:
@@ -220,36 +230,58 @@ cdef class Pump:
                 elif self._take(<int32_t>happened[i].data.u64):
                     self._turn(<int32_t>happened[i].data.u64)
 
+    cdef void _let_begin(self, int64_t *seen) noexcept nogil:
+        # While many ask at once only the first sender goes on: the others would take the loop's time, and those who
+        # were early would have their files before the last have begun.
+        cdef int64_t begun = atomic_load(&self.begun, RELAXED)
+        while begun - seen[0] >= PUMP_BURST and not atomic_load(&self.halted, RELAXED):
+            seen[0] = begun
+            usleep(PUMP_HOLD)
+            begun = atomic_load(&self.begun, RELAXED)
+        seen[0] = begun
+
     cdef void _turn(self, int32_t job) noexcept nogil:
         cdef job_t *j = &self.jobs[job]
-        cdef int64_t size = min(<int64_t>PUMP_SLICE, j.end - j.offset)
-        cdef int64_t at = j.offset
-        cdef ssize_t n = 0
-        cdef int file, error = 0
-        if j.offset + size == j.end and not file_unchanged(j.file):
-            error = ESTALE                             # the last part of a file that changed is never given away
-        elif size and not self._is_warm(j, size):
-            j.warm = j.offset + size                   # whatever comes of it
-            self.cold.put(&job)
-            return
-        elif size:
-            self._limit_unsent(j)
-            file = readable(j)
-            n = sendfile(j.fd, file, &at, size)
-            if n > 0:
-                j.offset += n
-                atomic_add(&j.sent, n, RELAXED)
-            elif n == 0:
-                error = ESTALE                         # it became shorter
-            elif errno != EAGAIN and errno != EINTR:
-                error = errno
+        cdef int64_t until, size, at
+        cdef ssize_t n
+        cdef int error = 0
+        cdef bint more = True
+        self._limit_unsent(j)
+        until = min(j.end, j.offset + max(<int64_t>PUMP_SLICE, <int64_t>j.unsent >> 1))
+        while True:
+            size, at = min(<int64_t>PUMP_SLICE, until - j.offset), j.offset
+            if j.offset + size == j.end and not file_unchanged(j.file):
+                error = ESTALE                         # the last part of a file that changed is never given away
+            elif size and not self._is_warm(j, size):
+                j.warm = j.offset + size               # whatever comes of it
+                self.cold.put(&job)
+                return
+            elif size:
+                n = sendfile(j.fd, readable(j), &at, size)
+                more = n == size
+                if n > 0:
+                    j.offset += n
+                    atomic_add(&j.sent, n, RELAXED)
+                elif n == 0:
+                    error = ESTALE                     # it became shorter
+                elif errno != EAGAIN and errno != EINTR:
+                    error = errno
+            if error or not more or j.offset == until:
+                break
         self._give_back(job, error, j.offset == j.end)
 
     cdef void _limit_unsent(self, job_t *j) noexcept nogil:
-        # At each turn, so that who was early has no more than the others when these have come.
+        # At each turn, so that who was early has no more than the others when these have come. A buffer that the
+        # kernel sizes follows the congestion window: all in it leaves at once, packet by packet, in this thread. Of
+        # a larger one most leaves as it is acknowledged, and turns are longer.
         cdef int32_t unsent = <int32_t>atomic_load(&self.unsent, RELAXED)
-        if j.unsent != unsent:
-            j.unsent = unsent
+        cdef int32_t half = unsent >> 1                # the kernel doubles it
+        if j.unsent == unsent:
+            return
+        j.unsent = unsent
+        if self.buffers:
+            setsockopt(j.fd, SOL_SOCKET, SO_SNDBUF, &half, sizeof(half))
+        else:
             setsockopt(j.fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent))
 
     cdef bint _is_warm(self, job_t *j, int64_t size) noexcept nogil:

@@ -159,8 +159,9 @@ cdef extern from *:
     int setsockopt(int fd, int level, int name, const void *value, uint32_t n) nogil
     enum:
         AF_INET, AF_PACKET, SOL_SOCKET, SO_RXQ_OVFL, SOL_UDP, IPPROTO_IP, IP_RECVERR,
-        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT, IPPROTO_TCP, TCP_CORK, TCP_NOTSENT_LOWAT
+        SO_EE_ORIGIN_ICMP, IP_PKTINFO, UDP_SEGMENT, IPPROTO_TCP, TCP_CORK, TCP_NOTSENT_LOWAT, SO_SNDBUF
         MSG_DONTWAIT, MSG_TRUNC, MSG_ERRQUEUE, ETH_P_IP, PACKET_BROADCAST
+    int usleep(unsigned int microseconds) nogil
     uint16_t htons(uint16_t) nogil
     uint16_t ntohs(uint16_t) nogil
     uint32_t htonl(uint32_t) nogil

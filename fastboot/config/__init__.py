@@ -173,7 +173,7 @@ class Config(Table):
     allow_links: tuple[FilePath, ...] = ()
     user: Annotated[str, Field(min_length=1)] | None = None
     drain: Annotated[Seconds, Field(ge=0, le=3600)] = 10
-    senders: Annotated[Int, Field(ge=0, le=64)] = 1
+    senders: Annotated[Int, Field(ge=0, le=64)] = 8
     """Threads that send files by FTP and HTTP; 0: the loop sends."""
     nodes_file: FilePath | None = None
     dhcp: Dhcp | None = None
