@@ -22,6 +22,7 @@ import pytest
 from fastboot import _core
 from fastboot._core import Source
 from fastboot.services.pump import LEAST, Pump, Sending, SlowWatch, start_pump
+from fastboot.services.source_file import TCP_NOTSENT_LOWAT
 from tests.ftpkit import descriptors
 
 DATA = random.Random(3).randbytes(5_000_001)
@@ -83,6 +84,41 @@ async def test_packets_are_full_until_the_end_which_waits_for_nothing(file: tupl
         ours.shutdown(socket.SHUT_WR)
         assert await got == DATA
     pump.close()
+
+
+@pytest.mark.parametrize(
+    ("buffers", "option"),
+    [(True, (socket.SOL_SOCKET, socket.SO_SNDBUF)), (False, (socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT))],
+)
+def test_each_has_its_share_of_what_the_kernel_holds(
+    tmp_path: Path, buffers: bool, option: tuple[int, int]
+) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)
+    source = opened(path)
+    pump = _core.Pump(unsent=1 << 20, least=1 << 17, most=1 << 18, buffers=buffers)
+    threads = [threading.Thread(target=run) for run in (pump.run, pump.run, pump.read)]
+    pairs = [pair(4096) for _ in range(8)]
+
+    def share_is(octets: int) -> None:
+        deadline = time.monotonic() + 20
+        while any(ours.getsockopt(*option) != octets for ours, _ in pairs[:number]):
+            assert time.monotonic() < deadline
+            for _, theirs in pairs[:number]:
+                theirs.recv(65536)  # makes room, so that there is another turn
+            time.sleep(0.001)
+
+    for thread in threads:
+        thread.start()
+    for number, (ours, _) in enumerate(pairs, 1):
+        pump.send(ours.fileno(), source, 0, source.size)
+        if number in (4, 8):
+            share_is(1 << 18 if number == 4 else 1 << 17)
+    pump.halt()
+    for thread in threads:
+        thread.join(20)
+    for each in (end for both in pairs for end in both):
+        each.close()
 
 
 async def sent(pump: Pump, source: Source, offset: int = 0) -> bytes:
@@ -188,8 +224,10 @@ async def test_turns_are_fair(pump: Pump, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1, 200_000])
-async def test_cancelled_at_any_point(pump: Pump, file: tuple[Path, Source], after: int) -> None:
-    _, source = file
+async def test_cancelled_at_any_point(pump: Pump, tmp_path: Path, after: int) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(DATA * 8)  # more than the kernel takes
+    source = opened(path)
     gc.collect()
     before = descriptors()
     ours, theirs = pair()

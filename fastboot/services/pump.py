@@ -265,7 +265,7 @@ def unacknowledged(sock: socket.socket) -> int:
 
 
 def buffers_of(size: int) -> bool:
-    """Whether we may have send buffers of so many octets (net.core.wmem_max): by Linux's defaults from 6.17 on."""
+    """Whether we may have send buffers of so many octets (net.core.wmem_max)."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size // 2)  # the kernel doubles it
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= size
