@@ -85,8 +85,8 @@ class Pump:
         buffers: bool = False,
     ) -> Self:
         """At most `capacity` transfers at once, 1 to 1048576, for all of which the kernel holds about `unsent`
-        octets, and for each from `least` to `most`, the same for all, of which one turn takes half, 1 MiB at least.
-        With `buffers` that is the size of their send buffers, otherwise of what they have not sent yet
+        octets, and for each from `least` to `most`, the same for all, of which one turn takes half, 1 MiB at
+        least. With `buffers` that is the size of their send buffers, otherwise of what they have not sent yet
         (TCP_NOTSENT_LOWAT). Raises ValueError, OSError."""
 
     def fileno(self) -> int:

@@ -28,8 +28,8 @@ UNSENT: Final = min(480 * 1024 * 1024, os.sysconf("SC_PHYS_PAGES") * os.sysconf(
 """Octets that the kernel is to hold for all connections: a third of what TCP has of memory before the kernel saves
 it (tcp_mem), where each packet would be a few kilobytes."""
 UNSENT_EACH: Final = (256 * 1024, 8 * 1024 * 1024)
-"""Least and most of them for one. With 8 MiB 50 clients cost half the CPU per octet that they cost with the kernel's
-own sizes: their sockets are always full."""
+"""Least and most of them for one. With 8 MiB 50 clients cost half the CPU per octet that they cost with the
+kernel's own sizes: their sockets are always full."""
 NICENESS: Final = 5
 """Of sending threads, so that the loop goes first where there are few cores: it serves those who wait to begin."""
 BATCH: Final = 4
