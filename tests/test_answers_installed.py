@@ -16,8 +16,10 @@ from dhcpkit import Wire, need
 from test_arm_command import ONE, grub, image, installing  # noqa: F401
 from test_quick import FASTBOOT, place, wire  # noqa: F401
 
+from fastboot.check import after_drop
 from fastboot.config import Config
 from fastboot.model import ConfigError, FastbootError, InstallState
+from fastboot.world import World
 
 INSTALLING, INSTALLED = InstallState.INSTALLING, InstallState.INSTALLED
 
@@ -174,8 +176,6 @@ def test_serve_install_with_answers(wire: Wire, image: Path) -> None:  # noqa: F
 
 @pytest.mark.parametrize("inside", ["root", "root/deep"])
 def test_answers_in_a_served_tree_are_refused(inside: str, tmp_path: Path) -> None:
-    from fastboot.world import World
-
     (tmp_path / inside).mkdir(parents=True, exist_ok=True)
     (tmp_path / inside / "x.j2").write_text("x")
     config = with_answers(tmp_path)
@@ -185,3 +185,19 @@ def test_answers_in_a_served_tree_are_refused(inside: str, tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=r"holds profiles.0..answers = .*, so its secrets would be served"):
         World(config.model_copy(update={"profiles": profiles}))
+
+
+def test_check_says_what_keeps_answers_from_machines(tmp_path: Path) -> None:
+    config = with_answers(tmp_path)
+    world = World(config)
+    try:
+        texts = [finding.text for finding in after_drop(config, world, tmp_path / "x.j2")]
+        assert not [text for text in texts if "answers" in text]
+        (tmp_path / "x.j2").unlink()  # as if in a directory that the server's user can not enter
+        bare = config.model_copy(update={"http": None})
+        found = {(each.level, each.text) for each in after_drop(bare, world, tmp_path / "x.j2")}
+    finally:
+        world.close()
+    why = "not readable for the server's user, so a reload will fail"
+    assert ("error", f"profiles rocky: answers: {tmp_path / 'x.j2'}: {why}") in found
+    assert any(level == "warning" and "without [http] no installer can report" in text for level, text in found)
