@@ -19,6 +19,7 @@ from whykit import (
     SERVER,
     UEFI,
     Bench,
+    PacketMachine,
     bench,
 )
 
@@ -335,6 +336,70 @@ def test_media_never_asked_and_missing(here: Bench) -> None:
     assert machine.http("/lab/b.rpm") == 404
     (found,) = here.why("install02", later=70)
     assert found["cause"] == "packages-missing" and "lab/b.rpm" in found["text"]
+
+
+# ---- installing
+
+
+def installer(here: Bench, mac: str) -> PacketMachine:
+    """Take an armed machine as far as its installer's address."""
+    machine = here.machine(mac)
+    machine.lease()
+    for name in ("pxelinux.0", "pxelinux.cfg/default", "lab/linux", "lab/initrd.gz"):
+        assert machine.tftp(name) > 0
+    machine.lease(ANACONDA)
+    return machine
+
+
+def test_armed_later(here: Bench) -> None:
+    boots(here, "52:54:00:aa:01:04")
+    assert here.cause("auto04", later=10) == "not-armed"
+    here.arm("auto04")
+    (found,) = here.why("auto04", later=10)
+    assert (found["cause"], found["fix"].split(":")[0]) == ("armed-later", "restart auto04")
+
+
+def test_answers_refused_then_never_reported_then_installed(here: Bench) -> None:
+    token = here.arm("auto01")
+    machine = installer(here, "52:54:00:aa:01:01")
+    (found,) = here.why("auto01", later=10)
+    assert (found["state"], found["cause"]) == ("on its way", None)
+    assert machine.http("/lab/install.img") == 200
+    assert here.cause("auto01", later=100) is None
+    assert here.cause("auto01", later=310) == "answers-never-asked"
+    assert machine.http("/node/0123456789abcdef0123456789abcdef/ks.cfg") == 404
+    (found,) = here.why("auto01")
+    assert found["cause"] == "answers-refused" and "no such token" in found["text"]
+    assert machine.http(f"/node/{token}/ks.cfg") == 200
+    (found,) = here.why("auto01", later=600)
+    assert (found["state"], found["cause"]) == ("on its way", None)
+    (found,) = here.why("auto01", later=2400)
+    assert found["cause"] == "never-reported" and "40 minutes" in found["text"] and "{{ done }}" in found["fix"]
+    assert token not in json.dumps(found)
+    assert machine.http(f"/node/{token}/done") == 200
+    (found,) = here.why("auto01", later=2400)
+    assert (found["state"], found["cause"], found["steps"][-1]["step"]) == ("well", None, "done")
+
+
+def test_install_failed(here: Bench) -> None:
+    token = here.arm("auto02")
+    machine = installer(here, "52:54:00:aa:01:02")
+    assert machine.http(f"/node/{token}/ks.cfg") == 200
+    assert machine.http(f"/node/{token}/failed?text=no%20disk%1b[31m") == 200
+    (found,) = here.why("auto02")
+    assert found["cause"] == "install-failed" and "no disk" in found["text"] and "\x1b" not in found["text"]
+    assert "fastboot arm auto02" in found["fix"]
+
+
+def test_install_interrupted(here: Bench) -> None:
+    token = here.arm("auto03")
+    machine = installer(here, "52:54:00:aa:01:03")
+    assert machine.http(f"/node/{token}/ks.cfg") == 200
+    machine.lease()
+    machine.tftp("pxelinux.0")
+    machine.tftp("pxelinux.cfg/default")
+    (found,) = here.why("auto03")
+    assert found["cause"] == "install-interrupted" and "fastboot disarm auto03" in found["fix"]
 
 
 # ---- the command

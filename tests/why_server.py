@@ -1,5 +1,6 @@
 """A server whose `why` believes that it is later than it is: python why_server.py CONFIG CLOCK, with the seconds
-in the file CLOCK. Says "ready" on its standard output."""
+in the file CLOCK. Says "ready" on its standard output, arms the node that a line of its
+input names, and says the token; ends with its input."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ async def main(config: str, clock: str) -> None:
     server._why._wall = lambda: time.time() + float(Path(clock).read_text())
     async with server:
         print("ready", flush=True)
-        await asyncio.Event().wait()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            (install,) = await server.arm([line.strip()])
+            print(install.token, flush=True)
 
 
 if __name__ == "__main__":

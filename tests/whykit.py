@@ -38,6 +38,7 @@ class Bench:
         self.wire, self.directory, self._clock = wire, directory, clock
         self.client = ControlClient(directory / "state")
         self.config = directory / "lab.toml"
+        self.process: subprocess.Popen[str] | None = None
         self.later(0)
 
     def later(self, seconds: float) -> None:
@@ -62,6 +63,13 @@ class Bench:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def arm(self, node: str) -> str:
+        """Let a node install; return its token."""
+        assert self.process and self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{node}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
 
     def machine(self, mac: str | None = None) -> PacketMachine:
         return PacketMachine(self, mac or f"52:54:00:bb:{next(_numbers) >> 8:02x}:{next(_numbers) & 255:02x}")
@@ -181,6 +189,8 @@ def bench(directory: Path, more: str = "", *, proxy: bool = False) -> Iterator[B
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(size))
+    (directory / "ks").mkdir()
+    (directory / "ks" / "base.ks.j2").write_text("text\n%post\ncurl {{ done }}\n%end\n")
     (directory / "lab.toml").write_text((PROXY if proxy else CONFIG) + COMMON + more)
     clock = directory / "clock"
     with wires(("10.77.0.1/24",)) as wire:
@@ -189,7 +199,8 @@ def bench(directory: Path, more: str = "", *, proxy: bool = False) -> Iterator[B
         command = wire.server.command(
             sys.executable, str(HERE / "why_server.py"), str(directory / "lab.toml"), str(clock)
         )
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        here.process = process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         try:
             assert process.stdout and process.stderr
             assert process.stdout.readline() == "ready\n", process.stderr.read()
@@ -253,6 +264,13 @@ name = "install"
 kernel = "/lab/linux"
 initrd = "/lab/initrd.gz"
 [[profiles]]
+name = "auto"
+kernel = "/lab/linux"
+initrd = "/lab/initrd.gz"
+arguments = "inst.ks={{ answers }}/ks.cfg"
+answers = "ks/base.ks.j2"
+format = "kickstart"
+[[profiles]]
 name = "broken"
 kernel = "/lab/linux"
 arguments = "{{ node.variables.nothing }}"
@@ -295,4 +313,20 @@ profile = "live"
 name = "install02"
 macs = ["52:54:00:aa:00:0a"]
 profile = "install"
+[[nodes]]
+name = "auto01"
+macs = ["52:54:00:aa:01:01"]
+profile = "auto"
+[[nodes]]
+name = "auto02"
+macs = ["52:54:00:aa:01:02"]
+profile = "auto"
+[[nodes]]
+name = "auto03"
+macs = ["52:54:00:aa:01:03"]
+profile = "auto"
+[[nodes]]
+name = "auto04"
+macs = ["52:54:00:aa:01:04"]
+profile = "auto"
 """

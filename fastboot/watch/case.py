@@ -41,7 +41,7 @@ _BY_FILE: Final[Mapping[Step, tuple[str, ...]]] = {
     "packages": (paths.PACKAGE,),
 }
 FAULTS: Final = ("missing", "refused", "failed", "cancelled", "gone")
-VERBS: Final = ("started", "probed", "sent", "replaced", *FAULTS)
+VERBS: Final = ("started", "sent", "replaced", *FAULTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,9 @@ class Case:
 
     def asked(self, *roles: str) -> Mark | None:
         """Return the newest mark of any kind, of files of any of these roles."""
-        return self.newest(*(f"{verb} {role}" for verb in VERBS for role in roles))
+        keys = [f"{verb} {role}" for verb in VERBS for role in roles]
+        started = self.mark("started")
+        return self.newest(*keys, *(["started"] if started and started.more in roles else []))
 
     def lacks(self, verb: str, role: str) -> Mark | None:
         """Return a mark of something that went wrong with such files, where none was sent after it."""

@@ -260,6 +260,8 @@ class Stories:
         architecture = _whole(details.get("architecture"), -1)
         story.marks[key] = Mark(event.time, self._path(loader)[0] if loader else "", chain, architecture)
         address = details.get("address")
+        if verb == "ack":
+            story.marks.pop(self._key("offer", stage), None)
         if verb == "ack" and isinstance(address, str):
             story.address = address
             self._by_address[address] = event.mac
@@ -286,6 +288,9 @@ class Stories:
             more, number = _text(details.get("code")), _whole(details.get("octets"))
         else:
             more, number = _text(details.get("text", details.get("reason"))), 0
+        if verb in ("started", "probed"):  # one for all: its end comes under the name of the file's role
+            story.marks["started"] = Mark(event.time, path, role, number)
+            return
         key = self._key(verb, role)
         if verb == "missing" or role == "package":
             before = story.marks.get(key)

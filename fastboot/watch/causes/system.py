@@ -46,10 +46,10 @@ def _install_failed(case: Case) -> Facts:
 
 def _interrupted(case: Case) -> Facts:
     mark = case.install.get("node.interrupted")
-    newest = max((each.time for each in case.install.values()), default=0.0)
-    if mark is None or mark.time < newest:
+    newer = [case.install[kind] for kind in ("node.armed", "node.installed") if kind in case.install]
+    if mark is None or case.state is not InstallState.INSTALLING or any(each.time > mark.time for each in newer):
         return None
-    return {"text": f": {mark.more}" if mark.more else "", "node": case.machine.name}
+    return {"node": case.machine.name}
 
 
 def _answers_refused(case: Case) -> Facts:
@@ -188,10 +188,11 @@ OUTCOMES: Final = (
     ),
     Rule(
         "install-interrupted", "done", ("node.interrupted",),
-        "`node.interrupted`, the newest of what happened to its arming",
-        "its installation was interrupted{text}: it booted again before it had reported that it is done",
-        "see what stopped it (power, a crash: its screen), then fastboot disarm {node}, fastboot arm {node}, and"
-        " restart it",
+        "`node.interrupted`, and neither armed again nor ended since",
+        "it booted from the network again before it had reported that it is installed, so it got its local disk",
+        "where it is installed, have its answers call {{{{ done }}}} at their end"
+        " (docs/configuration.md); else see"
+        " what stopped it (its screen), then fastboot disarm {node}, fastboot arm {node}, and restart it",
         _interrupted,
     ),
     Rule(
@@ -292,7 +293,7 @@ RULES: Final = (
         "answers-never-asked", "done", ("http.sent", "ftp.sent"),
         "its installer was heard of 300 s ago, and asked for no answers",
         "its installer is at work, and never asked for its answers",
-        "see that arguments of profile {profile} name them (inst.ks={{{{ answers }}}}), and that ports {ports}"
+        "see that arguments of profile {profile} name them ({{{{ installer }}}}), and that ports {ports}"
         " of this"
         " host are open",
         _answers_never,
@@ -303,9 +304,9 @@ RULES: Final = (
         "its installation has begun, and it was not heard of for {minutes} minutes: it hangs, or is done and"
         " did not"
         " report",
-        "see its screen; where it is done, have its answers call back at their end: curl -X POST {{{{ done }}}}"
+        "see its screen; where it is done, have its answers call back at their end: curl --retry 9 {{{{ done }}}}"
         " in %post"
-        " (docs/configuration.md), then fastboot disarm {node} and fastboot arm {node} to begin again",
+        " (docs/configuration.md), then, to begin again, fastboot disarm {node} and fastboot arm {node}",
         _never_reported,
     ),
 )  # fmt: skip
