@@ -27,7 +27,7 @@ async def main(config: str, clock: str) -> None:
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             (install,) = await server.arm([line.strip()])
-            print(install.token, flush=True)
+            print("armed", install.token, flush=True)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,10 @@ class Bench:
         assert self.process and self.process.stdin and self.process.stdout
         self.process.stdin.write(f"{node}\n")
         self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        for line in self.process.stdout:  # what the server logs comes there too
+            if line.startswith("armed "):
+                return line.split()[1]
+        raise AssertionError(node)
 
     def machine(self, mac: str | None = None) -> PacketMachine:
         return PacketMachine(self, mac or f"52:54:00:bb:{next(_numbers) >> 8:02x}:{next(_numbers) & 255:02x}")
