@@ -842,9 +842,17 @@ def test_a_port_that_rests_is_for_who_needs_one(memory: Memory) -> None:
             assert raw.reply().startswith("226")
 
 
+def is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
+
+
 def test_passive_range(memory: Memory) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        middle = taken.getsockname()[1]
+    # Below the ports that clients get: one of those, ended less than a minute ago, would be a second one taken.
+    first = next(port for port in range(20_000, 30_000, 3) if all(map(is_free, range(port, port + 3))))
+    with socket.create_server(("127.0.0.1", first + 1)):
+        middle = first + 1
         ports = {"first": middle - 1, "last": middle + 1}
         with serving(memory, passive_ports=ports) as server:
             with Raw(server) as one, Raw(server) as two, Raw(server) as three:

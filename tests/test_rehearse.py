@@ -295,6 +295,27 @@ def test_twenty_machines_of_all_kinds_boot(tmp_path: Path) -> None:
     assert not Path("/sys/class/net/eno7").exists()
 
 
+@pytest.mark.parametrize(
+    ("told", "answers", "files"),
+    [
+        ("inst.ks={{ answers }}/ks.cfg", "kickstart", ["ks.cfg"]),
+        ("autoinstall ds=nocloud-net;s={{ answers }}/", "autoinstall", ["meta-data", "user-data", "vendor-data"]),
+    ],
+)
+def test_machines_are_armed_read_their_answers_and_report(
+    tmp_path: Path, told: str, answers: str, files: list[str]
+) -> None:
+    file = site(tmp_path)
+    (tmp_path / "answers.j2").write_text("#cloud-config\n# curl {{ done }}\n")
+    keys = f' {told}"\nanswers = "answers.j2"\nformat = "{answers}"'
+    file.write_text(file.read_text().replace('{{ media }}"', "{{ media }}" + keys))
+    code, facts = rehearse(file, "--nodes", "8", "--kinds", "bios=1,uefi=1,ipxe=1,uefi-http=1", "--spread", "0.5")
+    assert (code, facts["failed"], facts["results"]) == (0, [], {"linux": 8})
+    assert facts["stages"]["answers"]["machines"] == facts["stages"]["report"]["machines"] == 8
+    steps = [step["what"].rpartition("/")[2] for step in facts["slowest"]["steps"] if "/node/" in step["what"]]
+    assert steps == [*files, "done"]
+
+
 def test_loss_and_slow_machines_take_longer_and_an_ordinary_user_sees_it(tmp_path: Path) -> None:
     code, facts = rehearse(
         site(tmp_path), "--nodes", "6", "--kinds", "bios=1,ipxe=1", "--spread", "0", "--loss", "1", "--slow", "1",

@@ -68,12 +68,13 @@ class ServerProcess:
         except (aiohttp.ClientError, OSError):
             return {}
 
-    async def arm(self, node: str) -> None:
-        """Let a node install once, as `fastboot arm` does. Raises LabError."""
+    async def arm(self, *nodes: str) -> None:
+        """Let nodes install once, whatever their state, as `fastboot disarm` and `arm` do. Raises LabError."""
         assert self._session
-        async with self._session.post("/arm", json={"nodes": [node]}) as response:
-            if response.status != 200:
-                raise LabError(f"the server does not arm {node}: {await response.text()}")
+        for change in ("disarm", "arm"):
+            async with self._session.post(f"/{change}", json={"nodes": nodes}) as response:
+                if response.status != 200:
+                    raise LabError(f"the server does not {change} {' '.join(nodes)}: {await response.text()}")
 
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
         """Yield every event since the server started, until it ends."""

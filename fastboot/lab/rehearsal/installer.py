@@ -66,18 +66,33 @@ class Installer:
             return
         self._installed = True
         yield from self._fetcher.lease(m, ANACONDA_DHCP if "inst." in arguments else LINUX_DHCP)
-        found = [mirror] if mirror else []
+        found, answers = [mirror] if mirror else [], ""
         for key, url in urls:
-            found += yield from self._medium(m, key, _place(place, url))
+            if key in _ANSWERS and not url.endswith(".iso"):
+                answers = yield from self._answers(m, key, _place(place, url))
+                named = re.findall(r"--(?:url|baseurl)[= ]([\"']?)((?:http|ftp)://\d\S*)\1", answers)
+                found += [_rpms(_tree(_place(place, address))) for _, address in named if key in _KICKSTART]
+            else:
+                found += yield from self._medium(m, key, _place(place, url))
         if self._most:
             yield from self._install_from(m, list(dict.fromkeys(found)))
+        if report := _DONE.search(answers):
+            yield from self._fetcher.load(m, "report", _place(place, report[0]))
+
+    def _answers(self, m: Machine, key: str, place: Place) -> Generator[None, Outcome, str]:
+        # cloud-init joins the names to the URL as it is (NoCloud), and reads them in this order.
+        names = ("meta-data", "user-data", "vendor-data") if key == _NO_CLOUD else ("",)
+        text = ""
+        for name in names:
+            file = replace(place, path=place.path + name)
+            text += _text((yield from self._fetcher.load(m, "answers", file, keep=_TEXT)))
+        return text
 
     def _medium(self, m: Machine, key: str, place: Place) -> Repositories:
         # A file; or a tree, of which the installer is fetched that .treeinfo names.
         if PurePosixPath(place.path).suffix:
-            file = yield from self._fetcher.load(m, "media", place, keep=_TEXT if key == "inst.ks" else 0)
-            named = re.findall(r"--(?:url|baseurl)[= ]([\"']?)((?:http|ftp)://\d\S*)\1", _text(file))
-            return [_rpms(_tree(_place(place, url))) for _, url in named] if key == "inst.ks" else []
+            yield from self._fetcher.load(m, "media", place)
+            return []
         tree = _tree(place)
         info = yield from self._fetcher.load(m, "media", tree.beside(".treeinfo"), keep=_TEXT, may_miss=True)
         text = _text(info)
@@ -139,6 +154,12 @@ class Installer:
         self._notes[text] = None
 
 
+_KICKSTART: Final = ("inst.ks", "ks")
+_NO_CLOUD: Final = "ds"
+_ANSWERS: Final = (*_KICKSTART, _NO_CLOUD, "url", "autoyast", "inst.auto")
+"""Words of the command line that name an answer file: protocol-facts.md C. "url" is Debian's, and
+Ubuntu's word for an image."""
+_DONE: Final = re.compile(r"http://\d[\w.:]*/node/\w+/done")
 _SECOND_STAGES: Final = {
     **dict.fromkeys(("inst.repo", "inst.stage2", "method"), ("images/install.img", "LiveOS/squashfs.img")),
     "install": ("boot/x86_64/root",),
@@ -183,6 +204,6 @@ def _text(outcome: Outcome) -> str:
 def _urls(arguments: str) -> Iterator[tuple[str, str]]:
     """Yield what a kernel command line has installers fetch, each with the word that says so."""
     for word in arguments.split():
-        match = re.fullmatch(r"""([\w.-]+)=["']?(?:live:)?((?:http|ftp)://\d[^"']*)["']?""", word)
+        match = re.fullmatch(r"""([\w.-]+)=["']?(?:live:|nocloud-net;s=)?((?:http|ftp)://\d[^"']*)["']?""", word)
         if match:
             yield match[1], match[2]

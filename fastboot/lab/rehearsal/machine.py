@@ -6,13 +6,13 @@ import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 from urllib.parse import quote, unquote, urlsplit
 
 from fastboot.lab._machines import Outcome
 
-Stage = Literal["address", "loader", "configuration", "system", "media", "packages"]
-STAGES: Final[tuple[Stage, ...]] = ("address", "loader", "configuration", "system", "media", "packages")
+Stage = Literal["address", "loader", "configuration", "system", "answers", "media", "packages", "report"]
+STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 Steps = Generator[None, Outcome, Outcome]
 Way = Generator[None, Outcome, None]
 """What a machine does, one thing at a time: it yields for what came of each."""

@@ -150,18 +150,22 @@ async def _inside(plan: Plan, directory: Path, console: Console) -> Report:
     assert plan.file
     config = load(plan.file)
     plugs = plugs_of(config)
-    if plan.profile is not None and plan.profile not in [profile.name for profile in config.profiles]:
+    installs = {profile.name: profile.installs for profile in config.profiles}
+    if plan.profile is not None and plan.profile not in installs:
         raise LabError(f"there is no profile {plan.profile!r} in {plan.file}")
     copy_state(config.state, directory / "state")
     site = Site(plugs, plan.link)
     try:
         cast = cast_of(plan, config, site.wires)
-        guests = [f"{m.name}={m.mac.hex(':')}" for m in cast if m.name.startswith("new-")]
+        new = {m.name: m.mac.hex(":") for m in cast if m.name.startswith("new-")}
+        guests = [f"{name}={mac}" for name, mac in new.items()]
         words = ["-m", "fastboot.lab.rehearsal.server", str(plan.file.absolute()), str(directory / "state")]
         server = ServerProcess([*words, *([plan.profile, *guests] if plan.profile else [])], directory)
         try:
             with site.at_server():
                 await server.start()
+            if plan.profile and installs[plan.profile]:
+                await server.arm(*(node.name for node in config.all_nodes()), *new)
             report = await _play(plan, site.wires, server.pid, cast, console)
             return replace(report, counters=_silence(await server.status()))
         except LabError as error:

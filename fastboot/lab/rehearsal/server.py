@@ -2,7 +2,7 @@
 
     python -m fastboot.lab.rehearsal.server FILE STATE [PROFILE NAME=MAC...]
 
-With a profile, every machine boots it: those of the configuration, and the machines NAME, which it does not know.
+With a profile, it is that of every machine: those of the configuration, and the machines NAME, which it lacks.
 Nothing is written but in STATE. It ends at SIGTERM, as the real one.
 """
 
@@ -25,7 +25,7 @@ from fastboot.watch.log import EventLog, install
 
 
 class Rehearsed(Config):
-    """A configuration whose machines all boot one profile."""
+    """A configuration whose machines all have one profile."""
 
     guests: Mapping[str, str]
     chosen: str
@@ -42,8 +42,6 @@ def rehearsed(config: Config, state: Path, profile: str | None, guests: Mapping[
         played["dhcp"] = config.dhcp.model_copy(update={"probe": 0})
     if profile is None:
         return config.model_copy(update=played)
-    # Nothing is armed: what installs is booted as well.
-    played["profiles"] = tuple(each.model_copy(update={"installs": False}) for each in config.profiles)
     values = {name: getattr(config, name) for name in Config.model_fields} | played
     return Rehearsed.model_construct(**values, guests=guests, chosen=profile)
 
