@@ -11,6 +11,7 @@ import resource
 import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -30,14 +31,20 @@ from fastboot.services.control_client import ControlClient, NotRunning
 from fastboot.services.descriptors import shortage
 from fastboot.services.dhcp_network import attached, wires_of
 from fastboot.services.links import BUFFER, Link, find_links, is_veth
+from fastboot.services.pump import UNSENT_EACH
 from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.world import World
 
 SMALL_PACKET = 768
 """Octets of a buffer that the kernel counts for a request (its `truesize`; measured)."""
 
+SEND_BUFFERS = "proc/sys/net/core/wmem_max"
 NEIGHBOURS = "proc/sys/net/ipv4/neigh/default/gc_thresh3"
-SETTING = NEIGHBOURS.removeprefix("proc/sys/").replace("/", ".")
+
+
+def setting(path: str) -> str:
+    """Return the name by which sysctl knows a file of /proc."""
+    return path.removeprefix("proc/sys/").replace("/", ".")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ def before_drop(config: Config, root: Path = Path("/")) -> Iterator[Finding]:
             yield from _neighbour_findings(config.dhcp.subnets, links, root)
         yield from _own_address_findings(config, links)
     yield from _container_findings(config, links, root)
+    if (config.ftp or config.http) and config.senders:
+        yield from _send_buffer_findings(root)
     if links and not is_running(config):
         try:
             sockets = open_sockets(config)
@@ -172,6 +181,18 @@ def _subnet_findings(subnets: Sequence[Subnet], links: Sequence[Link]) -> Iterat
             yield Finding("warning", text)
 
 
+def _send_buffer_findings(root: Path) -> Iterator[Finding]:
+    wanted = UNSENT_EACH[1] // 2  # the kernel doubles what is asked for
+    with suppress(OSError, ValueError):
+        if (most := int((root / SEND_BUFFERS).read_text())) < wanted:
+            name = setting(SEND_BUFFERS)
+            yield Finding(
+                "note",
+                f"{name}: is {most}, so large files by FTP and HTTP cost up to twice the processor time;"
+                f" sysctl -w {name}={wanted}",
+            )
+
+
 def _buffer_findings(sockets: Sockets) -> Iterator[Finding]:
     room = min(
         (each.listen.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for each in sockets.tftp), default=BUFFER
@@ -193,10 +214,11 @@ def _neighbour_findings(subnets: Sequence[Subnet], links: Sequence[Link], root: 
     near = [subnet for subnet in subnets if attached(subnet, links)]
     machines = sum(int(pool.last) - int(pool.first) + 1 for subnet in near for pool in subnet.pools)
     if machines > room:
+        cure = f"sysctl -w {setting(NEIGHBOURS)}={2 * machines}"
         yield Finding(
             "note",
             f"dhcp.subnets: the pools on this host's links have {machines} addresses, and the kernel keeps contact"
-            f" with {room} machines at most. If so many may be on at once: sysctl -w {SETTING}={2 * machines}",
+            f" with {room} machines at most. If so many may be on at once: {cure}",
         )
 
 

@@ -113,3 +113,22 @@ def test_open_files_of_ftp_and_http_are_added_up(tmp_path: Path, monkeypatch: py
             if "open files" in each.text
         ]
         assert said == warned
+
+
+@pytest.mark.parametrize(
+    ("most", "tables", "told"),
+    [
+        ("212992\n", {"http": {"port": 0}}, ["net.core.wmem_max"]),
+        ("212992\n", {"ftp": {"port": 0}, "senders": 0}, []),
+        ("212992\n", {"tftp": {"port": 0}}, []),
+        ("4194304\n", {"http": {"port": 0}}, []),
+    ],
+)
+def test_a_kernel_that_allows_small_send_buffers_only_is_told_of(
+    tmp_path: Path, most: str, tables: dict[str, object], told: list[str]
+) -> None:
+    put(tmp_path, "proc/sys/net/core/wmem_max", most)
+    config = Config.model_validate({"interface": "lo", "state": str(tmp_path / "state"), **tables})
+    notes = [each.text for each in before_drop(config, tmp_path) if each.level == "note"]
+    assert [note.partition(":")[0] for note in notes] == told
+    assert all(note.endswith("sysctl -w net.core.wmem_max=4194304") for note in notes)
