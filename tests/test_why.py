@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -400,6 +401,22 @@ def test_install_interrupted(here: Bench) -> None:
     machine.tftp("pxelinux.cfg/default")
     (found,) = here.why("auto03")
     assert found["cause"] == "install-interrupted" and "fastboot disarm auto03" in found["fix"]
+
+
+def test_a_begin_that_can_not_be_written(here: Bench) -> None:
+    here.arm("install01")
+    machine = here.machine("52:54:00:aa:00:03")
+    machine.lease()
+    machine.tftp("pxelinux.0")
+    before = resource.prlimit(here.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(here.pid, resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        machine.tftp("pxelinux.cfg/01-52-54-00-aa-00-03")
+    finally:
+        resource.prlimit(here.pid, resource.RLIMIT_FSIZE, before)
+    (found,) = here.why("install01", later=40)
+    assert found["cause"] == "begin-not-written" and "can not be written" in found["text"]
+    assert "armed still" in found["fix"]
 
 
 # ---- the command

@@ -41,6 +41,11 @@ class Bench:
         self.process: subprocess.Popen[str] | None = None
         self.later(0)
 
+    @property
+    def pid(self) -> int:
+        assert self.process
+        return self.process.pid
+
     def later(self, seconds: float) -> None:
         """Let `why` take it that it is so much later."""
         self._clock.write_text(str(seconds))

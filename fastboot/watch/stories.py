@@ -71,6 +71,7 @@ _DHCP: Final[Mapping[str, tuple[str, str]]] = {
     "render.failed": ("profile", "text"),
     "node.armed": ("profile", ""),
     "node.installing": ("profile", ""),
+    "node.begin_failed": ("profile", "text"),
     "node.installed": ("profile", "text"),
     "node.failed": ("profile", "text"),
     "node.interrupted": ("profile", "text"),

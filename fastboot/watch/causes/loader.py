@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from fastboot.model import InstallState
 from fastboot.watch import paths
 from fastboot.watch.case import Case
 from fastboot.watch.causes.rule import Facts, Rule
@@ -197,6 +198,13 @@ def _render_failed(case: Case) -> Facts:
     return {"text": mark.more} if mark else None
 
 
+def _begin_failed(case: Case) -> Facts:
+    mark = case.install.get("node.begin_failed")
+    if mark is None or mark.time < case.begun or case.state is not InstallState.ARMED:
+        return None
+    return {"text": mark.more}
+
+
 def _lacking(role: str) -> Callable[[Case], Facts]:
     def find(case: Case) -> Facts:
         mark = case.lacks("missing", role)
@@ -260,6 +268,13 @@ RULES: Final = (
         "its profile can not be rendered, so it was told to boot its local disk: {text}",
         "correct that in [[profiles]] or [[nodes]] (fastboot check tells the same), then fastboot reload",
         _render_failed,
+    ),
+    Rule(
+        "begin-not-written", "kernel", ("node.begin_failed",),
+        "`node.begin_failed`, and it is armed still",
+        "its begin could not be written to the disk here, so it was told to boot its local disk: {text}",
+        "see that the disk of the state directory is neither full nor failing, then restart it: it is armed still",
+        _begin_failed,
     ),
     Rule(
         "kernel-missing", "kernel", ("tftp.missing", "http.missing"),
