@@ -273,6 +273,8 @@ class Server:
                 raise
             if world.nodes != self._old.nodes and "nodes" not in changed:
                 changed = (*changed, "nodes")
+            if world.renderer.templates != self._old.renderer.templates and "profiles" not in changed:
+                changed = (*changed, "profiles")
             self._tell("server.reloaded", changed=changed)
             return changed
 

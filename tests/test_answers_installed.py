@@ -115,8 +115,9 @@ async def test_a_reload_takes_a_changed_template_and_keeps_the_old_where_it_is_w
             await house.server.reload(config)
         assert await served() == "old "
         (tmp_path / "x.j2").write_text("#cloud-config\nnew {% include 'y.j2' %}")
-        await house.server.reload(config)
+        assert await house.server.reload(config) == ("profiles",)
         assert await served() == "new more"
+        assert await house.server.reload(config) == ()
 
 
 async def test_what_names_no_answers_boots_the_disk(lan: Wire, tmp_path: Path) -> None:

@@ -111,6 +111,8 @@ class Answers:
         """Raises ConfigError where a template can not be read or is none."""
         self._sandboxes: dict[str, Sandbox] = {}
         self._templates: dict[str, Template] = {}
+        self.texts: dict[str, Mapping[str, str]] = {}
+        """What was read for each profile, by the names of files."""
         # A storm of machines is not to run again, one by one, what costs `MAX_SECONDS` each time.
         self._overran: dict[str, RenderError] = {}
         for profile in profiles:
@@ -142,6 +144,7 @@ class Answers:
             _read_included(sandbox, beside, path.name)
             self._sandboxes[profile] = sandbox
             self._templates[profile] = sandbox.get_template(path.name)
+            self.texts[profile] = beside.texts
         except TemplateError as error:
             raise ConfigError(f"{key}: {_told(error)}") from error
         finally:

@@ -139,6 +139,11 @@ class Renderer:
             except TemplateError as error:
                 raise ConfigError(f"profiles {profile.name}: arguments: {error}") from error
 
+    @property
+    def templates(self) -> Mapping[str, Mapping[str, str]]:
+        """The texts of answer files, by profile and file, as they were read."""
+        return self._answers.texts
+
     def render(self, parts: Parts, client: Client) -> bytes | Awaitable[bytes] | None:
         """Return the file that `parts` names for this client, or None where it names none that is rendered.
 
