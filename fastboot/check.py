@@ -120,7 +120,7 @@ def after_drop(config: Config, world: World, path: Path) -> Iterator[Finding]:
     yield from _loader_findings(world)
     if config.dhcp:
         yield from _option_findings(config, world)
-    yield from _answer_findings(config)
+    yield from _answer_findings(config, world)
 
 
 def _state_findings(state: Path) -> Iterator[Finding]:
@@ -372,13 +372,18 @@ def _vendor_findings(key: str, codes: Mapping[int, bytes]) -> Iterator[Finding]:
         yield Finding("warning", f"{key}.options.vendor-options: {text}")
 
 
-def _answer_findings(config: Config) -> Iterator[Finding]:
+def _answer_findings(config: Config, world: World) -> Iterator[Finding]:
     with_answers = [profile for profile in config.profiles if profile.answers]
     for profile in with_answers:
         assert profile.answers
         if not os.access(profile.answers, os.R_OK):
             text = "not readable for the server's user, so a reload will fail"
             yield Finding("error", f"profiles {profile.name}: answers: {profile.answers}: {text}")
+        medium = world.shelf.get(profile.media) if profile.media else None
+        system = medium.system if medium else None
+        if profile.format and system and system.format not in (None, profile.format):
+            text = f"the installer of {system.name} reads {system.format}; leave this out, or name another medium"
+            yield Finding("warning", f"profiles {profile.name}: format: {text}")
     if with_answers and config.http is None:
         names = ", ".join(profile.name for profile in with_answers)
         text = "answers: without [http] no installer can report its end, so machines stay installing; add [http]"

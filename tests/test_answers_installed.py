@@ -17,7 +17,7 @@ from test_arm_command import ONE, grub, image, installing  # noqa: F401
 from test_quick import FASTBOOT, place, wire  # noqa: F401
 
 from fastboot.check import after_drop
-from fastboot.config import Config
+from fastboot.config import Config, Media
 from fastboot.model import ConfigError, FastbootError, InstallState
 from fastboot.world import World
 
@@ -186,6 +186,25 @@ def test_answers_in_a_served_tree_are_refused(inside: str, tmp_path: Path) -> No
     )
     with pytest.raises(ConfigError, match=r"holds profiles.0..answers = .*, so its secrets would be served"):
         World(config.model_copy(update={"profiles": profiles}))
+
+
+async def test_a_format_that_the_medium_does_not_have_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "medium" / "casper").mkdir(parents=True)
+    config = with_answers(tmp_path)
+    media = (Media(name="ubuntu", path=tmp_path / "medium"),)
+    profiles = tuple(
+        each.model_copy(update={"media": "ubuntu", "format": "kickstart"}) if each.answers else each
+        for each in config.profiles
+    )
+    config = config.model_copy(update={"media": media, "profiles": profiles})
+    world = World(config)
+    try:
+        await world.prepare(lambda kind, **details: None)
+        found = [each for each in after_drop(config, world, tmp_path / "x.j2") if ": format: " in each.text]
+    finally:
+        world.close()
+    (one,) = found
+    assert one.level == "warning" and "the installer of Ubuntu reads autoinstall" in one.text
 
 
 def test_check_says_what_keeps_answers_from_machines(tmp_path: Path) -> None:

@@ -209,6 +209,15 @@ def test_what_goes_on_with_a_request_is_none(catalog: Catalog, before: bytes) ->
     assert fast.count(b"text\n") < 2
 
 
+@pytest.mark.parametrize("broken", [b"GET\t/small HTTP/1.1\r\nHost: x\r\n\r\n", b"\0\r\n\r\n"])
+def test_wherever_it_is_cut_the_sound_request_in_front_is_answered(catalog: Catalog, broken: bytes) -> None:
+    sound = b"GET //small HTTP/1.1\r\nHost: boot\r\n\r\n"
+    for cut in range(1, len(sound + broken)):
+        pieces = [(sound + broken)[:cut], (sound + broken)[cut:]]
+        answers = asyncio.run(said(catalog, pieces, http_target))
+        assert (answers.count(b"HTTP/1.1 200 "), answers.count(b"HTTP/1.1 400 ")) == (1, 1), cut
+
+
 def test_an_answer_is_of_one_version(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     fd = os.open(tmp_path, os.O_PATH)

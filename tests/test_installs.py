@@ -191,6 +191,27 @@ async def test_a_commit_that_fails_changes_nothing_and_the_disk_is_put_right_by_
         }
 
 
+@pytest.mark.parametrize("how", ["end", "disarm"])
+async def test_an_interruption_undoes_nothing_that_came_before_it_was_kept(tmp_path: Path, how: str) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.start()
+        installs = Installs()
+        installs.load(store)
+        (one,) = await installs.arm({"node01": "rocky"})
+        begun = await installs.begin(one)
+        dones = []
+        store.keep_installs = lambda serial, rows, done: dones.append(done)  # type: ignore[method-assign]
+        change = asyncio.create_task(installs.end(begun) if how == "end" else installs.disarm(["node01"]))
+        await asyncio.sleep(0.01)
+        installs.interrupted(begun)
+        dones.pop()(None)
+        await change
+        await asyncio.sleep(0.01)
+        now = installs.of("node01")
+        assert (now and now.state) == (INSTALLED if how == "end" else None)
+        assert not dones, "nothing more is written"
+
+
 async def test_a_waiter_that_leaves_stops_no_commit(tmp_path: Path) -> None:
     async with opened(tmp_path) as installs:
         (one,) = await installs.arm({"node01": "rocky"})

@@ -358,6 +358,10 @@ async def test_a_restart_between_answers_and_end(tmp_path: Path) -> None:
         ("/../node/TOKEN/x", "/../node/..."),
         ("/media/node/x/y", "/media/node/x/y"),
         ("/nodes/x", "/nodes/x"),
+        (f"/Node/{'0af1' * 8}/ks.cfg", "/Node/.../ks.cfg"),
+        (f"xnodex//{'0af1' * 8}/y", "xnodex//.../y"),
+        (f"/media/m/node/{'0af1' * 8}", "/media/m/node/..."),
+        (f"/pool/by-hash/MD5Sum/{'0af1' * 8}", f"/pool/by-hash/MD5Sum/{'0af1' * 8}"),
         ("/node", "/node"),
     ],
 )

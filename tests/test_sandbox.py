@@ -16,7 +16,6 @@ LOOPS = {
     "over texts": "{% for a in 'x' * 60000 %}{% for b in 'x' * 60000 %}{% endfor %}{% endfor %}",
     "of calls": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "with work": "{% for a in range(9999) %}{% set b = range(99999) | list %}{% endfor %}",
-    "that grow": "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
 }
 
 
@@ -63,6 +62,19 @@ def test_a_text_without_end_is_ended() -> None:
         "{{ ('x' * 60000).translate({120: 'y' * 60000}) }}",
         "{{ (['x'] * 60000) | join('y' * 60000) }}",
         "{{ '{:{w}}'.format(1, w=10 ** 9) }}",
+        "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set a = 'x' * 60000 %}{% set a = a ~ a %}",
+        "{% set a = 'x' * 60000 %}{% set a = a + a %}",
+        "{% set a = [1] * 60000 %}{% set a = a + a %}",
+        "{% set a = 2 ** 60000 %}{% set a = a * a %}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ a | join }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ a }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ a ~ '' }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ '%s' % a }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ '{}'.format(a) }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ ''.join(a) }}",
+        "{% set a = ['x' * 60000] * 60000 %}{{ a | map('upper') | join }}",
+        "{% set a = {1: ['x' * 60000] * 60000} %}{{ a | tojson }}",
     ],
 )
 def test_no_operation_makes_a_huge_value(text: str) -> None:
@@ -77,6 +89,12 @@ def test_what_is_meant_goes_on() -> None:
     assert run(
         "{{ x | center(5) }}{{ '%03d' | format(7) }}{{ '{:>4}'.format(x) }}{{ (10 ** 9) | filesizeformat }}", x="y"
     ) == ("  y  007   y1.0 GB")
+    assert (
+        run("{{ x ~ 1 ~ '-' ~ y }}{{ 'a' + 'b' }}{{ [1] + [2] }}{{ 2 + 3 }}", x="x", y=None) == "x1-Noneab[1, 2]5"
+    )
+    assert run("{{ xs | map('upper') | join(', ') }} {{ ', '.join(xs) }} {{ xs | tojson }}", xs=["a", "b"]) == (
+        'A, B a, b ["a", "b"]'
+    )
     tree = {"n": 1, "below": [{"n": 2, "below": []}]}
     text = "{% for each in [tree] recursive %}{{ each.n }}({{ loop(each.below) }}){% endfor %}"
     assert run(text, tree=tree) == "1(2())"

@@ -33,6 +33,18 @@ from fastboot.state.store import COMMITTED, FILE, Store, read_leases
 SECOND = 1_000_000_000
 
 
+def test_nobody_else_reads_the_store(tmp_path: Path) -> None:
+    def modes() -> set[int]:
+        return {each.stat().st_mode & 0o777 for each in tmp_path.glob(f"{FILE}*")}
+
+    with closing(Store(tmp_path)):
+        assert len(list(tmp_path.glob(f"{FILE}*"))) == 3
+        assert modes() == {0o600}
+    (tmp_path / FILE).chmod(0o644)  # that of an older fastboot
+    with closing(Store(tmp_path)):
+        assert modes() == {0o600}
+
+
 class TestClock(Clock):
     """A clock of a machine that started an hour ago."""
 

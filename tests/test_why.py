@@ -45,6 +45,12 @@ def test_never_heard(here: Bench) -> None:
     assert "52:54:00:aa:00:16, which no node has, was heard and is almost 52:54:00:aa:00:06" in found["text"]
 
 
+@pytest.mark.parametrize("word", ["5254.00aa.0006", "52-54-00-AA-00-06"])
+def test_a_mac_is_known_in_any_spelling(here: Bench, word: str) -> None:
+    (found,) = here.why(word)
+    assert found["machine"] == "asleep01"
+
+
 def test_no_subnet(here: Bench) -> None:
     machine = here.machine()
     machine.silence(giaddr="10.99.0.1")

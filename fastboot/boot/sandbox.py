@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from math import inf
 from typing import Any, Final
@@ -31,7 +31,15 @@ class OverrunError(Exception):
 
 
 class _Paced(CodeGenerator):
-    """Compiles loops so that each turn asks `Sandbox.call` whether there is time left, filtered turns too."""
+    """Compiles loops so that each turn asks `Sandbox.call` whether there is time left, filtered turns too, and `~`
+    so that `Sandbox.tie` makes the text."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.tie((")
+        for each in node.nodes:
+            self.visit(each, frame)
+            self.write(", ")
+        self.write("))")
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         turn = nodes.Call(nodes.EnvironmentAttribute("turn"), [], [], None, None, lineno=node.lineno)
@@ -49,7 +57,7 @@ class Sandbox(SandboxedEnvironment):
     """
 
     code_generator_class = _Paced
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(
         self, loader: BaseLoader | None = None, filters: Mapping[str, Callable[..., Any]] | None = None
@@ -62,6 +70,7 @@ class Sandbox(SandboxedEnvironment):
             trim_blocks=True,
             lstrip_blocks=True,
             keep_trailing_newline=True,
+            finalize=lambda value: _weighed("an expression", value),
         )
         self.filters.update(filters or {})
         del self.globals["lipsum"]  # texts of any length, for web designers
@@ -89,18 +98,30 @@ class Sandbox(SandboxedEnvironment):
         return True
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if __self._deadline is not None and time.thread_time() > __self._deadline:
-            most = f"{MAX_SECONDS * 1000:.0f} ms"
-            raise OverrunError(f"takes more than {most} of processor time; look for loops in loops")
+        __self._hurry()
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox's own of str.format
         text = getattr(method, "__self__", None)
         if isinstance(text, str | bytes):
             _check(method.__name__, text, *args, *kwargs.values())
+            args = tuple(_weighed(method.__name__, each) for each in args)
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        self._hurry()
         _bound(operator, _result_size(operator, left, right))
-        return super().call_binop(context, operator, left, right)
+        return super().call_binop(context, operator, _weighed(operator, left), _weighed(operator, right))
+
+    def tie(self, values: tuple[Any, ...]) -> str:
+        """Join the operands of `~`."""
+        self._hurry()
+        texts = [str(_weighed("~", value)) for value in values]
+        _bound("~", sum(map(len, texts)))
+        return "".join(texts)
+
+    def _hurry(self) -> None:
+        if self._deadline is not None and time.thread_time() > self._deadline:
+            most = f"{MAX_SECONDS * 1000:.0f} ms"
+            raise OverrunError(f"takes more than {most} of processor time; look for loops in loops")
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,11 +130,45 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
+        name = function.__name__.removeprefix("do_")
         value, *others = args[first:]
-        _check(function.__name__.removeprefix("do_"), value, *others, *kwargs.values())
-        return function(*args, **kwargs)
+        _check(name, value, *others, *kwargs.values())
+        value = _weighed(name, value)
+        return function(*args[:first], value, *others, **kwargs)
 
     return bounded
+
+
+def _weighed(name: str, value: Any) -> Any:
+    """Return a value of which a text may be made; what it holds is counted as often as it is in it, since that is
+    how often it would be written. Raises OverrunError, for an iterator when it has come to so much."""
+    if isinstance(value, Iterator):
+        return _weighing(name, value)
+    _bound(name, _weight(value, MAX_PRODUCT), MAX_PRODUCT)
+    return value
+
+
+def _weighing(name: str, values: Iterator[Any]) -> Iterator[Any]:
+    total = 0
+    for value in values:
+        total += _weight(value, MAX_PRODUCT - total)
+        _bound(name, total, MAX_PRODUCT)
+        yield value
+
+
+def _weight(value: Any, enough: int) -> int:
+    """Return how many characters and items there are in a value, however deep; not exactly where it is more than
+    enough."""
+    if isinstance(value, str | bytes):
+        return 1 + len(value)
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    total = 1
+    for each in value if isinstance(value, list | tuple | set | frozenset) else ():
+        if total > enough:
+            break
+        total += _weight(each, enough - total)
+    return total
 
 
 def _check(name: str, value: Any, *args: Any) -> None:
@@ -136,9 +191,11 @@ def _bound(name: str, size: float, most: int = MAX_ITEMS) -> None:
 def _result_size(operator: str, left: Any, right: Any) -> float:
     if operator == "%":
         return inf if isinstance(left, str) and WIDE.search(left) else 0
-    if operator == "**":
-        return left.bit_length() * right if isinstance(left, int) and isinstance(right, int) else 0
-    for value, times in ((left, right), (right, left)):
+    if isinstance(left, int) and isinstance(right, int):
+        return {"**": left.bit_length() * right, "*": left.bit_length() + right.bit_length()}.get(operator, 0)
+    if operator == "+" and isinstance(left, str | bytes | list | tuple) and type(left) is type(right):
+        return len(left) + len(right)
+    for value, times in ((left, right), (right, left)) if operator == "*" else ():
         if isinstance(value, str | bytes | list | tuple) and isinstance(times, int):
             return len(value) * times
     return 0

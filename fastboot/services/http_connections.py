@@ -79,14 +79,18 @@ def plain(target: str) -> Request:
     return RawRequestMessage("GET", target, HttpVersion11, PLAIN, (), False, None, False, False, url)
 
 
-def heads(data: bytes) -> Iterator[bytes]:
-    """Cut what came behind each end of a request's header. A request with a body goes on with all that follows."""
-    begin = 0
-    while (end := data.find(b"\r\n\r\n", begin) + 4) > 3 and not BODY.search(data, begin, end):
-        yield data[begin:end]
+def heads(data: bytes, before: bytes = b"") -> Iterator[bytes]:
+    """Cut what came behind each end of a request's header. A request with a body goes on with all that follows.
+    `before` are the last octets of what came before, which an end may begin in."""
+    begin, passed = 0, len(before)
+    data = before + data
+    while (end := data.find(END, begin) + 4) > 3 and not BODY.search(data, begin, end):
+        yield data[max(begin, passed) : end]
         begin = end
-    if begin < len(data) or not data:  # nothing at all has aiohttp look again at what it put aside
-        yield data[begin:]
+    if (
+        max(begin, passed) < len(data) or len(data) == passed
+    ):  # nothing at all has aiohttp look at what it put aside
+        yield data[max(begin, passed) :]
 
 
 def refusal_of(fault: HttpProcessingError) -> tuple[str, int]:
@@ -189,6 +193,8 @@ class Connection(BaseProtocol):
         self._feed = parser.feed_data
         self._service, self._crowd, self._limits, self._turns = service, crowd, limits, turns
         self._asked = deque[tuple[Request | HttpProcessingError, StreamReader]]()
+        self._last = b""
+        """What the parser has seen last, in which the end of a header may begin."""
         self._is_between = True
         """The parser has seen every request to its end."""
         self._no_more = False
@@ -250,6 +256,7 @@ class Connection(BaseProtocol):
                 self.close()
             return
         if self._is_between and not self._no_more and (target := http_target(data)):
+            self._last = b""
             self._asked.append((plain(target), EMPTY_PAYLOAD))
         else:
             self._parse(data)
@@ -260,7 +267,8 @@ class Connection(BaseProtocol):
 
     def _parse(self, data: bytes) -> None:
         # One head at a time: aiohttp forgets the sound requests in front of one that it does not take.
-        for part in heads(data):
+        before, self._last = self._last, (self._last + data)[1 - len(END) :]
+        for part in heads(data, before):
             if self._no_more:
                 break
             try:

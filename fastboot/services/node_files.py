@@ -26,6 +26,8 @@ FILES: Final = frozenset((*CALLBACKS, *(name for each in FORMATS.values() for na
 """What there may be in a directory: names that an event may repeat."""
 SECRET: Final = re.compile(r"[0-9a-f]{32}")
 """What a token looks like."""
+MISSPELT: Final = re.compile(rf"(?i)(node[^/\\]*[/\\]+){SECRET.pattern}")
+"""One below a name that is almost the place."""
 LIVE: Final = (InstallState.ARMED, InstallState.INSTALLING)
 GONE: Final = "the installation has ended"
 UNWRITTEN: Final = Refusal(Reason.BUSY, "the state of the installation can not be written now")
@@ -188,12 +190,14 @@ def is_callback(path: str) -> bool:
 
 def masked(path: str) -> str:
     """Return a path as people may read it: without the secret in it."""
-    if PLACE not in path:
+    if PLACE not in path.lower():
         return path
     parts = parts_of(path)
     if isinstance(parts, Refusal):  # it holds control characters, or leaves the tree: nothing is where it seems
         return re.sub(r"(?is)node(?:[/\\]|%2f|%5c).*", "node/...", path)
-    if parts[:1] != (PLACE,) or len(parts) == 1:
+    if parts[:1] != (PLACE,):  # who misspells has a secret all the same
+        return MISSPELT.sub(r"\1...", path)
+    if len(parts) == 1:
         return path
     return "/".join(("", PLACE, "...", *(parts[-1:] if len(parts) > 2 and parts[-1] in FILES else ())))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address
 from typing import Final
 
-from fastboot.config import Config, NodeIndex
+from fastboot.config import Config, NodeIndex, mac
 from fastboot.model import Install, Node, Profile, Transfer
 from fastboot.nodeset import NodeSetError, select
 from fastboot.watch.case import Case, Machine, Site
@@ -19,7 +19,8 @@ from fastboot.watch.log import printable
 from fastboot.watch.paths import INITRD, KERNEL, LOADER
 from fastboot.watch.stories import Stories, Story
 
-MAC: Final = re.compile(r"(?:[0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}")
+MAC: Final = re.compile(r"(?i)(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}|(?:[0-9a-f]{4}\.){2}[0-9a-f]{4}")
+"""As the configuration takes them, but for those without a mark, which may be names."""
 SLICE: Final = 128
 """Events that are read before the loop has its turn: 1.4 ms."""
 PAUSE: Final = 0.04
@@ -174,7 +175,7 @@ class Why:
 
     def _meant(self, word: str, known: Known) -> list[tuple[Machine, Story]]:
         if MAC.fullmatch(word):
-            return [self._of_mac(word.lower().replace("-", ":"), known)]
+            return [self._of_mac(mac(word), known)]
         try:
             return [self._of_address(IPv4Address(word), known)]
         except AddressValueError:

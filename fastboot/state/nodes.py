@@ -185,7 +185,7 @@ class Installs:
             return
         self._interrupted.add(install.token)
         self._emit(_event(install, self._wall(), "interrupted", INTERRUPTED.format(install.node)))
-        task = asyncio.ensure_future(self._keep(replace(install, text=AGAIN)))
+        task = asyncio.ensure_future(self._keep(install))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -201,10 +201,12 @@ class Installs:
 
     # ---- the way to the disk
 
-    async def _keep(self, to: Install) -> None:
+    async def _keep(self, interrupted: Install) -> None:
+        name = interrupted.node
         with suppress(FastbootError):  # it is told again after a restart
-            if to.node not in self._moving:
-                await self._write({to.node: to}, [])
+            # A step of the loop later it may have ended, or be disarmed: that stays.
+            if name not in self._moving and self._all.get(name) == interrupted:
+                await self._write({name: replace(interrupted, text=AGAIN)}, [])
 
     async def _still(self, nodes: Iterable[str]) -> None:
         """Wait until no commit concerns any of these nodes."""

@@ -70,8 +70,21 @@ BOOT: Final = "CAST(substr(row, instr(row, ' ') + 1) AS INTEGER)"
 """The second."""
 
 
+def keep_private(path: Path) -> None:
+    """Let nobody but its owner read the store: the secrets of machines that install are in it. SQLite gives its
+    log and the index of that the mode of the file."""
+    with suppress(OSError):  # whatever it is, who opens it next says so
+        with suppress(FileExistsError):
+            path.touch(0o600, exist_ok=False)
+        for each in (path, *(path.with_name(path.name + end) for end in ("-wal", "-shm"))):
+            with suppress(FileNotFoundError):
+                # By its name: to close another descriptor of the file would end SQLite's locks (fcntl(2)).
+                each.chmod(0o600)
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """Return a connection that commits to the disk. Raises sqlite3.Error."""
+    keep_private(path)
     # isolation_level None: every statement is its own transaction, and no `BEGIN` is slipped in.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
     try:

@@ -22,6 +22,8 @@ MENU: Final = 30.0
 """Seconds after which a menu has gone on by itself: it waits 10."""
 NOT_FOUND: Final = 60.0
 """Seconds after which an installer that missed a package is not about to try another mirror."""
+NO_SUCH_FILE: Final = "no such file"
+"""The reason of `node.refused` that keeps nobody from installing."""
 KEYS: Final = {
     "too many connections": "http.max_connections",
     "too many connections of one address": "http.max_per_address",
@@ -54,7 +56,8 @@ def _interrupted(case: Case) -> Facts:
 
 def _answers_refused(case: Case) -> Facts:
     mark = case.install.get("node.refused") or case.mark("node.refused")
-    if mark is None or mark.time < case.begun or case.state is InstallState.INSTALLED:
+    # For names that are not there, installers ask everywhere, and with a token whoever is not a machine of ours.
+    if mark is None or mark.more == NO_SUCH_FILE or mark.time < case.begun or case.state is InstallState.INSTALLED:
         return None
     sent = case.of("sent", paths.ANSWERS)
     return None if sent and sent.time > mark.time else {"path": mark.what or "its answers", "text": mark.more}
