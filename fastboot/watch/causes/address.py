@@ -188,10 +188,9 @@ RULES: Final = (
         "never-heard", "heard", (),
         "no DHCP request from any of its MACs since the server started",
         "no DHCP request of {macs} has come since the server started.{hint}",
-        "switch it on; see that network boot (PXE, IPv4) is on in its firmware, that cable and switch port work"
-        " and"
-        " are in the VLAN of this server's interface, that a relay is there if a router is between; compare the"
-        " MAC",
+        "switch it on; see that network boot (PXE, IPv4) is on in its firmware, that cable and switch port "
+        "work and are in the VLAN of this server's interface, that a relay is there if a router is between; "
+        "compare the MAC",
         _never,
     ),
     Rule(
@@ -226,8 +225,8 @@ RULES: Final = (
         "pool-exhausted", "address", ("dhcp.unanswered",),
         "`exhausted`: no address of its subnet is free",
         "no address is free in the pools of {about}",
-        "make dhcp.subnets.pools larger or dhcp.lease shorter, or give back old ones: fastboot leases, then"
-        " fastboot leases --release ADDRESS",
+        "make dhcp.subnets.pools larger or dhcp.lease shorter, or give back old ones: fastboot leases, then "
+        "fastboot leases --release ADDRESS",
         _because("exhausted"),
     ),
     Rule(
@@ -248,8 +247,8 @@ RULES: Final = (
         "other-dhcp-server", "address", ("dhcp.unanswered",),
         "`other_server`: it chose the offer of another server, and asks for nothing here",
         "it took the offer of another DHCP server, {server}, which does not send it here",
-        "switch that server off, or its service in this network; where it has to stay, write dhcp.mode = \"proxy\""
-        " or have it send what fastboot boot-options prints",
+        "switch that server off, or its service in this network; where it has to stay, write dhcp.mode = "
+        "\"proxy\" or have it send what fastboot boot-options prints",
         _other_server,
     ),
     Rule(
@@ -319,9 +318,8 @@ RULES: Final = (
         "offer-not-taken", "address", ("dhcp.offer",),
         "`dhcp.offer`, and no request for 20 s after it",
         "it was offered an address and never asked for it{seen}",
-        "look for another DHCP server in this network, for a switch that drops answers (DHCP snooping: trust"
-        " the port"
-        " of this server), and for a spanning tree that opens its port late (portfast)",
+        "look for another DHCP server in this network, for a switch that drops answers (DHCP snooping: trust "
+        "the port of this server), and for a spanning tree that opens its port late (portfast)",
         _not_requested,
     ),
     Rule(

@@ -236,9 +236,8 @@ RULES: Final = (
         "loader-never-asked", "loader", ("dhcp.ack", "dhcp.request"),
         "an address and a loader by DHCP, and no request for any file for 30 s",
         "it has an address and was told of {loader}, but never asked for that",
-        "let port {port} of this host through firewalls; see that dhcp.next_server and the gateway of its"
-        " subnet are"
-        " right, and that no other DHCP server answers it too",
+        "let port {port} of this host through firewalls; see that dhcp.next_server and the gateway of its "
+        "subnet are right, and that no other DHCP server answers it too",
         _never_asked,
     ),
     Rule(
@@ -300,9 +299,8 @@ RULES: Final = (
     Rule(
         "no-acknowledgement", "installer", ("tftp.failed", "tftp.evicted"),
         "`tftp.failed` (silent) or `tftp.evicted` with no octet acknowledged",
-        "it asked for {path}, and nothing came back to the answer: a firewall lets its question in, but not the"
-        " answer"
-        " or what follows it",
+        "it asked for {path}, and nothing came back to the answer: a firewall lets its question in, but not "
+        "the answer or what follows it",
         "{fix}",
         _no_acknowledgement,
     ),
@@ -310,50 +308,48 @@ RULES: Final = (
         "transfer-stalled", "installer", ("tftp.failed",),
         "`tftp.failed` (silent) after some octets",
         "{path} stopped after {octets} octets, and it was not heard of any more",
-        "look whether it was switched off or hangs; else for loss on its cable and switch port, and for a path"
-        " that"
-        " carries less than 1500 octets (then tftp.max_blksize = 1024)",
+        "look whether it was switched off or hangs; else for loss on its cable and switch port, and for a path "
+        "that carries less than 1500 octets (then tftp.max_blksize = 1024)",
         _stalled,
     ),
     Rule(
         "too-slow", "done", ("http.failed", "ftp.failed"),
         "`http.failed` or `ftp.failed` because less than 32 KiB came through in minutes",
         "{path} stopped after {octets} octets: it took nothing more for minutes",
-        "look whether it was switched off or hangs, or has no memory left; else for loss on its cable and"
-        " switch port",
+        "look whether it was switched off or hangs, or has no memory left; else for loss on its cable and "
+        "switch port",
         _too_slow,
     ),
     Rule(
         "file-changed", "done", ("tftp.failed", "http.failed", "ftp.failed"),
         "`tftp.failed`, `http.failed` or `ftp.failed` because of the file",
         "{path} changed, or could not be read, while it was sent ({text})",
-        "write new files under another name and rename them; see the disk's log where one can not be read; restart"
-        " the machine",
+        "write new files under another name and rename them; see the disk's log where one can not be read; "
+        "restart the machine",
         _changed,
     ),
     Rule(
         "client-gave-up", "installer", ("tftp.cancelled",),
         "`tftp.cancelled`, and nothing more for 15 s; its size probes are none",
         "it gave up {path} after {octets} octets with ERROR {code}: {meaning}",
-        "with code 3 the file is too large for its memory; with 8 or 4 set tftp.max_windowsize = 1 and"
-        " tftp.max_blksize = 1024; else see what its screen says",
+        "with code 3 the file is too large for its memory; with 8 or 4 set tftp.max_windowsize = 1 and "
+        "tftp.max_blksize = 1024; else see what its screen says",
         _gave_up,
     ),
     Rule(
         "client-vanished", "done", ("tftp.gone", "http.failed", "ftp.failed"),
         "`tftp.gone`, or a connection that it closed in the middle, and nothing more for 15 s",
         "it went away while it fetched {path}, after {octets} octets",
-        "it was restarted, switched off, or its loader gave up: see its screen; where it is always at the same"
-        " file, see"
-        " whether that is whole (fastboot media check) and fits into its memory",
+        "it was restarted, switched off, or its loader gave up: see its screen; where it is always at the same "
+        "file, see whether that is whole (fastboot media check) and fits into its memory",
         _gone,
     ),
     Rule(
         "secure-boot-refused-shim", "configuration", ("tftp.sent", "http.sent"),
         "shim was sent, and nothing followed for 60 s",
         "it fetched {loader}, and its firmware did not start it: Secure Boot does not trust its signature",
-        "allow the Microsoft 3rd-party UEFI CA in its firmware, install a newer shim-signed, or switch Secure"
-        " Boot off",
+        "allow the Microsoft 3rd-party UEFI CA in its firmware, install a newer shim-signed, or switch Secure "
+        "Boot off",
         _shim_refused,
     ),
     Rule(
@@ -374,35 +370,32 @@ RULES: Final = (
         "loader-silent", "configuration", ("tftp.sent", "http.sent"),
         "a loader was sent, and nothing followed for 60 s",
         "it fetched {loader}, and then asked for nothing more",
-        "see its screen; it may be the wrong one for its firmware (boot.loaders), cut, or one that has no"
-        " driver for its"
-        " network card (take snponly.efi or undionly.kpxe)",
+        "see its screen; it may be the wrong one for its firmware (boot.loaders), cut, or one that has no "
+        "driver for its network card (take snponly.efi or undionly.kpxe)",
         _loader_silent,
     ),
     Rule(
         "no-configuration", "configuration", ("tftp.missing", "http.missing"),
         "`tftp.missing` or `http.missing` for every name of a configuration that it tried",
         "nobody has a configuration for it: it asked {count} times, last for {path}",
-        "name it in [[nodes]] with a profile, or write boot.unknown = \"menu\", or put a file of that name into"
-        " roots",
+        "name it in [[nodes]] with a profile, or write boot.unknown = \"menu\", or put a file of that name "
+        "into roots",
         _configuration_missing,
     ),
     Rule(
         "secure-boot-refused-kernel", "initrd", ("tftp.sent", "http.sent"),
         "a kernel was sent to GRUB behind shim, and nothing followed for 60 s",
         "it fetched {path} and no initrd: shim does not trust the kernel's signature",
-        "boot shim and GRUB of the medium that the kernel is of, or switch Secure Boot off; see its screen for"
-        " \"bad"
-        " shim signature\"",
+        "boot shim and GRUB of the medium that the kernel is of, or switch Secure Boot off; see its screen for "
+        "\"bad shim signature\"",
         _kernel_refused,
     ),
     Rule(
         "kernel-never-asked", "kernel", ("tftp.sent", "http.sent"),
         "its configuration was sent, and it asked for no kernel for 60 s",
         "it read its configuration, {path}, and asked for no kernel",
-        "see its screen: a menu may wait, or the loader complain; a configuration of your own in roots comes"
-        " before the"
-        " rendered one",
+        "see its screen: a menu may wait, or the loader complain; a configuration of your own in roots comes "
+        "before the rendered one",
         _kernel_never,
     ),
 )  # fmt: skip

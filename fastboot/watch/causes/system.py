@@ -193,18 +193,17 @@ OUTCOMES: Final = (
         "install-interrupted", "done", ("node.interrupted",),
         "`node.interrupted`, and neither armed again nor ended since",
         "it booted from the network again before it had reported that it is installed, so it got its local disk",
-        "where it is installed, have its answers call {{{{ done }}}} at their end"
-        " (docs/configuration.md); else see"
-        " what stopped it (its screen), then fastboot disarm {node}, fastboot arm {node}, and restart it",
+        "where it is installed, have its answers call {{{{ done }}}} at their end (docs/configuration.md); "
+        "else see what stopped it (its screen), then fastboot disarm {node}, fastboot arm {node}, and restart "
+        "it",
         _interrupted,
     ),
     Rule(
         "answers-refused", "done", ("node.refused",),
         "`node.refused`, and no answers sent since",
         "{path} was refused to it: {text}",
-        "arm it again where its arming is used up or older than what it boots; answers are for its own address"
-        " only:"
-        " see that no NAT or proxy is between",
+        "arm it again where its arming is used up or older than what it boots; answers are for its own address "
+        "only: see that no NAT or proxy is between",
         _answers_refused,
     ),
 )  # fmt: skip
@@ -248,17 +247,17 @@ RULES: Final = (
         "kernel-silent", "installer", ("tftp.sent", "http.sent"),
         "a kernel was sent, no initrd, and nothing for 120 s",
         "it fetched its kernel, {path}, and then nothing more",
-        "see its screen: no memory for the initrd, a kernel that is not for its processor, or a console elsewhere"
-        " (console=ttyS0,115200 in arguments shows it on the serial line)",
+        "see its screen: no memory for the initrd, a kernel that is not for its processor, or a console "
+        "elsewhere (console=ttyS0,115200 in arguments shows it on the serial line)",
         _kernel_silent,
     ),
     Rule(
         "system-silent", "installer", ("tftp.sent", "http.sent"),
         "kernel and initrd were sent, and nothing was heard for 300 s",
-        "it has its kernel and initrd, and was not heard of since: the kernel hangs, has too little memory for the"
-        " initrd, or no driver for the network card",
-        "see its screen (console=ttyS0,115200 in arguments shows it on the serial line); for installers 3 GB of"
-        " memory; see whether the kernel is new enough for its network card",
+        "it has its kernel and initrd, and was not heard of since: the kernel hangs, has too little memory for "
+        "the initrd, or no driver for the network card",
+        "see its screen (console=ttyS0,115200 in arguments shows it on the serial line); for installers 3 GB "
+        "of memory; see whether the kernel is new enough for its network card",
         _system_silent,
     ),
     Rule(
@@ -272,44 +271,42 @@ RULES: Final = (
         "media-missing", "packages", ("http.missing", "ftp.failed"),
         "`http.missing` for a second stage or an index, none sent, and nothing for 60 s",
         "its installer asked for {path}, which is not there",
-        "see what arguments of its profile say of the medium (inst.repo, url=), and what fastboot media check"
-        " shows",
+        "see what arguments of its profile say of the medium (inst.repo, url=), and what fastboot media check "
+        "shows",
         _media_missing,
     ),
     Rule(
         "media-never-asked", "media", ("dhcp.ack",),
         "its installer asked for an address, and for no file for 120 s",
         "its installer has an address, and asked for nothing of its medium here",
-        "let ports {ports} of this host through firewalls; see that arguments of its profile name this server"
-        " (inst.repo={{{{ media }}}}), and what its screen says",
+        "let ports {ports} of this host through firewalls; see that arguments of its profile name this server "
+        "(inst.repo={{{{ media }}}}), and what its screen says",
         _media_never,
     ),
     Rule(
         "packages-missing", "done", ("http.missing",),
         "`http.missing` for packages, and nothing more for 60 s",
         "its installer did not find {count} packages, the last of them {path}",
-        "see whether the medium is whole and of the same version as the kernel, and what the answers say of"
-        " repositories",
+        "see whether the medium is whole and of the same version as the kernel, and what the answers say of "
+        "repositories",
         _package_missing,
     ),
     Rule(
         "answers-never-asked", "done", ("http.sent", "ftp.sent"),
         "its installer was heard of 300 s ago, and asked for no answers",
         "its installer is at work, and never asked for its answers",
-        "see that arguments of profile {profile} name them ({{{{ installer }}}}), and that ports {ports}"
-        " of this"
-        " host are open",
+        "see that arguments of profile {profile} name them ({{{{ installer }}}}), and that ports {ports} of "
+        "this host are open",
         _answers_never,
     ),
     Rule(
         "never-reported", "done", ("node.installing",),
         "`node.installing`, and neither a report nor any other sign of it for 30 minutes",
-        "its installation has begun, and it was not heard of for {minutes} minutes: it hangs, or is done and"
-        " did not"
-        " report",
-        "see its screen; where it is done, have its answers call back at their end: curl --retry 9 {{{{ done }}}}"
-        " in %post"
-        " (docs/configuration.md), then, to begin again, fastboot disarm {node} and fastboot arm {node}",
+        "its installation has begun, and it was not heard of for {minutes} minutes: it hangs, or is done and "
+        "did not report",
+        "see its screen; where it is done, have its answers call back at their end: curl --retry 9 {{{{ done "
+        "}}}} in %post (docs/configuration.md), then, to begin again, fastboot disarm {node} and fastboot arm "
+        "{node}",
         _never_reported,
     ),
 )  # fmt: skip
