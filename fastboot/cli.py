@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from datetime import datetime
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from fastboot.services.control_client import ControlClient, NeedsRestart, NotRun
 from fastboot.terminal import CONFIG, DEFAULT, AsJson, ConfigFile, media_bar, print_facts, print_json, print_table
 from fastboot.watch.log import plain
 from fastboot.why import why
-from fastboot.wording import counted
+from fastboot.wording import counted, moment
 
 FAILED, WRONG, NOT_RUNNING, RESTART = 1, 2, 3, 4
 
@@ -188,9 +187,8 @@ def status(config: ConfigFile = DEFAULT, as_json: AsJson = False) -> None:
     for name, addresses in facts["interfaces"].items():
         print(f"  {name}: {', '.join(addresses)}")
     for other in facts["other_servers"]:
-        since = datetime.fromtimestamp(other["since"]).isoformat(" ", "seconds")
         who = f"{other['address']} ({other['mac'] or 'its MAC is not known'})"
-        print(f"  another DHCP server is at work on {other['interface']} since {since}: {who}")
+        print(f"  another DHCP server is at work on {other['interface']} since {moment(other['since'])}: {who}")
     if installs := ", ".join(f"{count} {state}" for state, count in facts["installs"].items() if count):
         print(f"  nodes: {installs.replace('begin_failed', 'beginnings that could not be written')}")
     counters = [

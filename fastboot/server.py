@@ -7,14 +7,12 @@ privileges, the event loop's policy), so several servers can run in one program.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import resource
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from ipaddress import IPv4Address
-from typing import Protocol
 
 from fastboot import __version__
 from fastboot.boot.catalog import Catalog
@@ -33,9 +31,6 @@ from fastboot.model import (
     FastbootError,
     Install,
     Node,
-    Plan,
-    Scope,
-    Transfer,
     Verdict,
 )
 from fastboot.services import dhcp, ftp, http, proxy, tftp
@@ -43,11 +38,12 @@ from fastboot.services.control import ControlService
 from fastboot.services.control_client import NeedsRestart
 from fastboot.services.descriptors import Descriptors, shortage
 from fastboot.services.dhcp_decisions import Decide
-from fastboot.services.dhcp_watch import OtherServer
 from fastboot.services.facts import lease_facts, node_facts
 from fastboot.services.namespace import Namespace, Resolve
 from fastboot.services.node_files import NodeFiles
 from fastboot.services.pump import Pump, start_pump
+from fastboot.services.service import Dhcp, Service
+from fastboot.services.verdicts import Verdicts
 from fastboot.services.why import Known, Why
 from fastboot.sockets import Sockets, open_sockets, refuse_idle
 from fastboot.state.foreign import ForeignLease
@@ -60,28 +56,6 @@ from fastboot.world import World, http_url
 
 MEDIA_LOOK = 2.0
 """Seconds between two looks at whether the image of a medium was replaced."""
-
-
-class Service(Protocol):
-    """What the server asks of DHCP, TFTP, FTP and HTTP alike."""
-
-    async def start(self) -> None: ...
-    async def stop(self, drain: float) -> None: ...
-    def counters(self) -> Mapping[str, int]: ...
-    def transfers(self) -> Sequence[Transfer]: ...
-
-
-class Dhcp(Service, Protocol):
-    """What the server asks of the two ways to do DHCP: giving addresses, and beside another server that does."""
-
-    def reload(self, settings: DhcpSettings, nodes: Sequence[Node]) -> None: ...
-    def forget(self) -> None: ...
-    def lease_tuples(self) -> list[dhcp.LeaseTuple]: ...
-    def release(self, address: IPv4Address) -> bool: ...
-    async def adopt(self, found: Sequence[ForeignLease]) -> tuple[int, list[str]]: ...
-    def mac_of(self, address: IPv4Address) -> str | None: ...
-    def node_of(self, mac: str) -> Node | None: ...
-    def other_servers(self) -> list[OtherServer]: ...
 
 
 class Server:
@@ -104,7 +78,6 @@ class Server:
         """Raises ConfigError, and FastbootError where sockets are to be opened and can not be."""
         refuse_idle(config)
         self._config = config
-        self._decide = decide
         self._load = load
         self._indexer = Indexer(config.state / "media")
         self._programs = Programs()
@@ -112,6 +85,7 @@ class Server:
         self._hub = Hub()
         self._installs = Installs(self._emit, self.forget)
         self._gate = Gate(self._installs, self._emit)
+        self._verdicts = Verdicts(decide, lambda: self._world.policy, self._gate, self._told)
         self._dhcp: Dhcp | None = None
         self._why = Why(self._hub, self._known)
         self._world = self._old = self._world_of(config)
@@ -496,23 +470,7 @@ class Server:
 
     def decide(self, request: BootRequest) -> Verdict | Awaitable[Verdict]:
         """Say what a machine boots."""
-        if request.node:
-            self._gate.asked(request)
-            if (node := self._gate.effective(request.node)) is not request.node:
-                request = replace(request, node=node)
-        verdict = self._decide(request) if self._decide else None
-        if inspect.isawaitable(verdict):
-            return self._decide_later(verdict, request)
-        return self._settle(verdict, request)
-
-    async def _decide_later(self, verdict: Awaitable[Verdict], request: BootRequest) -> Verdict:
-        return self._settle(await verdict, request)
-
-    def _settle(self, verdict: Verdict, request: BootRequest) -> Verdict:
-        verdict = self._world.policy.decide(request) if verdict is None else verdict
-        if isinstance(verdict, Plan) and request.node and self._gate.is_open(request.node):
-            verdict = replace(verdict, scope=Scope.ONCE)  # that its firmware asks again must be seen
-        return self._told.keep(request, verdict)
+        return self._verdicts.decide(request)
 
     def _mac_of(self, address: IPv4Address) -> str | None:
         return self._dhcp.mac_of(address) if self._dhcp else None

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ from rich.text import Text
 
 from fastboot.boot.image import Step
 from fastboot.boot.shelf import Progress
-from fastboot.wording import counted
+from fastboot.wording import counted, moment
 
 DEFAULT = Path("/etc/fastboot/fastboot.toml")
 CONFIG: Any = typer.Option("--config", "-c", metavar="FILE", help="The configuration file.")
@@ -56,7 +55,7 @@ def print_table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> No
 
 def _cell(column: str, value: Any) -> str:
     if column == "expires":
-        return "never" if value is None else datetime.fromtimestamp(value).isoformat(" ", "seconds")
+        return moment(value)
     if value is None:
         return "-"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -13,6 +12,7 @@ from fastboot.config import load
 from fastboot.services.control_client import ControlClient
 from fastboot.terminal import DEFAULT, AsJson, ConfigFile, print_json, print_table
 from fastboot.watch.case import STEPS
+from fastboot.wording import moment
 
 COLUMNS = ("machine", "state", "heard", "cause", "text")
 
@@ -34,7 +34,7 @@ def why(
     elif machines and len(found) == 1:
         print("\n".join(lines(found[0])))
     elif found:
-        print_table([{**each, "heard": clock(each["heard"])} for each in found], COLUMNS)
+        print_table([{**each, "heard": moment(each["heard"])} for each in found], COLUMNS)
     else:
         print("no machine is stuck")
 
@@ -48,12 +48,7 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  {facts['summary']}"
     width = max((len(STEPS[each["step"]]) for each in facts["steps"]), default=0)
     for each in facts["steps"]:
-        yield f"  {clock(each['time'])}  {STEPS[each['step']]:{width}}  {each['what']}".rstrip()
+        yield f"  {moment(each['time'])}  {STEPS[each['step']]:{width}}  {each['what']}".rstrip()
     if facts["cause"]:
         yield f"  cause: {facts['text']} [{facts['cause']}]"
         yield f"  fix:   {facts['fix']}"
-
-
-def clock(seconds: float | None) -> str:
-    """Return a time as this machine's clock shows it."""
-    return "never" if seconds is None else datetime.fromtimestamp(seconds).isoformat(" ", "seconds")

@@ -11,10 +11,14 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from fastboot.services.control_client import ControlClient, NotRunning
 
 SHIMS = Path(__file__).parent / "shims"
 WRITE, SYNC, CREATE, UNLINK, RENAME, LINK, SYNC_DIRECTORY = range(1, 8)
@@ -32,6 +36,27 @@ def compile_shim(name: str, directory: Path) -> Path:
     command = ["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library, source, "-ldl"]
     subprocess.run(command, check=True, timeout=60)
     return library
+
+
+@contextmanager
+def serving(process: subprocess.Popen[bytes], directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Wait until a server answers on directory/state; kill it at the end where it still runs."""
+    control, deadline = ControlClient(directory / "state"), time.monotonic() + 30
+
+    def serves() -> bool:
+        with suppress(NotRunning):
+            return bool(control.get("/status")["state"] == "running")
+        return False
+
+    try:
+        while not serves():
+            log = (directory / "log").read_text()
+            assert process.poll() is None and time.monotonic() < deadline, log[-3000:]
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from dhcpkit import need
-from powerkit import SYNC, WRITE, Disk, Left, Power
+from powerkit import SYNC, WRITE, Disk, Left, Power, serving
 from test_crash import Steps, steps  # noqa: F401
 from test_server import free_port
 
@@ -57,21 +57,8 @@ class Lab:
         command = [*FASTBOOT, "serve", "-c", str(self.directory / "lab.toml")]
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(command, stderr=log, env={**os.environ, **self.environment})
-        try:
-            deadline = time.monotonic() + 30
-            while not self._serves():
-                assert process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
-                time.sleep(0.02)
+        with serving(process, self.directory):
             yield process
-        finally:
-            process.kill()
-            process.wait(10)
-
-    def _serves(self) -> bool:
-        try:
-            return bool(ControlClient(self.state).get("/status")["state"] == "running")
-        except NotRunning:
-            return False
 
     @property
     def log(self) -> str:

@@ -25,11 +25,11 @@ from typing import Any
 
 import pytest
 from dhcpkit import ACK, RELEASE, REQUEST, Wire, asking, message, need, number, run, wires
-from powerkit import WRITE, Disk, Left, Power, Record, SetClock
+from powerkit import WRITE, Disk, Left, Power, Record, SetClock, serving
 
 from fastboot._core import DhcpMessage, parse_dhcp, udp_packet
 from fastboot.lab.fleet import Fleet
-from fastboot.services.control_client import ControlClient, NotRunning
+from fastboot.services.control_client import ControlClient
 from fastboot.state.rows import LeaseRow
 from fastboot.state.store import FILE, Store
 
@@ -191,21 +191,8 @@ class Lab:
         command = ["env", *variables, *program, "serve", "-c", str(self.directory / "lab.toml")]
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(self.wire.server.command(*command), stderr=log)
-        try:
-            deadline = time.monotonic() + 30
-            while not self._serves():
-                assert process.poll() is None and time.monotonic() < deadline, self.log[-3000:]
-                time.sleep(0.02)
+        with serving(process, self.directory):
             yield process
-        finally:
-            process.kill()
-            process.wait(10)
-
-    def _serves(self) -> bool:
-        try:
-            return bool(self.control.get("/status")["state"] == "running")
-        except NotRunning:
-            return False
 
     @property
     def control(self) -> ControlClient:

@@ -3,6 +3,8 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memcmp
 
+from fastboot._native.wire cimport wire_is
+
 cdef extern from "<time.h>":
     ctypedef int64_t time_t
     struct tm:
@@ -31,33 +33,23 @@ cdef inline bint http_in_target(uint8_t c) noexcept nogil:
 cdef inline bint http_in_host(uint8_t c) noexcept nogil:
     return http_is_alnum(c) or c in (c'.', c'-', c':', c'_', c'[', c']')
 
-cdef inline bint http_is(const uint8_t *p, size_t n, const char *word, size_t length) noexcept nogil:
-    # Whether p is a word, which is given in lower case, of letters and "-".
-    cdef size_t i
-    if n != length:
-        return False
-    for i in range(n):
-        if (p[i] | 0x20 if p[i] != c'-' else p[i]) != <uint8_t>word[i]:
-            return False
-    return True
-
 cdef inline int http_field(const uint8_t *name, size_t n) noexcept nogil:
     # Which of the fields this is that change nothing in the answer to a plain request; 0 for any other.
-    if http_is(name, n, b"host", 4):
+    if wire_is(name, n, b"host", 4):
         return HTTP_HOST
-    if http_is(name, n, b"connection", 10):
+    if wire_is(name, n, b"connection", 10):
         return HTTP_CONNECTION
-    if http_is(name, n, b"user-agent", 10):
+    if wire_is(name, n, b"user-agent", 10):
         return 4
-    if http_is(name, n, b"accept", 6):
+    if wire_is(name, n, b"accept", 6):
         return 8
-    if http_is(name, n, b"accept-encoding", 15):
+    if wire_is(name, n, b"accept-encoding", 15):
         return 16
-    if http_is(name, n, b"accept-language", 15):
+    if wire_is(name, n, b"accept-language", 15):
         return 32
-    if http_is(name, n, b"cache-control", 13):
+    if wire_is(name, n, b"cache-control", 13):
         return 64
-    if http_is(name, n, b"pragma", 6):
+    if wire_is(name, n, b"pragma", 6):
         return 128
     if n > 2 and name[0] | 0x20 == c'x' and name[1] == c'-':
         return HTTP_OWN
@@ -66,7 +58,7 @@ cdef inline int http_field(const uint8_t *name, size_t n) noexcept nogil:
 cdef inline bint http_value_fits(int field, const uint8_t *p, size_t n) noexcept nogil:
     cdef size_t i
     if field == HTTP_CONNECTION:
-        return http_is(p, n, b"keep-alive", 10)
+        return wire_is(p, n, b"keep-alive", 10)
     if field == HTTP_HOST:
         for i in range(n):
             if not http_in_host(p[i]):

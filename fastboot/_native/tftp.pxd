@@ -7,10 +7,9 @@
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport memchr
-from posix.strings cimport strncasecmp
 
 from fastboot._native.wire cimport (
-    cursor_t, pen_t, wire_cursor, wire_left, wire_pen, wire_put, wire_put_u16, wire_take,
+    cursor_t, pen_t, wire_cursor, wire_is, wire_left, wire_pen, wire_put, wire_put_u16, wire_take,
 )
 
 cdef enum:
@@ -86,17 +85,14 @@ cdef inline const uint8_t *tftp_text(cursor_t *c, size_t *length) noexcept nogil
     c.at = nul + 1
     return start
 
-cdef inline bint tftp_is(const uint8_t *text, size_t length, const char *word, size_t n) noexcept nogil:
-    return length == n and strncasecmp(<const char *>text, word, n) == 0
-
 cdef inline int tftp_option(const uint8_t *text, size_t length) noexcept nogil:
-    if tftp_is(text, length, b"blksize", 7):
+    if wire_is(text, length, b"blksize", 7):
         return TFTP_BLKSIZE
-    if tftp_is(text, length, b"timeout", 7):
+    if wire_is(text, length, b"timeout", 7):
         return TFTP_TIMEOUT
-    if tftp_is(text, length, b"tsize", 5):
+    if wire_is(text, length, b"tsize", 5):
         return TFTP_TSIZE
-    if tftp_is(text, length, b"windowsize", 10):
+    if wire_is(text, length, b"windowsize", 10):
         return TFTP_WINDOWSIZE
     return -1
 
@@ -141,11 +137,11 @@ cdef inline bint tftp_parse_request(tftp_request_t *r, const uint8_t *packet, si
     name = tftp_text(&c, &name_length)
     if name == NULL:
         return False
-    if tftp_is(name, name_length, b"octet", 5):
+    if wire_is(name, name_length, b"octet", 5):
         r.mode = TFTP_OCTET
-    elif tftp_is(name, name_length, b"netascii", 8):
+    elif wire_is(name, name_length, b"netascii", 8):
         r.mode = TFTP_NETASCII
-    elif tftp_is(name, name_length, b"mail", 4):
+    elif wire_is(name, name_length, b"mail", 4):
         r.mode = TFTP_MAIL
     else:
         return False

@@ -2,6 +2,7 @@
 # so no other file compares pointers with ends.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.strings cimport strncasecmp
 
 cdef struct cursor_t:
     const uint8_t *at
@@ -11,6 +12,10 @@ cdef struct pen_t:
     uint8_t *at
     uint8_t *end
     bint full              # something did not fit; `at` stands where it would have begun
+
+cdef inline bint wire_is(const uint8_t *text, size_t length, const char *word, size_t n) noexcept nogil:
+    # Whether a text of a protocol is a word, in capitals or not.
+    return length == n and strncasecmp(<const char *>text, word, n) == 0
 
 cdef inline cursor_t wire_cursor(const uint8_t *data, size_t n) noexcept nogil:
     cdef cursor_t c

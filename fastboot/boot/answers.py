@@ -11,10 +11,10 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, Final
 
-from jinja2 import BaseLoader, Environment, Template, TemplateError, TemplateNotFound, TemplateSyntaxError, meta
+from jinja2 import BaseLoader, Environment, TemplateError, TemplateNotFound, TemplateSyntaxError, meta
 
-from fastboot.boot.languages import RenderError
-from fastboot.boot.sandbox import OverrunError, Sandbox
+from fastboot.boot.profile_templates import ProfileTemplates
+from fastboot.boot.sandbox import Sandbox
 from fastboot.boot.tree import Directory, refusal_of
 from fastboot.model import AnswerFormat, ConfigError, Profile
 
@@ -109,27 +109,16 @@ class Answers:
 
     def __init__(self, profiles: Sequence[Profile]) -> None:
         """Raises ConfigError where a template can not be read or is none."""
-        self._sandboxes: dict[str, Sandbox] = {}
-        self._templates: dict[str, Template] = {}
+        self._templates = ProfileTemplates("answers", _told)
         self.texts: dict[str, Mapping[str, str]] = {}
         """What was read for each profile, by the names of files."""
-        # A storm of machines is not to run again, one by one, what costs `MAX_SECONDS` each time.
-        self._overran: dict[str, RenderError] = {}
         for profile in profiles:
             if profile.answers is not None:
                 self._read(profile.name, profile.answers)
 
     def render(self, profile: str, context: Mapping[str, Any]) -> str:
         """Return the answer file of a profile. Raises RenderError."""
-        if profile in self._overran:
-            raise self._overran[profile]
-        try:
-            return self._sandboxes[profile].run(self._templates[profile], context)
-        except Exception as error:  # a template may fail in any way its expressions can
-            fault = RenderError(f"profile {profile}: answers: {_told(error)}")
-            if isinstance(error, OverrunError | RecursionError | MemoryError):
-                self._overran[profile] = fault
-            raise fault from error
+        return self._templates.render(profile, context)
 
     def _read(self, profile: str, path: Path) -> None:
         key = f"profiles {profile}: answers"
@@ -142,8 +131,7 @@ class Answers:
             if beside.read(path.name) is None:
                 raise ConfigError(f"{key}: {path}: {beside.fault(path.name)}")
             _read_included(sandbox, beside, path.name)
-            self._sandboxes[profile] = sandbox
-            self._templates[profile] = sandbox.get_template(path.name)
+            self._templates.add(profile, sandbox, sandbox.get_template(path.name))
             self.texts[profile] = beside.texts
         except TemplateError as error:
             raise ConfigError(f"{key}: {_told(error)}") from error

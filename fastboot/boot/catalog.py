@@ -38,8 +38,9 @@ OFTEN: Final = 128
 """Characters of the longest name that is remembered: 4,096 of these are a megabyte or two."""
 REMEMBERED: Final = 4096
 """Names that are remembered."""
-FLEETING: Final = 64 * 1024
-"""Octets of the longest file that HTTP and FTP send at once."""
+SMALL: Final = 64 * 1024
+"""Octets that HTTP and FTP send at once where they are in memory: a package manager fetches thousands of such
+files, and to hand one to a thread costs more than to send it."""
 
 
 class Renders(Protocol):
@@ -281,7 +282,7 @@ class Catalog:
             try:
                 source = layer.tree.open(inside)
                 # Nobody else will want to have what is sent and closed at once.
-                return source if fleeting and source.size <= FLEETING else self._share(source)
+                return source if fleeting and source.size <= SMALL else self._share(source)
             except FileNotFoundError:
                 continue  # what most requests of a storm come to
             except (OSError, UnicodeEncodeError) as error:

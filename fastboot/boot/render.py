@@ -14,13 +14,14 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 from urllib.parse import quote as percent
 
-from jinja2 import Template, TemplateError, UndefinedError
+from jinja2 import TemplateError, UndefinedError
 
 from fastboot.boot.answer_faults import answer_fault
 from fastboot.boot.answers import CALLBACKS, FORMATS, SAMPLE, Answers, Format
 from fastboot.boot.gate import Gate
 from fastboot.boot.languages import NAMES, VENDORS, RenderError, grub_url, load_templates, printable, quote
-from fastboot.boot.sandbox import OverrunError, Sandbox
+from fastboot.boot.profile_templates import ProfileTemplates
+from fastboot.boot.sandbox import Sandbox
 from fastboot.boot.shelf import Medium
 from fastboot.model import (
     Client,
@@ -126,18 +127,17 @@ class Renderer:
         self._templates = load_templates()
         self.failed: Counter[str] = Counter()
         """How many times machines were not given a profile, because it could not be rendered."""
-        self._emit, self._sandbox = emit, Sandbox()
-        # A storm of machines is not to run again, one by one, what costs `MAX_SECONDS` each time.
-        self._overran: dict[str, RenderError] = {}
-        self._arguments: dict[str, Template] = {}
+        self._emit, sandbox = emit, Sandbox()
+        self._arguments = ProfileTemplates("arguments", lambda error: str(error) or type(error).__name__)
         self._answers = Answers(profiles)
         for profile in profiles:
             if profile.name in RESERVED:
                 raise ConfigError(f"profiles {profile.name}: name: means the local disk in menus; take another")
             try:
-                self._arguments[profile.name] = self._sandbox.from_string(" ".join(profile.arguments.split("\n")))
+                template = sandbox.from_string(" ".join(profile.arguments.split("\n")))
             except TemplateError as error:
                 raise ConfigError(f"profiles {profile.name}: arguments: {error}") from error
+            self._arguments.add(profile.name, sandbox, template)
 
     @property
     def templates(self) -> Mapping[str, Mapping[str, str]]:
@@ -385,7 +385,7 @@ class Renderer:
     ) -> BootEntry:
         context = self._context(profile, node, mac, client, token)
         kernel, initrd = self._files(profile)
-        arguments = self._argue(profile, context)
+        arguments = self._arguments.render(profile.name, context).strip()
         if profile.kernel is None:
             arguments = f"{context.get('installer', '')} {arguments}".strip()
         if len(arguments.encode(errors="replace")) > MAX_ARGUMENTS:
@@ -452,18 +452,6 @@ class Renderer:
     def _url(self, scheme: str, client: Client) -> str:
         """Return the URL of the one namespace as a client reaches it."""
         return f"{scheme}://{client.server}{self._ports.get(scheme, '')}"
-
-    def _argue(self, profile: Profile, context: Mapping[str, Any]) -> str:
-        """Return the arguments of a profile as it has them itself. Raises RenderError."""
-        if profile.name in self._overran:
-            raise self._overran[profile.name]
-        try:
-            return self._sandbox.run(self._arguments[profile.name], context).strip()
-        except Exception as error:  # a template may fail in any way its expressions can
-            fault = RenderError(f"profile {profile.name}: arguments: {str(error) or type(error).__name__}")
-            if isinstance(error, OverrunError | RecursionError | MemoryError):
-                self._overran[profile.name] = fault
-            raise fault from error
 
     def _fail(self, profile: Profile, error: RenderError, node: Node | None, mac: str | None) -> None:
         self.failed[profile.name] += 1

@@ -19,8 +19,9 @@ from pyftpdlib.handlers import DTPHandler
 from pyftpdlib.handlers.ftp.dispatchers import ActiveDTP, PassiveDTP
 from pyftpdlib.ioloop import Acceptor
 
+from fastboot.boot.catalog import SMALL
 from fastboot.services.pump import LEAST, RESET_ON_CLOSE, unacknowledged
-from fastboot.services.source_file import FAULTS, SMALL, SourceFile
+from fastboot.services.source_file import FAULTS, SourceFile
 
 if TYPE_CHECKING:
     from fastboot.services.ftp_session import Session

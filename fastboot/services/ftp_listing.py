@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from fastboot.boot.tree import Entry
@@ -42,6 +42,19 @@ def facts(entry: Entry, wanted: Sequence[str]) -> str:
         "perm": "el" if entry.is_dir else "r",
     }
     return "".join(f"{name}={known[name]};" for name in wanted if known[name] is not None)
+
+
+def lines_of(cmd: str, entries: Iterable[Entry], wanted: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a directory as LIST, NLST or MLSD has them, the last with the facts that are wanted."""
+    for entry in entries:
+        if UNLISTABLE.search(entry.name):
+            continue
+        if cmd == "LIST":
+            yield ls_line(entry)
+        elif cmd == "NLST":
+            yield entry.name
+        else:
+            yield f"{facts(entry, wanted)} {entry.name}"
 
 
 def _when(mtime: float) -> time.struct_time:

@@ -7,7 +7,7 @@ import re
 import socket
 from asyncio import CancelledError, Future, ensure_future
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +19,7 @@ from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Reason, Refusal
 from fastboot.services.ftp_data import GONE, Active, Lines, Passive, Transfer
-from fastboot.services.ftp_listing import FACTS, LIST_OPTIONS, UNLISTABLE, facts, ls_line, stamp
+from fastboot.services.ftp_listing import FACTS, LIST_OPTIONS, facts, lines_of, stamp
 from fastboot.services.ftp_names import Anonymous, Names, printable, shown
 from fastboot.services.node_files import SECRET
 from fastboot.services.source_file import SourceFile
@@ -156,8 +156,7 @@ class Session(FTPHandler):  # type: ignore[misc]
         transfer = self.data_channel
         if transfer is not None and transfer.reason is None:
             transfer.reason = self.service.ending or "the client closed its session"
-        if self._kept is not None:
-            self._kept.close()
+        self.keep(None)
         super().close()
         if self._answer is not None:
             self._answer.cancel()
@@ -199,8 +198,7 @@ class Session(FTPHandler):  # type: ignore[misc]
 
     def _take_line(self) -> None:
         line = b"".join(self._in_buffer)
-        if b"\xff" in line:
-            line = TELNET.sub(b"", line)
+        line = TELNET.sub(b"", line) if b"\xff" in line else line
         too_long, self._too_long = self._too_long, False
         self._in_buffer, self._in_buffer_len = [line], 0
         if self._gone or self._closed or self._closing or self._quit_pending:
@@ -459,40 +457,34 @@ class Session(FTPHandler):  # type: ignore[misc]
         self.respond('250 "{}" is the current directory.'.format(path.replace('"', '""')))
 
     def ftp_LIST(self, path: str) -> None:
-        self._send_listing(path, "LIST", lambda items: map(ls_line, items))
+        self._send_listing(path, "LIST")
 
     def ftp_NLST(self, path: str) -> None:
-        self._send_listing(path, "NLST", lambda items: (item.name for item in items))
+        self._send_listing(path, "NLST")
 
     def ftp_MLSD(self, path: str) -> None:
-        wanted = tuple(self._current_facts)
-        self._send_listing(
-            path, "MLSD", lambda entries: (f"{facts(item, wanted)} {item.name}" for item in entries)
-        )
+        self._send_listing(path, "MLSD")
 
-    def _send_listing(self, path: str, cmd: str, text: Any) -> None:
+    def _send_listing(self, path: str, cmd: str) -> None:
         if self._has_data_connection():
-            self._ask(self.service.catalog.stat, path, lambda entry: self._list(entry, path, cmd, text))
+            self._ask(self.service.catalog.stat, path, lambda entry: self._list(entry, path, cmd))
 
-    def _list(self, entry: Entry, path: str, cmd: str, text: Any) -> None:
+    def _list(self, entry: Entry, path: str, cmd: str) -> None:
         if entry.is_dir:  # large ones take long: they are read beside the loop
             listed = self.service.list_beside
-            self._ask(listed, path, lambda entries: self._push_entries(entries, path, cmd, text))
+            self._ask(listed, path, lambda entries: self._push_entries(entries, path, cmd))
         elif cmd == "MLSD":
             self.respond(f"501 {path} is not a directory.")
         else:
-            self._push_entries([entry], path, cmd, text)
+            self._push_entries([entry], path, cmd)
 
-    def _push_entries(self, entries: Sequence[Entry], path: str, cmd: str, text: Any) -> None:
+    def _push_entries(self, entries: Sequence[Entry], path: str, cmd: str) -> None:
         if len(entries) > self.service.limits.listing:
             self.respond(f"451 {path} has more than {self.service.limits.listing} entries.")
             return
-        lines = text(item for item in entries if not UNLISTABLE.search(item.name))
-        self.push_dtp_data(Lines(self._encoded(lines)), isproducer=True, cmd=cmd)
-
-    def _encoded(self, lines: Iterator[str]) -> Iterator[bytes]:
-        for line in lines:
-            yield f"{line}\r\n".encode(self.encoding, self.unicode_errors)
+        lines = lines_of(cmd, entries, tuple(self._current_facts))
+        encoded = (f"{line}\r\n".encode(self.encoding, self.unicode_errors) for line in lines)
+        self.push_dtp_data(Lines(encoded), isproducer=True, cmd=cmd)
 
     def ftp_MLST(self, path: str) -> None:
         def answer(entry: Entry) -> None:

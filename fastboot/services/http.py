@@ -14,7 +14,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -25,11 +25,13 @@ import structlog
 
 from fastboot import config, model
 from fastboot._core import Source, http_answer
+from fastboot.boot.catalog import SMALL
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal
 from fastboot.services.descriptors import PER_TRANSFER, Descriptors
 from fastboot.services.files_sent import FileSent, FilesSent
 from fastboot.services.http_answer import Answer, Ready, notice
+from fastboot.services.http_body import Piece, at_hand, multipart
 from fastboot.services.http_connections import PLAIN, STANDARD, Connection, Crowd, Limits, Request
 from fastboot.services.http_message import (
     MAX_SAID,
@@ -45,7 +47,7 @@ from fastboot.services.http_pages import page, printable
 from fastboot.services.links import Link, open_tcp
 from fastboot.services.node_files import is_callback, is_of_nodes, masked
 from fastboot.services.pump import Pump, Sending, start_pump
-from fastboot.services.source_file import FAULTS, SMALL
+from fastboot.services.source_file import FAULTS
 from fastboot.services.turns import Turns
 from fastboot.watch.events import Batch, emit_each
 
@@ -351,12 +353,12 @@ class HttpService:
             fields["Content-Range"] = f"bytes {start}-{end - 1}/{source.size}"
             return self._transfer(asking, 206, fields, [source.slice(start, end - start)])
         boundary = secrets.token_hex(12)
-        pieces = list(_multipart(source, parts, boundary, fields["Content-Type"]))
+        pieces = list(multipart(source, parts, boundary, fields["Content-Type"]))
         fields["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
         return self._transfer(asking, 206, fields, pieces)
 
     def _transfer(
-        self, asking: Asking, status: int, fields: Mapping[str, str], pieces: Sequence[Source | bytes]
+        self, asking: Asking, status: int, fields: Mapping[str, str], pieces: Sequence[Piece]
     ) -> Answer | Coroutine[Any, Any, Answer]:
         size = sum([piece.size if isinstance(piece, Source) else len(piece) for piece in pieces])
         self._counters[f"status_{status}"] += 1
@@ -364,15 +366,13 @@ class HttpService:
             return Answer(status, fields, size=size)
         if size > SMALL:
             return self._deliver(asking, Answer(status, fields, size=size), pieces, size)
-        body = _at_hand(pieces)
+        body = at_hand(pieces)
         if body is None:
             return self._deliver(asking, Answer(status, fields), pieces, size)
         self._sent(asking.connection.peer, asking.client, asking.path, size, 0.0)
         return Answer(status, fields, body)
 
-    async def _deliver(
-        self, asking: Asking, answer: Answer, pieces: Sequence[Source | bytes], size: int
-    ) -> Answer:
+    async def _deliver(self, asking: Asking, answer: Answer, pieces: Sequence[Piece], size: int) -> Answer:
         held = PER_TRANSFER if size > SMALL else 0
         if excess := self._descriptors.lacks(held, asking.connection.peer):
             return self.excess(excess, asking.connection.peer)
@@ -405,7 +405,7 @@ class HttpService:
         self._sent(asking.connection.peer, asking.client, asking.path, size, time.monotonic() - began)
         return answer
 
-    async def _read(self, piece: Source | bytes) -> bytes:
+    async def _read(self, piece: Piece) -> bytes:
         if isinstance(piece, bytes):
             return piece
         data = await asyncio.get_running_loop().run_in_executor(None, piece.read)
@@ -414,7 +414,7 @@ class HttpService:
         return data
 
     async def _stream(
-        self, connection: Connection, answer: Answer, pieces: Sequence[Source | bytes], transfer: Transfer
+        self, connection: Connection, answer: Answer, pieces: Sequence[Piece], transfer: Transfer
     ) -> None:
         assert self._pump is not None
         connection.begin(answer)
@@ -484,24 +484,3 @@ def _client(peer: str, own: str, mac: str | None, peeks: bool) -> Client:
 def _plain_type(path: str) -> bytes | None:
     """Return the media type of a file; None for one of a node, of which more is said."""
     return None if is_of_nodes(path) else content_type(path).encode("ascii")
-
-
-def _at_hand(pieces: Sequence[Source | bytes]) -> bytes | None:
-    """Return a body that is in memory and that nobody changed."""
-    body = b""
-    for piece in pieces:
-        part = piece if isinstance(piece, bytes) else piece.at_hand()
-        if part is None or not (isinstance(piece, bytes) or piece.unchanged()):
-            return None
-        body += part
-    return body
-
-
-def _multipart(
-    source: Source, parts: Sequence[tuple[int, int]], boundary: str, type_: str
-) -> Iterator[Source | bytes]:
-    for start, end in parts:
-        fields = f"Content-Type: {type_}\r\nContent-Range: bytes {start}-{end - 1}/{source.size}"
-        yield f"\r\n--{boundary}\r\n{fields}\r\n\r\n".encode()
-        yield source.slice(start, end - start)
-    yield f"\r\n--{boundary}--\r\n".encode()

@@ -63,9 +63,13 @@ class Namespace:
 
     def _look(self, path: str, client: Client) -> Found | Awaitable[Found]:
         found = self._catalog().resolve(path, client)
-        if self._nodes and isinstance(found, Refusal) and found.reason is Reason.MISSING and is_of_nodes(path):
-            return self._nodes.resolve(path, client)
-        return found
+        nodes = self._beyond(found, path)
+        return nodes.resolve(path, client) if nodes else found
+
+    def _beyond(self, found: object, path: str) -> NodeFiles | None:
+        """Return who has what the catalog has not, where a path may lead there."""
+        missing = isinstance(found, Refusal) and found.reason is Reason.MISSING
+        return self._nodes if missing and is_of_nodes(path) else None
 
     def _judge(self, answer: Found | None, path: str, client: Client) -> Found | Awaitable[Found]:
         if answer is None:
@@ -94,14 +98,13 @@ class Namespace:
     def _entry(self, found: Found, path: str, client: Client) -> Entry | Refusal:
         if isinstance(found, Source):
             return Entry(path.rpartition("/")[2], False, found.size, found.mtime)
-        is_here = found.reason is Reason.DIRECTORY or (found.reason is Reason.MISSING and is_of_nodes(path))
+        is_here = found.reason is Reason.DIRECTORY or self._beyond(found, path)
         return self._stat(path, client) if is_here else found
 
     def _stat(self, path: str, client: Client) -> Entry | Refusal:
         found = self._catalog().stat(path, client)
-        if self._nodes and isinstance(found, Refusal) and found.reason is Reason.MISSING and is_of_nodes(path):
-            return self._nodes.stat(path, client)
-        return found
+        nodes = self._beyond(found, path)
+        return nodes.stat(path, client) if nodes else found
 
     def list(self, path: str, client: Client) -> Sequence[Entry] | Refusal:
         """List a directory; what only `resolve` knows is not in it."""

@@ -10,9 +10,6 @@ from fastboot._core import Source
 
 SLICE: Final = 128 * 1024
 """Octets per sendfile: nobody holds the loop longer than for these, and the kernel holds no more unsent."""
-SMALL: Final = 64 * 1024
-"""Octets that the loop sends itself where they are in memory: a package manager fetches thousands of such files,
-and to hand one to a thread costs more than to send it."""
 AHEAD: Final = 4 * 1024 * 1024
 """Octets that the kernel is asked to read before they are sent, so that sendfile seldom waits for a disk."""
 FAULTS: Final = {errno.ESTALE: "the file changed while it was sent", errno.EIO: "the file can not be read"}

@@ -59,8 +59,7 @@ class Story:
         self.address = self.node = ""
 
 
-_DHCP: Final[Mapping[str, tuple[str, str]]] = {
-    # What a mark keeps of an event: the detail that says what, and the one that says more.
+_TOLD: Final[Mapping[str, tuple[str, str]]] = {
     "dhcp.nak": ("address", "text"),
     "dhcp.decline": ("address", "text"),
     "dhcp.unanswered": ("reason", "about"),
@@ -80,6 +79,7 @@ _DHCP: Final[Mapping[str, tuple[str, str]]] = {
     "ftp.refused": ("reason", "peer"),
     "http.refused": ("reason", "peer"),
 }
+"""What a mark keeps of an event about a machine: the detail that says what, and the one that says more."""
 _WIDE: Final[Mapping[str, tuple[str, str]]] = {
     "dhcp.exhausted": ("network", ""),
     "dhcp.other_server": ("server", "text"),
@@ -110,9 +110,9 @@ _VERBS: Final[Mapping[str, str]] = {
     "http.missing": "missing",
     "http.failed": "failed",
 }
-KINDS: Final = frozenset({"dhcp.offer", "dhcp.ack", "dhcp.bootp", "dhcp.loader_warning", *_DHCP, *_WIDE, *_VERBS})
+KINDS: Final = frozenset({"dhcp.offer", "dhcp.ack", "dhcp.bootp", "dhcp.loader_warning", *_TOLD, *_WIDE, *_VERBS})
 """The kinds of events that stories are made of."""
-NODE: Final = frozenset(kind for kind in _DHCP if kind.startswith("node."))
+NODE: Final = frozenset(kind for kind in _TOLD if kind.startswith("node."))
 
 
 class Stories:
@@ -224,13 +224,13 @@ class Stories:
             self.nodes[event.node] = story
             if len(self.nodes) > ROOM:
                 del self.nodes[next(iter(self.nodes))]
-            self._keep(story, kind, _DHCP[kind], event)
-        elif kind in _DHCP and (who := event.mac or _peer(event)):
+            self._keep(story, kind, _TOLD[kind], event)
+        elif kind in _TOLD and (who := event.mac or _peer(event)):
             story = self._story(who, event)
             new = event.details.get("stage") == "rom" and event.details.get("reason") in SILENCES
             if kind == "dhcp.unanswered" and new and event.time - story.begun[0] > RETRIES:
                 self._begin(story, event.time)
-            self._keep(story, kind, _DHCP[kind], event)
+            self._keep(story, kind, _TOLD[kind], event)
         if kind in _WIDE:
             what, more = _WIDE[kind]
             mark = Mark(event.time, _text(event.details.get(what)), _text(event.details.get(more)))
