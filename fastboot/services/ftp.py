@@ -28,7 +28,7 @@ from fastboot._core import Source
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, Refusal
 from fastboot.services.descriptors import PER_SESSION, Descriptors
-from fastboot.services.files_sent import FileSent, FilesSent
+from fastboot.services.files_sent import Sent
 from fastboot.services.ftp_data import PassivePorts, Transfer
 from fastboot.services.ftp_names import printable, shown
 from fastboot.services.ftp_session import Session
@@ -101,8 +101,7 @@ class FtpService:
 
         `emit_all` is given what storms of machines make many of, to read or not; without it, `emit` is given each.
         """
-        self._emit_all = emit_all or partial(emit_each, emit)
-        self._files_sent: list[FileSent] = []
+        self._files_sent = Sent("ftp.sent", shown, emit_all or partial(emit_each, emit))
         self.catalog = catalog
         self.mac_of = mac_of
         self.limits = limits
@@ -152,7 +151,7 @@ class FtpService:
                 session.close()
             self._ioloop.close()
             self._ioloop = None
-            self._tell_sent()
+            self._files_sent.tell()
             if self._own_pump and self._pump is not None:
                 self._pump.close()
             if self._lister is not None:
@@ -253,20 +252,13 @@ class FtpService:
         self._counters["bytes"] += count
         if transfer.transfer_finished:
             self._counters["sent"] += 1
-            if not self._files_sent:
-                asyncio.get_running_loop().call_soon(self._tell_sent)
-            self._files_sent.append((time.time(), session.remote_ip, client.mac, path, count, seconds))
+            self._files_sent.add(session.remote_ip, client.mac, path, count, seconds)
         else:
             reason = transfer.reason or self.ending or "the client closed the data connection"
             self.failed(client, path, reason, bytes=count, seconds=round(seconds, 3))
 
-    def _tell_sent(self) -> None:
-        if self._files_sent:
-            files, self._files_sent = self._files_sent, []
-            self._emit_all(FilesSent("ftp.sent", shown, files))
-
     def _tell(self, kind: str, mac: str | None, **details: object) -> None:
-        self._tell_sent()  # which was before
+        self._files_sent.tell()  # which was before
         self._emit(Event(time.time(), kind, mac=mac, details=details))
 
 

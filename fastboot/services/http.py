@@ -29,7 +29,7 @@ from fastboot.boot.catalog import SMALL
 from fastboot.boot.tree import Entry
 from fastboot.model import Client, Event, FastbootError, Reason, Refusal
 from fastboot.services.descriptors import PER_TRANSFER, Descriptors
-from fastboot.services.files_sent import FileSent, FilesSent
+from fastboot.services.files_sent import Sent
 from fastboot.services.http_answer import Answer, Ready, notice
 from fastboot.services.http_body import Piece, at_hand, multipart
 from fastboot.services.http_connections import PLAIN, STANDARD, Connection, Crowd, Limits, Request
@@ -147,8 +147,7 @@ class HttpService:
         self._settings, self._links, self._catalog, self._emit = settings, links, catalog, emit
         self._sockets = list(sockets or ())
         self._mac_of, self._limits = mac_of, limits
-        self._emit_all = emit_all or partial(emit_each, emit)
-        self._files_sent: list[FileSent] = []
+        self._files_sent = Sent("http.sent", _shown, emit_all or partial(emit_each, emit))
         self._counters: Counter[str] = Counter()
         self._refused: dict[str, float] = {}
         self._descriptors = descriptors or Descriptors()
@@ -163,7 +162,7 @@ class HttpService:
     async def start(self) -> None:
         """Serve from now on. Raises FastbootError where a port is taken."""
         sockets = self._sockets or open_sockets(self._settings, self._links)
-        loop = self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._pump, turns = self._pump or start_pump(), Turns()
         self._lister = ThreadPoolExecutor(1, "http-list")
 
@@ -186,7 +185,7 @@ class HttpService:
         if self._own_pump:
             self._pump.close()
         await self._crowd.end(min(LAST_ANSWERS, max(0.0, deadline - time.monotonic())))
-        self._tell_sent()
+        self._files_sent.tell()
         self._lister.shutdown(wait=False, cancel_futures=True)
         self._lister = None
 
@@ -444,21 +443,14 @@ class HttpService:
     def _sent(self, peer: str, client: Client, path: str, size: int, seconds: float) -> None:
         self._counters["sent"] += 1
         self._counters["bytes"] += size
-        if not self._files_sent:
-            self._loop.call_soon(self._tell_sent)
-        self._files_sent.append((time.time(), peer, client.mac, path, size, seconds))
-
-    def _tell_sent(self) -> None:
-        if self._files_sent:
-            files, self._files_sent = self._files_sent, []
-            self._emit_all(FilesSent("http.sent", _shown, files))
+        self._files_sent.add(peer, client.mac, path, size, seconds)
 
     def _failed(self, asking: Asking, reason: str, **facts: object) -> None:
         self._counters["failed"] += 1
         self._tell("http.failed", asking, reason=reason, **facts)
 
     def _tell(self, kind: str, asking: Asking, **details: object) -> None:
-        self._tell_sent()  # which was before
+        self._files_sent.tell()  # which was before
         facts = {"peer": asking.connection.peer, "path": _shown(asking.path), **details}
         self._emit(Event(time.time(), kind, mac=asking.client.mac, details=facts))
 
